@@ -1,0 +1,110 @@
+"""Generator: prompts in, tokens out."""
+
+import dataclasses
+
+from telechat.errors import InputError
+from telechat.generation.engine import Engine
+from telechat.generation.sampling import Sampler
+from telechat.model import check_ids
+
+
+@dataclasses.dataclass
+class _Sequence:
+    """A prompt being answered in a slot of the engine."""
+
+    index: int
+    ids: list  # prompt and answer
+    sampler: Sampler
+    room: int  # how many more tokens may come
+
+
+class Generator:
+    """Generates with a key-value cache; graphs are compiled at first use and kept.
+
+    Args:
+        model (TeleChat): the model.
+        max_length (int): most tokens of a sequence, prompt and answer together.
+        batch_size (int): how many prompts are answered at a time.
+
+    Raises:
+        InputError: max_length or batch_size is not positive.
+    """
+
+    def __init__(self, model, max_length=2048, batch_size=1):
+        for name, value in (("max_length", max_length), ("batch_size", batch_size)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise InputError(f"{name} must be a positive whole number, not {value!r}")
+        self.model = model
+        self.max_length = max_length
+        self.batch_size = batch_size
+        self._engine = Engine(model, max_length)
+
+    def generate(self, prompts, params):
+        """Answer each prompt.
+
+        Args:
+            prompts (list of lists of int): token ids; lengths may differ.
+            params (SamplingParams): for all of them.
+
+        Returns:
+            list of lists of int: the new tokens of each, in the prompts' order, stop token left out.
+
+        Raises:
+            InputError: a prompt is empty, leaves no room below max_length, or holds an id outside
+                the vocabulary.
+        """
+        prompts = [self._check(prompt) for prompt in prompts]
+        answers = [[] for _ in prompts]
+        for index, token in self._run(prompts, params):
+            answers[index].append(token)
+        return answers
+
+    def stream(self, prompt, params):
+        """Yield the answer's tokens one by one; arguments and errors as in `generate`."""
+        prompt = self._check(prompt)
+        return (token for _, token in self._run([prompt], params))
+
+    def _check(self, prompt):
+        ids = [int(token) for token in prompt]
+        if not ids:
+            raise InputError("a prompt must hold at least one token")
+        if len(ids) >= self.max_length:
+            raise InputError(f"the prompt has {len(ids)} tokens, and max_length {self.max_length} leaves no room "
+                             "for an answer; shorten the prompt or raise max_length")
+        check_ids([ids], self.model.config.vocab_size)
+        return ids
+
+    def _run(self, prompts, params):
+        """Yield (prompt's index, token); a slot that falls free takes the next waiting prompt."""
+        if not prompts:
+            return
+        slots = min(self.batch_size, len(prompts))
+        rooms = [min(params.max_new_tokens, self.max_length - len(prompt)) for prompt in prompts]
+        self._engine.reserve(slots, max(len(prompt) + room for prompt, room in zip(prompts, rooms)))
+        waiting = list(enumerate(prompts))[::-1]
+        running = {}
+        while waiting or running:
+            for slot in range(slots):
+                while waiting and slot not in running:
+                    index, prompt = waiting.pop()
+                    sequence = _Sequence(index, list(prompt), Sampler(params, index), rooms[index])
+                    yield from self._advance(running, slot, sequence, self._engine.prefill(slot, prompt), params)
+            if running:
+                tokens, positions = [0] * slots, [0] * slots
+                for slot, sequence in running.items():
+                    tokens[slot], positions[slot] = sequence.ids[-1], len(sequence.ids) - 1
+                logits = self._engine.decode(tokens, positions)
+                for slot, sequence in list(running.items()):
+                    yield from self._advance(running, slot, sequence, logits[slot], params)
+
+    def _advance(self, running, slot, sequence, logits, params):
+        """Take the next token of a sequence; it keeps its slot while there is more to come."""
+        token = sequence.sampler(logits, sequence.ids)
+        running.pop(slot, None)
+        if token in params.stop_ids:
+            return
+        sequence.ids.append(token)
+        sequence.room -= 1
+        if sequence.room:
+            running[slot] = sequence
+        yield sequence.index, token

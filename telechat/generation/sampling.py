@@ -1,0 +1,123 @@
+"""From logits to the next token."""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from telechat.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingParams:
+    """How the next token is chosen.
+
+    Args:
+        max_new_tokens (int): the most tokens to generate.
+        temperature (float): divides the logits; 0 takes the most likely token (greedy).
+        top_k (int): only the k most likely tokens stay; 0 is off.
+        top_p (float): only the most likely tokens that together reach this probability stay.
+        repetition_penalty (float): of tokens already in the sequence, prompt included, as in CTRL
+            (arXiv:1909.05858): positive logits are divided by it, negative ones multiplied.
+        stop_ids (tuple of int): generation ends at any of these, which is left out of the result.
+        seed (int): of the random draws; None draws a fresh one.
+
+    Raises:
+        InputError: a value is out of range.
+    """
+
+    max_new_tokens: int
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    stop_ids: tuple = ()
+    seed: int = None
+
+    def __post_init__(self):
+        object.__setattr__(self, "stop_ids", tuple(int(token) for token in self.stop_ids))
+        self._whole("max_new_tokens", 1)
+        self._whole("top_k", 0)
+        if self.seed is not None:
+            self._whole("seed", 0)
+        self._number("temperature", lambda x: x >= 0, "at least 0")
+        self._number("top_p", lambda x: 0 < x <= 1, "above 0 and at most 1")
+        self._number("repetition_penalty", lambda x: x > 0, "above 0")
+
+    def _whole(self, name, least):
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+            raise InputError(f"{name} must be a whole number of at least {least}, not {value!r}")
+
+    def _number(self, name, holds, bounds):
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) \
+                or not holds(value):
+            raise InputError(f"{name} must be a number {bounds}, not {value!r}")
+
+
+def penalised(logits, previous_ids, penalty):
+    """Logits (V,) after the repetition penalty for ``previous_ids``; the input is left alone."""
+    if penalty == 1.0:
+        return logits
+    seen = np.unique(np.asarray(previous_ids, np.int64))
+    logits = logits.copy()
+    values = logits[seen]
+    logits[seen] = np.where(values > 0, values / penalty, values * penalty)
+    return logits
+
+
+def distribution(logits, previous_ids, params):
+    """The probabilities that a token is drawn from.
+
+    In the order of the official code (transformers' processors): repetition penalty, temperature,
+    top-k, top-p. Temperature 0 puts everything on the most likely token.
+
+    Args:
+        logits (array): float32 (V,).
+        previous_ids (sequence of int): the tokens so far, prompt included.
+        params (SamplingParams): the settings.
+
+    Returns:
+        (array, array): the ids that can be drawn, most likely first, and their float64 probabilities.
+    """
+    logits = penalised(np.asarray(logits), previous_ids, params.repetition_penalty)
+    if params.temperature == 0:
+        return np.array([logits.argmax()]), np.ones(1)
+    if 0 < params.top_k < len(logits):
+        # Everything tied with the k-th value stays.
+        threshold = np.partition(logits, -params.top_k)[-params.top_k]
+        ids = np.flatnonzero(logits >= threshold)
+    else:
+        ids = np.arange(len(logits))
+    ids = ids[np.argsort(-logits[ids], kind="stable")]
+    scaled = logits[ids].astype(np.float64) / params.temperature
+    probabilities = np.exp(scaled - scaled[0])
+    probabilities /= probabilities.sum()
+    if params.top_p < 1:
+        # A token stays while those before it have not reached top_p; the first always does.
+        reached = np.cumsum(probabilities) - probabilities
+        keep = max(int(np.searchsorted(reached, params.top_p)), 1)
+        ids, probabilities = ids[:keep], probabilities[:keep] / probabilities[:keep].sum()
+    return ids, probabilities
+
+
+class Sampler:
+    """Draws the tokens of one sequence.
+
+    Args:
+        params (SamplingParams): the settings.
+        index (int): place of the prompt in its call, so that equal prompts get different draws.
+    """
+
+    def __init__(self, params, index=0):
+        self.params = params
+        self._random = np.random.default_rng(None if params.seed is None else [params.seed, index])
+
+    def __call__(self, logits, previous_ids):
+        """The next token's id for float32 ``logits`` (V,)."""
+        ids, probabilities = distribution(logits, previous_ids, self.params)
+        if len(ids) == 1:
+            return int(ids[0])
+        point = self._random.random() * probabilities.sum()
+        return int(ids[min(np.searchsorted(np.cumsum(probabilities), point, side="right"), len(ids) - 1)])

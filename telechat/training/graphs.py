@@ -1,0 +1,163 @@
+"""The compiled graphs of a training step.
+
+Each is compiled once and used for every layer (or chunk of rows), with the weights as arguments:
+compile time does not grow with depth, and only the inputs of the products are kept between the
+forward and the backward pass. Weights are handed over as ``parameter.data``: a Parameter argument
+would compile anew for each layer.
+"""
+
+import mindspore as ms
+from mindspore import nn, ops
+
+from telechat.nn import kernels
+
+_gradient = ops.GradOperation(get_all=True, sens_param=True)
+
+
+class BlockForward(nn.Cell):
+    """A block's forward pass; returns its output and what `BlockBackward` starts from."""
+
+    def __init__(self, functions):
+        super().__init__()
+        self.functions = functions
+
+    @ms.jit
+    def construct(self, x, cos, sin, mask, drop_attention, drop_dense, drop_down, *weights):
+        return self.functions.forward(x, cos, sin, mask, (drop_attention, drop_dense, drop_down), weights)
+
+
+class BlockBackward(nn.Cell):
+    """A block's backward pass, from its output's gradient to its input's and its weights'.
+
+    A product's gradient does not need the product's result, so the compiler drops every forward
+    product; what is computed twice is the cheap rest (norms, rotation, softmax, SwiGLU).
+    """
+
+    def __init__(self, functions):
+        super().__init__()
+        self.functions = functions
+
+    @ms.jit
+    def construct(self, dy, x, q, kv, attended, middle, g, u, cos, sin, mask,
+                  drop_attention, drop_dense, drop_down, *weights):
+        norm1, query, key_value, dense, dense_bias, norm2, gate, up, down, down_bias = weights
+        f = self.functions
+        down_grads = _gradient(f.project_down)(middle, g, u, down, down_bias, drop_down, dy)
+        gate_grads = _gradient(f.project_gate_up)(middle, norm2, gate, up, (down_grads[1], down_grads[2]))
+        dmiddle = down_grads[0] + gate_grads[0]
+        dense_grads = _gradient(f.project_attention)(x, attended, dense, dense_bias, drop_dense, dmiddle)
+        attend_grads = _gradient(f.attend)(q, kv, cos, sin, mask, drop_attention, dense_grads[1])
+        qkv_grads = _gradient(f.project_qkv)(x, norm1, query, key_value, (attend_grads[0], attend_grads[1]))
+        dx = dense_grads[0] + qkv_grads[0]
+        # None arguments have no gradient, so a bias gradient is there only where a bias is.
+        dense_bias_grad = () if dense_bias is None else (dense_grads[3],)
+        down_bias_grad = () if down_bias is None else (down_grads[4],)
+        return (dx, qkv_grads[1], qkv_grads[2], qkv_grads[3], dense_grads[2], *dense_bias_grad,
+                gate_grads[1], gate_grads[2], gate_grads[3], down_grads[3], *down_bias_grad)
+
+
+class Embed(nn.Cell):
+    """Token embedding (muP's multiplier and dropout included), and its gradient.
+
+    The forward pass is not compiled: it is one gather, and bfloat16 has none in a CPU graph.
+    """
+
+    def __init__(self, config, dtype):
+        super().__init__()
+        self.input_mult = config.input_mult
+        self.dtype = dtype
+
+    def construct(self, input_ids, dropout, weight):
+        x = kernels.embedding(input_ids, weight, self.dtype)
+        if self.input_mult != 1:
+            x = x * self.input_mult
+        return x if dropout is None else x * dropout.astype(x.dtype)
+
+    @ms.jit
+    def backward(self, dx, input_ids, dropout, weight):
+        """dx (N, H) → the gradient of ``weight`` (V, H)."""
+        if dropout is not None:
+            dx = dx * dropout.astype(dx.dtype)
+        if self.input_mult != 1:
+            dx = dx * self.input_mult
+        return ops.unsorted_segment_sum(dx, input_ids, weight.shape[0])
+
+
+class HeadLoss(nn.Cell):
+    """Final norm, head and cross entropy over the rows that count.
+
+    The logits are the largest tensor of a training step, so they are made for a fixed number of
+    rows at a time, and only for rows whose label counts.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.epsilon = config.layer_norm_epsilon
+        self.scale = config.logits_scale
+
+    def logits(self, x, norm, head):
+        logits = kernels.linear(kernels.rms_norm(x, norm, self.epsilon), head)
+        return logits if self.scale == 1 else logits * self.scale
+
+    @ms.jit
+    def construct(self, x, rows, labels, weights, norm, head):
+        """Weighted loss of x's ``rows``, without gradients."""
+        logits = self.logits(ops.gather(x, rows, 0), norm, head)
+        return kernels.token_cross_entropy(logits, labels, weights)[0]
+
+    @ms.jit
+    def backward(self, x, rows, labels, weights, norm, head):
+        """The loss, and the gradients of x, norm and head.
+
+        x (N, H); rows, labels int32 (R,); weights float32 (R,): 0 for a row that only fills up.
+        """
+        hidden = ops.gather(x, rows, 0)
+        loss, dlogits = kernels.token_cross_entropy(self.logits(hidden, norm, head), labels, weights)
+        dhidden, dnorm, dhead = _gradient(self.logits)(hidden, norm, head, dlogits.astype(x.dtype))
+        dx = ops.unsorted_segment_sum(dhidden, rows, x.shape[0])
+        return loss, dx, dnorm, dhead
+
+
+class Accumulate(nn.Cell):
+    """Elementwise sums of two equally long runs of tensors."""
+
+    @ms.jit
+    def construct(self, *tensors):
+        half = len(tensors) // 2
+        sums = ()
+        for a, b in zip(tensors[:half], tensors[half:]):
+            sums = sums + (a + b,)
+        return sums
+
+
+class SquaredNorm(nn.Cell):
+    """Sum of squares over tensors, float32 scalar."""
+
+    @ms.jit
+    def construct(self, *tensors):
+        total = 0.0
+        for tensor in tensors:
+            tensor = tensor.astype(ms.float32)
+            total = total + (tensor * tensor).sum()
+        return total
+
+
+class Update(nn.Cell):
+    """AdamW in place on a group of float32 tensors.
+
+    ``tensors`` holds all parameters, then first moments, second moments and gradients. Weight decay
+    goes to those of two and more dimensions.
+    """
+
+    @ms.jit
+    def construct(self, clip, rate, beta1, beta2, epsilon, decay, no_decay, *tensors):
+        count = len(tensors) // 4
+        done = rate
+        for i in range(count):
+            parameter = tensors[i]
+            gradient = tensors[3 * count + i].astype(ms.float32) * clip
+            updated = kernels.adamw(parameter, tensors[count + i], tensors[2 * count + i], gradient,
+                                    rate, beta1, beta2, epsilon, decay if parameter.ndim > 1 else no_decay)
+            # Chained, so that the result is there only when the last tensor is updated.
+            done = ops.depend(done, updated)
+        return done * clip

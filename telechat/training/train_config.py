@@ -1,0 +1,74 @@
+"""TrainConfig: how a model is trained, apart from data and files."""
+
+import dataclasses
+import math
+
+from telechat.errors import InputError
+
+SCHEDULES = ("cosine", "linear", "constant")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Hyper-parameters of the optimizer and its schedule.
+
+    Raises:
+        InputError: a value is out of range; the message names the field.
+    """
+
+    learning_rate: float = 1e-5
+    lr_schedule: str = "cosine"
+    warmup_steps: int = None  # or warmup_ratio
+    warmup_ratio: float = None  # of total_steps
+    total_steps: int = 1000
+    min_learning_rate: float = 0.0
+    betas: tuple = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.1  # on parameters of two and more dimensions
+    max_grad_norm: float = 1.0  # 0: no clipping
+    micro_batches: int = 1  # gradient accumulation: a batch is cut into this many
+    seed: int = 0
+    dtype: str = "float32"  # of the working weights; master weights and moments are float32
+
+    def __post_init__(self):
+        object.__setattr__(self, "betas", tuple(self.betas) if isinstance(self.betas, (list, tuple)) else self.betas)
+        if self.lr_schedule not in SCHEDULES:
+            raise InputError(f"lr_schedule must be one of {', '.join(SCHEDULES)}, not {self.lr_schedule!r}")
+        if self.dtype not in ("float32", "bfloat16"):
+            raise InputError(f"dtype must be float32 or bfloat16 for training, not {self.dtype!r}")
+        if self.warmup_steps is not None and self.warmup_ratio is not None:
+            raise InputError("give warmup_steps or warmup_ratio, not both")
+        for name, least in (("total_steps", 1), ("micro_batches", 1), ("seed", 0)):
+            self._whole(name, least)
+        if self.warmup_steps is not None:
+            self._whole("warmup_steps", 0)
+        if self.warmup_ratio is not None:
+            self._number("warmup_ratio", 0, 1)
+        for name in ("learning_rate", "min_learning_rate", "weight_decay", "max_grad_norm"):
+            self._number(name, 0, math.inf)
+        if self._number("eps", 0, 1) == 0:
+            raise InputError("eps must be above 0")
+        if self.min_learning_rate > self.learning_rate:
+            raise InputError(f"min_learning_rate {self.min_learning_rate} is above learning_rate {self.learning_rate}")
+        if not (isinstance(self.betas, tuple) and len(self.betas) == 2
+                and all(isinstance(beta, (int, float)) and 0 <= beta < 1 for beta in self.betas)):
+            raise InputError(f"betas must be two numbers in [0, 1), not {self.betas!r}")
+
+    def _whole(self, name, least):
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise InputError(f"{name} must be a whole number of at least {least}, not {value!r}")
+
+    def _number(self, name, least, most):
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most \
+                or not math.isfinite(value):
+            raise InputError(f"{name} must be a number from {least} to {most}, not {value!r}")
+        return value
+
+    @property
+    def resolved_warmup_steps(self):
+        """Number of warm-up steps, whichever way it was given."""
+        if self.warmup_ratio is not None:
+            return round(self.warmup_ratio * self.total_steps)
+        return self.warmup_steps or 0
