@@ -1,0 +1,15 @@
+"""Data: tokenizers, conversations, packing, and the MindRecord datasets that training reads."""
+
+from telechat.data.conversation import (ChatFormat, encode_conversation, parse_conversation,
+                                        read_conversations, read_prompts)
+from telechat.data.mindrecord import write_dataset
+from telechat.data.packed_dataset import PackedDataset
+from telechat.data.packing import Packing, encode_conversations
+from telechat.data.preprocess import preprocess
+from telechat.data.sources import Source, parse_source, select
+from telechat.data.text_stream import TextStream
+from telechat.data.tokenizer import Tokenizer
+
+__all__ = ["ChatFormat", "PackedDataset", "Packing", "Source", "TextStream", "Tokenizer",
+           "encode_conversation", "encode_conversations", "parse_conversation", "parse_source", "preprocess",
+           "read_conversations", "read_prompts", "select", "write_dataset"]

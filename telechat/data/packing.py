@@ -1,0 +1,156 @@
+"""From conversations to packs: rows of one length, each holding as many whole conversations as fit."""
+
+import itertools
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+
+import numpy as np
+
+from telechat.data.conversation import IGNORED, encode_conversation
+from telechat.data.tokenizer import Tokenizer
+from telechat.errors import InputError
+
+_CHUNK = 64  # conversations that a worker process is given at a time
+_WORTH_PROCESSES = 4_000_000  # characters; below, starting processes takes longer than tokenising
+
+OVERLONG = ("drop", "truncate")
+MAX_LENGTH = 1 << 20
+
+
+def encode_conversations(tokenizer, chat_format, conversations, workers=None):
+    """Tokenise conversations, in several processes if there is much text.
+
+    Args:
+        tokenizer: `Tokenizer`; worker processes read it again from its path.
+        chat_format: `ChatFormat`.
+        conversations: list of conversations, each a list of (question, answer).
+        workers: number of processes, 1: none beside this one; None: one a processor where that
+            pays. The result does not depend on it.
+
+    Yields:
+        (input_ids, labels), two int32 arrays of the same length, a conversation each, in order.
+
+    Raises:
+        InputError: a worker process was killed.
+    """
+    if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
+        raise InputError(f"workers must be a whole number of 1 or more, not {workers!r}")
+    if workers is None:
+        size = sum(len(text) for conversation in conversations for turn in conversation for text in turn)
+        workers = (os.cpu_count() or 1) if size > _WORTH_PROCESSES else 1
+    if workers == 1:
+        for conversation in conversations:
+            yield _encode(tokenizer, chat_format, conversation)
+        return
+    chunks = [conversations[start:start + _CHUNK] for start in range(0, len(conversations), _CHUNK)]
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"),
+                               _start_worker, (tokenizer.path, chat_format))
+    try:
+        yield from itertools.chain.from_iterable(pool.map(_encode_chunk, chunks))
+    except BrokenProcessPool:
+        raise InputError(f"a worker process was killed, perhaps for want of memory; "
+                         f"use fewer workers than {workers}") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _encode(tokenizer, chat_format, conversation):
+    input_ids, labels = encode_conversation(tokenizer, chat_format, conversation)
+    return np.array(input_ids, np.int32), np.array(labels, np.int32)
+
+
+def _start_worker(path, chat_format):
+    global _worker
+    _worker = Tokenizer.from_pretrained(path), chat_format
+
+
+def _encode_chunk(conversations):
+    return [_encode(*_worker, conversation) for conversation in conversations]
+
+
+def check_settings(max_length, overlong):
+    """Raise InputError unless these are settings that `Packing` takes."""
+    if isinstance(max_length, bool) or not isinstance(max_length, int) or not 2 <= max_length <= MAX_LENGTH:
+        raise InputError(f"max_length must be a whole number from 2 to {MAX_LENGTH}, not {max_length!r}")
+    if overlong not in OVERLONG:
+        raise InputError(f'overlong must be "drop" or "truncate", not {overlong!r}')
+
+
+class Packing:
+    """Conversations packed into rows of ``max_length + 1`` ids.
+
+    In the order given, a conversation joins the current pack while the sum stays below
+    max_length + 1, else it starts the next one; it is never cut over two packs. Packs are padded on
+    the left with the pad token, labels -100. All packs but the last equal those of the incumbent's
+    preprocessing, which loses the last.
+
+    A conversation of more than max_length ids is dropped, or, with ``overlong="truncate"``, cut to
+    its first max_length ids; if none of its answer is among those, it is dropped all the same.
+
+    Iterating gives (input_ids, labels), int32 arrays (max_length + 1,), len() their number.
+
+    Args:
+        encoded: sequence of (input_ids, labels) as from `encode_conversations`.
+        order: indices into it, the order of packing; may repeat.
+        max_length: int.
+        pad_id: int.
+        overlong: "drop" or "truncate".
+
+    Attributes:
+        counts: dict for ``dataset.json``: conversations, dropped, truncated, packs, tokens (pads
+            not counted), label_tokens (labels other than -100), padding_share.
+    """
+
+    def __init__(self, encoded, order, max_length, pad_id, overlong="drop"):
+        check_settings(max_length, overlong)
+        self._encoded, self._max_length, self._pad_id = encoded, max_length, pad_id
+        self._packs = [[]]  # indices of the conversations in each
+        dropped = truncated = tokens = label_tokens = length = 0
+        for index in order:
+            labels = encoded[index][1][:max_length]
+            counted = np.count_nonzero(labels != IGNORED)
+            is_long = len(encoded[index][1]) > max_length
+            is_dropped = is_long and (overlong == "drop" or not counted)
+            if length + (max_length + 1 if is_dropped else len(labels)) > max_length and self._packs[-1]:
+                self._packs.append([])
+                length = 0
+            if is_dropped:
+                dropped += 1
+                continue
+            self._packs[-1].append(index)
+            length += len(labels)
+            truncated += is_long
+            tokens += len(labels)
+            label_tokens += int(counted)
+        if not self._packs[-1]:
+            self._packs.pop()
+        if not self._packs:
+            raise InputError(f"none of the conversations is short enough for max_length {max_length}; "
+                             'raise it, or set overlong to "truncate"')
+        positions = len(self._packs) * (max_length + 1)
+        self.counts = {
+            "conversations": sum(map(len, self._packs)),
+            "dropped": dropped,
+            "truncated": truncated,
+            "packs": len(self._packs),
+            "tokens": tokens,
+            "label_tokens": label_tokens,
+            "padding_share": 1 - tokens / positions,
+        }
+
+    def __len__(self):
+        return len(self._packs)
+
+    def __iter__(self):
+        for pack in self._packs:
+            input_ids = np.full(self._max_length + 1, self._pad_id, np.int32)
+            labels = np.full(self._max_length + 1, IGNORED, np.int32)
+            end = len(labels)
+            for index in reversed(pack):
+                ids, targets = (array[:self._max_length] for array in self._encoded[index])
+                input_ids[end - len(ids):end] = ids
+                labels[end - len(ids):end] = targets
+                end -= len(ids)
+            yield input_ids, labels

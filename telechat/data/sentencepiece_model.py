@@ -1,0 +1,161 @@
+"""The SentencePiece side of `telechat.data.Tokenizer`: 12B and 52B, ``tokenizer.model``."""
+
+import codecs
+import functools
+import re
+
+import sentencepiece
+from google.protobuf.message import DecodeError
+from sentencepiece import sentencepiece_model_pb2
+
+from telechat.errors import InputError
+
+_SPACE = "▁"  # U+2581, how SentencePiece spells a space
+_CONTROL = sentencepiece_model_pb2.ModelProto.SentencePiece.CONTROL
+_USER_DEFINED = sentencepiece_model_pb2.ModelProto.SentencePiece.USER_DEFINED
+
+# The official tokenizers cut the text at their special tokens before SentencePiece sees it. Those
+# that 12B's tokenizer_config.json calls single_word are cut at only between spaces; its unknown
+# token is <_end>, so <_unk> is no special token, while 52B's <unk> is one.
+_SINGLE_WORD = frozenset({"<_end>", "<_pad>"})
+_UNKNOWN_THAT_SPLITS = "<unk>"
+
+# SentencePiece replaces each byte that is no UTF-8 by one U+FFFD.
+BYTE_ERRORS = "telechat-each-byte"
+codecs.register_error(BYTE_ERRORS, lambda error: ("\ufffd" * (error.end - error.start), error.end))
+
+
+class SentencePieceModel:
+    """One SentencePiece BPE model with byte fallback.
+
+    Args:
+        data: the content of ``tokenizer.model``.
+        name: what error messages call the file.
+    """
+
+    has_leading_space = True  # the first token's space is dropped in decoding
+    byte_errors = BYTE_ERRORS
+
+    def __init__(self, data, name):
+        proto = sentencepiece_model_pb2.ModelProto()
+        try:
+            proto.ParseFromString(data)
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=data)
+        except (DecodeError, RuntimeError):
+            raise InputError(f"{name} is not a whole SentencePiece model; give the published "
+                             "tokenizer.model, or a tokenizer.json") from None
+        if not proto.pieces:
+            raise InputError(f"{name} holds no vocabulary; give the published tokenizer.model")
+        self._proto = proto
+        self.size = len(proto.pieces)
+        self._split_ids = frozenset(
+            index for index, piece in enumerate(proto.pieces)
+            if piece.type == _CONTROL or piece.piece == _UNKNOWN_THAT_SPLITS)
+        self.control_ids = self._split_ids | {self._processor.unk_id()} | {
+            index for index, piece in enumerate(proto.pieces) if _is_marker(piece)}
+        spellings = sorted((proto.pieces[index].piece for index in self._split_ids), key=len, reverse=True)
+        self._split = re.compile("(" + "|".join(map(re.escape, spellings)) + ")") if spellings else None
+        self._single_word = _SINGLE_WORD.intersection(spellings)
+
+    def find(self, token):
+        """The id of a piece, or None where there is no such piece."""
+        index = self._processor.piece_to_id(token)  # the unknown id for what it does not know
+        return index if self._processor.id_to_piece(index) == token else None
+
+    def spelling(self, index):
+        """The piece of an id below `size`."""
+        return self._processor.id_to_piece(index)
+
+    def encode(self, text):
+        """Ids as the official tokenizer gives them: control tokens in the text are control tokens."""
+        ids = []
+        for stretch in self._stretches(text):
+            index = self._processor.piece_to_id(stretch)
+            if index in self._split_ids and self._processor.id_to_piece(index) == stretch:
+                ids.append(index)
+            else:
+                ids.extend(self._processor.encode(stretch))
+        return ids
+
+    def _stretches(self, text):
+        """Cut ``text`` at special tokens, by the rule of transformers' slow tokenizers.
+
+        A single-word token with something other than a space beside it stays glued to that
+        neighbour, and is then text. The walk changes the neighbours as it goes, so the outcome for
+        runs of tokens depends on the order; it is the official one.
+        """
+        parts = [part for part in self._split.split(text) if part] if self._split else [text]
+        for index, part in enumerate(parts):
+            if part not in self._single_word:
+                continue
+            left = parts[index - 1] if index else ""
+            right = parts[index + 1] if index + 1 < len(parts) else ""
+            if left and not left.endswith(" "):
+                parts[index - 1], parts[index] = left + part, ""
+            elif right and not right.startswith(" "):
+                parts[index + 1], parts[index] = part + right, ""
+        return [part for part in parts if part]
+
+    def encode_text(self, text):
+        """Ids in which no control token appears, whatever the text says."""
+        return self._text_processor.encode(text)
+
+    def encode_continuation(self, text):
+        """`encode_text` of what follows a control token: without the dummy prefix (leading space)."""
+        return self._continuation_processor.encode(text)
+
+    @functools.cached_property
+    def _text_processor(self):
+        return self._without_markers(dummy_prefix=self._proto.normalizer_spec.add_dummy_prefix)
+
+    @functools.cached_property
+    def _continuation_processor(self):
+        return self._without_markers(dummy_prefix=False)
+
+    def _without_markers(self, dummy_prefix):
+        proto = sentencepiece_model_pb2.ModelProto()
+        proto.CopyFrom(self._proto)
+        for piece in proto.pieces:
+            if _is_marker(piece):
+                # A control piece takes no part in segmentation, exactly as if it were not there.
+                piece.type = _CONTROL
+        proto.normalizer_spec.add_dummy_prefix = dummy_prefix
+        return sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
+
+    def decode(self, ids):
+        """SentencePiece's own decoding; control tokens, which it drops, are spelt out.
+
+        As in the official code, each stretch between control tokens is decoded on its own.
+        """
+        text, stretch = [], []
+        for index in ids:
+            if index in self._split_ids:
+                text += self._processor.decode(stretch), self._processor.id_to_piece(index)
+                stretch = []
+            else:
+                stretch.append(index)
+        return "".join(text) + self._processor.decode(stretch)
+
+    def starts_stretch(self, index):
+        """Whether the token after ``index`` is decoded as if it were the first."""
+        return index in self._split_ids
+
+    def is_byte(self, index):
+        """Whether the token stands for one byte, which may be a part of a character."""
+        return self._processor.is_byte(index)
+
+    def token_bytes(self, index):
+        """The UTF-8 bytes of a token that is not the first."""
+        piece = self._processor.id_to_piece(index)
+        if self._processor.is_byte(index):
+            return bytes([int(piece[3:5], 16)])  # "<0xE4>"
+        if index in self._split_ids:
+            return piece.encode()
+        if self._processor.is_unknown(index):
+            return self._processor.decode([index]).encode()
+        return piece.replace(_SPACE, " ").encode()
+
+
+def _is_marker(piece):
+    """Whether a piece is one like <_user> or <reserve1>, as opposed to a digit or an emoji."""
+    return piece.type == _USER_DEFINED and piece.piece.startswith("<") and piece.piece.endswith(">")

@@ -1,0 +1,162 @@
+"""Tokenizer: text to ids and back, for the published tokenizers of all three models."""
+
+import hashlib
+import os
+
+from telechat.checkpoint.replace import replacing
+from telechat.data.byte_level_bpe import ByteLevelBPE
+from telechat.data.sentencepiece_model import SentencePieceModel
+from telechat.errors import InputError
+
+_CONFIG = "tokenizer_config.json"
+_FILES = ("tokenizer.model", "tokenizer.json", _CONFIG)
+
+
+class Tokenizer:
+    """A tokenizer of the TeleChat models; make one with `from_pretrained`.
+
+    12B and 52B come with a SentencePiece ``tokenizer.model``, 7B with a byte-level BPE
+    ``tokenizer.json``; which of the two it is makes no difference to the callers.
+
+    Attributes:
+        file_name: "tokenizer.model" or "tokenizer.json", the name under which `save` writes it.
+        path: where it was read from.
+        sha256: hexadecimal digest of the file.
+    """
+
+    def __init__(self, model, file_name, path, files):
+        self._model = model
+        self._files = files
+        self.file_name = file_name
+        self.path = path
+        self.sha256 = hashlib.sha256(files[file_name]).hexdigest()
+
+    @classmethod
+    def from_pretrained(cls, path):
+        """Read a tokenizer from a checkpoint directory or from its file.
+
+        Args:
+            path: a directory that holds ``tokenizer.model`` or ``tokenizer.json`` (the first where
+                it holds both), or such a file, whatever it is called (a name that ends in ``.json``
+                is taken for a ``tokenizer.json``).
+
+        Raises:
+            InputError: there is no such file, or it is neither kind of tokenizer.
+        """
+        path = os.fspath(path)
+        if os.path.isdir(path):
+            found = [os.path.join(path, name) for name in _FILES[:2]
+                     if os.path.isfile(os.path.join(path, name))]
+            if not found:
+                raise InputError(f"{path} holds neither tokenizer.model nor tokenizer.json; "
+                                 "copy the published one there")
+            path = found[0]
+        is_json = path.endswith(".json")
+        data = _read(path)
+        model = ByteLevelBPE(data, path) if is_json else SentencePieceModel(data, path)
+        file_name = "tokenizer.json" if is_json else "tokenizer.model"
+        files = {file_name: data}
+        config = os.path.join(os.path.dirname(path), _CONFIG)
+        if os.path.isfile(config):
+            files[_CONFIG] = _read(config)
+        return cls(model, file_name, path, files)
+
+    @property
+    def vocab_size(self):
+        """One more than the highest id: all pieces, the added tokens of a tokenizer.json included."""
+        return self._model.size
+
+    @property
+    def control_ids(self):
+        """frozenset of the ids that are not text: <_user>, </s>, <reserve7>, the unknown token, …"""
+        return self._model.control_ids
+
+    def encode(self, text, control_tokens=True):
+        """Ids of ``text``, without any token added around it.
+
+        Args:
+            text: str.
+            control_tokens: True: a control token spelt in the text becomes that token, exactly as
+                in the official tokenizers. False: it stays text, and no control id is returned.
+
+        Returns:
+            list[int]
+
+        Raises:
+            InputError: not a str, or a str that UTF-8 cannot express (half of a surrogate pair).
+        """
+        _check_text(text)
+        return self._model.encode(text) if control_tokens else self._model.encode_text(text)
+
+    def encode_continuation(self, text):
+        """Ids of ``text`` as it follows a control token in the same string.
+
+        As ``encode(text, control_tokens=False)``, but SentencePiece puts no space in front.
+        """
+        _check_text(text)
+        return self._model.encode_continuation(text)
+
+    def decode(self, ids, skip_control_tokens=False):
+        """The text of ``ids``, as SentencePiece (or the tokenizers library) decodes them.
+
+        Args:
+            ids: iterable of int.
+            skip_control_tokens: leave out `control_ids` instead of spelling them out.
+
+        Raises:
+            InputError: an id is negative or not in the vocabulary (52B's embedding has more rows
+                than its tokenizer has tokens).
+        """
+        ids = [self._check_id(index) for index in ids]
+        if skip_control_tokens:
+            ids = [index for index in ids if index not in self.control_ids]
+        return self._model.decode(ids)
+
+    def token_to_id(self, token):
+        """The id of one token ("<_user>"), or None when the tokenizer has no such token."""
+        _check_text(token)
+        return self._model.find(token)
+
+    def id_to_token(self, index):
+        """The spelling of one id as it stands in the vocabulary, or InputError out of its range."""
+        return self._model.spelling(self._check_id(index))
+
+    def save(self, directory):
+        """Write the tokenizer file, byte for byte, into a directory (made if need be).
+
+        A tokenizer_config.json that lay beside it is written too. Another tokenizer that the
+        directory holds is replaced.
+
+        Raises:
+            InputError: the directory cannot be written.
+        """
+        with replacing(directory, belongs=_FILES.__contains__) as writing:
+            for name, data in self._files.items():
+                with open(os.path.join(writing, name), "wb") as file:
+                    file.write(data)
+
+    def _check_id(self, index):
+        index = int(index)
+        if not 0 <= index < self.vocab_size or self._model.spelling(index) is None:
+            raise InputError(f"token id {index} is not in the vocabulary of {os.path.basename(self.path)}, "
+                             f"which ends at {self.vocab_size - 1}")
+        return index
+
+
+def _check_text(text):
+    if not isinstance(text, str):
+        raise InputError(f"text to tokenise must be a string, not {type(text).__name__}")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(f"the text holds half of a surrogate pair, \\u{ord(text[error.start]):04x}, "
+                         f"at character {error.start + 1}; write the whole character") from None
+
+
+def _read(path):
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); give a tokenizer.model, "
+                         "a tokenizer.json or a directory with one of them") from None

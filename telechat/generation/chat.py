@@ -1,0 +1,141 @@
+"""From a chat, or from a line of text, to the ids of a prompt."""
+
+import re
+
+from telechat.data.conversation import BOT_MARKER, END_MARKER, USER_MARKER, ChatFormat
+from telechat.errors import InputError
+
+
+def build_prompt(tok, history, question, max_length, chat_format=None, honour_leading_marker=True, fit=False):
+    """The prompt of a chat: [start] user question bot, with as much history before it as fits.
+
+    As the official code: a user's message is the user token and its text, a bot's message the bot
+    token, its text and the end token, each text tokenised on its own. Of the question's ids the
+    last max_length - 1 are kept. Then messages are put in front of it, newest first, up to the
+    first one that, together with the question *alone*, has max_length or more ids; that one and all
+    older ones are dropped. So a prompt with history may be longer than max_length, and one with
+    a question cut off may have max_length + 1 ids; ``fit=True`` is for who has only that much room.
+
+    Text is text: a control token spelt in a message never becomes the control token. The one
+    exception is a user marker at the very front of a user's text: the published files put one there,
+    and the official code makes a second user token of it. For a tokenizer without <_user>
+    (52B's) that marker only says what the format says anyhow, and is left out.
+
+    Args:
+        tok: `telechat.Tokenizer`.
+        history: list of {"role": "user" or "bot", "content": str}, oldest first.
+        question: str.
+        max_length: int, at least 3.
+        chat_format: `ChatFormat`; None: that of the model the tokenizer belongs to.
+        honour_leading_marker: False: a marker at the front is text too (for what a person types).
+        fit: True: the whole prompt has at most max_length ids, the format's start token included,
+            and its history begins with a user's message.
+
+    Returns:
+        list[int]
+
+    Raises:
+        InputError: a message is not such a dict, or max_length is below 3.
+    """
+    chat_format = chat_format or ChatFormat.for_tokenizer(tok)
+    start = [] if chat_format.start is None else [chat_format.start]
+    least = len(start) + 3 if fit else 3
+    if isinstance(max_length, bool) or not isinstance(max_length, int) or max_length < least:
+        raise InputError(f"max_length must be a whole number of {least} or more to hold a prompt, "
+                         f"not {max_length!r}")
+    if not isinstance(question, str):
+        raise InputError(f"the question must be a string, not {type(question).__name__}")
+    if not isinstance(history, (list, tuple)):
+        raise InputError(f"the history must be a list of messages, not {type(history).__name__}")
+    messages = [_encode_message(tok, message, number, chat_format, honour_leading_marker)
+                for number, message in enumerate(history, start=1)]
+    room = max_length - len(start) - 2 if fit else max_length - 1
+    asked = _encode_content(tok, question, chat_format, honour_leading_marker)[-room:]
+    prompt = [chat_format.user, *asked, chat_format.bot]
+    if fit:
+        kept = _newest_that_fit(messages, room + 2 - len(prompt))
+        while kept and kept[0][0] != chat_format.user:
+            kept.pop(0)
+    else:
+        alone = len(start) + len(prompt)
+        first = len(messages)
+        while first and len(messages[first - 1]) + alone < max_length:
+            first -= 1
+        kept = messages[first:]
+    return start + [index for message in kept for index in message] + prompt
+
+
+def _newest_that_fit(messages, room):
+    first = len(messages)
+    while first and len(messages[first - 1]) <= room:
+        first -= 1
+        room -= len(messages[first])
+    return messages[first:]
+
+
+def _encode_message(tok, message, number, chat_format, honour_leading_marker):
+    if not isinstance(message, dict) or not isinstance(message.get("content"), str):
+        raise InputError(f'message {number} of the history must be {{"role": "user" or "bot", '
+                         f'"content": a string}}, not {message!r}')
+    role = message.get("role")
+    if role not in ("user", "bot"):
+        raise InputError(f'the role of message {number} of the history must be "user" or "bot", '
+                         f"not {role!r}")
+    content = message["content"]
+    if role == "user":
+        return [chat_format.user, *_encode_content(tok, content, chat_format, honour_leading_marker)]
+    return [chat_format.bot, *tok.encode(content, control_tokens=False), chat_format.end]
+
+
+def _encode_content(tok, text, chat_format, honour_leading_marker):
+    if honour_leading_marker:
+        marker = tok.id_to_token(chat_format.user)
+        if text.startswith(marker):
+            return tok.encode(marker) + tok.encode_continuation(text[len(marker):])
+        if text.startswith(USER_MARKER) and tok.token_to_id(USER_MARKER) is None:
+            text = text[len(USER_MARKER):]
+    return tok.encode(text, control_tokens=False)
+
+
+def parse_prompt(tok, text, chat_format=None):
+    """The prompt that a line of text with control tokens spells out.
+
+    The text is cut at the control tokens and each stretch between them is tokenised on its own, so
+    "<_user>question<_bot>" has the ids that the question has in training. Apart from these:
+
+    - text without any control token is a user's question: the user token goes before, the bot token
+      behind it;
+    - <_user>, <_bot> and <_end> mean the format's tokens where the tokenizer (52B's) lacks them;
+    - where the format has a start token, it goes in front unless it is there.
+
+    Args:
+        tok: `telechat.Tokenizer`.
+        text: str.
+        chat_format: `ChatFormat`; None: that of the model the tokenizer belongs to.
+
+    Returns:
+        list[int]
+
+    Raises:
+        InputError: ``text`` is not a str or holds nothing.
+    """
+    chat_format = chat_format or ChatFormat.for_tokenizer(tok)
+    if not isinstance(text, str) or not text:
+        raise InputError("a prompt must be a string that is not empty")
+    spellings = {USER_MARKER: chat_format.user, BOT_MARKER: chat_format.bot, END_MARKER: chat_format.end}
+    spellings.update({tok.id_to_token(index): index for index in tok.control_ids})
+    spellings.update({item["token"]: item["id"] for item in chat_format.tokens(tok).values()})
+    longest_first = sorted(spellings, key=len, reverse=True)
+    stretches = re.split("(" + "|".join(map(re.escape, longest_first)) + ")", text)
+    if len(stretches) == 1:
+        ids = [chat_format.user, *tok.encode(text, control_tokens=False), chat_format.bot]
+    else:
+        ids = []
+        for number, stretch in enumerate(stretches):
+            if number % 2:
+                ids.append(spellings[stretch])
+            elif stretch:
+                ids += tok.encode(stretch, control_tokens=False)
+    if chat_format.start is not None and ids[0] != chat_format.start:
+        ids.insert(0, chat_format.start)
+    return ids
