@@ -21,13 +21,13 @@ class ByteLevelBPE:
 
     def __init__(self, data, name):
         try:
-            text = data.decode("utf-8")
-            self._definition = json.loads(text)
-            self._tokenizer = tokenizers.Tokenizer.from_str(text)
+            self._text = data.decode("utf-8")
+            decoder = json.loads(self._text).get("decoder") or {}
+            self._tokenizer = tokenizers.Tokenizer.from_str(self._text)
         except Exception:  # the library raises plain Exception; all of it means "not such a file"
             raise InputError(f"{name} is not a whole tokenizer.json; give the published "
                              "tokenizer.json, or a tokenizer.model") from None
-        if (self._definition.get("decoder") or {}).get("type") != "ByteLevel":
+        if decoder.get("type") != "ByteLevel":
             raise InputError(f"{name} is not a byte-level BPE (its decoder is not ByteLevel); "
                              "give the tokenizer.json published with TeleChat 7B")
         self.size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
@@ -57,9 +57,10 @@ class ByteLevelBPE:
 
     @functools.cached_property
     def _text_tokenizer(self):
-        added = [token for token in self._definition.get("added_tokens", [])
-                 if token["id"] not in self.control_ids]
-        return tokenizers.Tokenizer.from_str(json.dumps({**self._definition, "added_tokens": added}))
+        definition = json.loads(self._text)
+        definition["added_tokens"] = [token for token in definition.get("added_tokens", [])
+                                      if token["id"] not in self.control_ids]
+        return tokenizers.Tokenizer.from_str(json.dumps(definition))
 
     def decode(self, ids):
         """The library's decoding, control tokens spelt out."""
