@@ -1,0 +1,1 @@
+"""Checkpoints: names and shapes, reading, writing, and conversion from and to other layouts."""

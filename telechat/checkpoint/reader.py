@@ -1,0 +1,70 @@
+"""Reading a checkpoint directory of ours, whole tensors or slices of them."""
+
+import os
+
+import numpy as np
+
+from telechat.checkpoint import dtypes, layout
+from telechat.checkpoint.replace import finish_replacing
+from telechat.checkpoint.safetensors_files import SafetensorsFiles, is_weight_file
+from telechat.checkpoint.torch_files import torch_weight_files
+from telechat.config import TeleChatConfig
+from telechat.errors import InputError
+
+
+class CheckpointReader:
+    """A directory of ``config.json`` and ``model*.safetensors`` with canonical names.
+
+    Opening reads headers only; `read` reads what it is asked for.
+
+    Attributes:
+        directory: its path.
+        config: the TeleChatConfig of its ``config.json``.
+        names: list of the tensors' names, in the model's order.
+
+    Raises:
+        InputError: ``config.json`` or the weights are absent or broken, or the weights are in a
+            published layout and must be converted first.
+    """
+
+    def __init__(self, directory):
+        self.directory = os.fspath(directory)
+        if not os.path.isdir(self.directory):
+            raise InputError(f"{self.directory} is not a directory; "
+                             "give one with config.json and model.safetensors")
+        finish_replacing(self.directory)
+        self.config = TeleChatConfig.from_pretrained(self.directory)
+        convert = ("run `python tools/convert.py torch-to-ms "
+                   f"--torch_path {self.directory} --mindspore_path DIR` and give that DIR")
+        is_ours = any(map(is_weight_file, os.listdir(self.directory)))
+        if not is_ours and torch_weight_files(self.directory):
+            raise InputError(f"{self.directory} holds torch weights (.bin): {convert}")
+        self._files = SafetensorsFiles(self.directory)
+        canonical = layout.parameter_shapes(self.config)
+        published = {tensor.name for tensor in layout.official_parameters(self.config)}
+        if not published.isdisjoint(self._files.shapes.keys() - canonical.keys()):
+            raise InputError(f"{self.directory} holds weights in the published layout: {convert}")
+        found = self._files.shapes
+        self.names = [name for name in canonical if name in found]
+        self.names += [name for name in found if name not in canonical]
+
+    def shape(self, name):
+        """Shape (tuple of int) of the tensor called `name`."""
+        return self._files.shapes[name]
+
+    def dtype(self, name):
+        """Numpy dtype of the tensor called `name`: float32, float16 or bfloat16."""
+        return dtypes.numpy_dtype(self._files.dtypes[name])
+
+    def read(self, name, index=None):
+        """The tensor called `name`, or its part ``[index]``, as a numpy array of its own dtype.
+
+        Args:
+            index: a tuple of slices (step 1), one for each of the leading axes; only that part is read.
+        """
+        return np.asarray(self._files.read(name, index))
+
+    def check(self, shapes):
+        """Raise InputError, listing the names, unless the tensors are those of `shapes` (name → shape)."""
+        layout.check_tensors(self._files.shapes, shapes, self.directory)
+        dtypes.check_dtypes(self._files.dtypes, self.directory)

@@ -1,0 +1,142 @@
+"""Reading and writing .safetensors files, a slice or a tensor at a time."""
+
+import json
+import os
+import re
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from telechat.checkpoint.dtypes import numpy_dtype
+from telechat.errors import InputError
+
+INDEX = "model.safetensors.index.json"
+_WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
+_CODES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+def is_weight_file(name):
+    """Whether a file of this name is part of a safetensors checkpoint, its index included."""
+    return name == INDEX or _WEIGHTS.fullmatch(name) is not None
+
+
+def indexed_files(path):
+    """The file names, sorted, that the index json at `path` lists.
+
+    Raises:
+        InputError: it is no index, or one of the files is not beside it.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            names = sorted(set(json.load(file)["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(f'{path} is not a weight index (a JSON object with a "weight_map"); '
+                         "download it again") from None
+    for name in names:
+        if not os.path.isfile(os.path.join(os.path.dirname(path), name)):
+            raise InputError(f"{path} lists {name}, which is not there; download or copy it")
+    return names
+
+
+class SafetensorsFiles:
+    """The tensors of a directory's ``model*.safetensors`` (of those its index lists, where it has one).
+
+    Attributes:
+        shapes: name → shape; dtypes: name → dtype name (a code of the format where numpy has none).
+
+    Raises:
+        InputError: there is none, one is broken, or two hold the same tensor.
+    """
+
+    def __init__(self, directory):
+        self.directory = os.fspath(directory)
+        index = os.path.join(self.directory, INDEX)
+        if os.path.isfile(index):
+            self.files = indexed_files(index)
+        else:
+            self.files = sorted(filter(_WEIGHTS.fullmatch, os.listdir(self.directory)))
+        if not self.files:
+            raise InputError(f"{self.directory} holds no model.safetensors")
+        self.shapes, self.dtypes, self._handles, self._file_of = {}, {}, {}, {}
+        for file in self.files:
+            self._open(file)
+
+    def _open(self, file):
+        path = os.path.join(self.directory, file)
+        try:
+            handle = self._handles[file] = safe_open(path, framework="np")
+            for name in handle.keys():
+                if name in self.shapes:
+                    raise InputError(f"{name} is in both {self._file_of[name]} and {file} of "
+                                     f"{self.directory}; remove the file that does not belong there")
+                tensor = handle.get_slice(name)
+                self.shapes[name] = tuple(tensor.get_shape())
+                self.dtypes[name] = _CODES.get(tensor.get_dtype(), tensor.get_dtype())
+                self._file_of[name] = file
+        except SafetensorError as error:
+            raise InputError(f"{path} is broken or cut short ({error}); copy or convert it again") from None
+        except OSError as error:
+            raise InputError(f"{path} cannot be read ({error})") from None
+
+    def read(self, name, index=None):
+        """The tensor called `name`, or only its part ``[index]`` (a tuple of slices), as a numpy array."""
+        if self.dtypes[name] == "bfloat16":
+            numpy_dtype("bfloat16")  # registers it with numpy, which safetensors asks for it
+        handle = self._handles[self._file_of[name]]
+        return handle.get_tensor(name) if index is None else handle.get_slice(name)[index]
+
+    def tensors(self, file):
+        """Iterate over (name, array) of one of `files`."""
+        for name, owner in self._file_of.items():
+            if owner == file:
+                yield name, self.read(name)
+
+
+class SafetensorsWriter:
+    """Writes one .safetensors file tensor by tensor, so that only one need be in memory.
+
+    The format puts a JSON header before the data. Its size must be fixed before the first tensor
+    comes, so room is reserved for all `names`, and what is left is blanks, as the format allows.
+    """
+
+    def __init__(self, path, names):
+        # 150 bytes: the longest dtype, shape and offsets there can be, and their punctuation.
+        self._room = 64 + sum(len(name.encode()) + 150 for name in names) // 8 * 8
+        self._header = {"__metadata__": {"format": "pt"}}  # transformers reads no file without it
+        self._file = open(path, "wb")
+        self._file.seek(8 + self._room)
+        self.size = 0
+
+    def add(self, name, array):
+        """Append `array` (float32, float16 or bfloat16)."""
+        code = next(code for code, dtype in _CODES.items() if dtype == array.dtype.name)
+        self._header[name] = {"dtype": code, "shape": list(array.shape),
+                              "data_offsets": [self.size, self.size + array.nbytes]}
+        self._file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        self.size += array.nbytes
+
+    def close(self):
+        """Write the header and close the file."""
+        header = json.dumps(self._header, separators=(",", ":")).encode()
+        self._file.seek(0)
+        self._file.write(self._room.to_bytes(8, "little") + header.ljust(self._room))
+        self._file.close()
+
+
+def shard_names(count, separator="-"):
+    """File names of `count` shards: ``model.safetensors``, or ``model-00001-of-00003.safetensors`` etc."""
+    if count == 1:
+        return ["model.safetensors"]
+    return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
+
+
+def save(path, tensors):
+    """Write `tensors` (name → numpy array) as one file.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    writer = SafetensorsWriter(path, tensors)
+    for name, array in tensors.items():
+        writer.add(name, array)
+    writer.close()

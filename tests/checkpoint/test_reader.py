@@ -1,0 +1,162 @@
+"""CheckpointReader on files written by the safetensors library, not by our writer."""
+
+import json
+import tracemalloc
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from telechat.checkpoint.dtypes import numpy_dtype
+from telechat.checkpoint.layout import parameter_shapes
+from telechat.checkpoint.reader import CheckpointReader
+from telechat.config import TeleChatConfig
+from telechat.errors import InputError
+
+VALUES = {"vocab_size": 24, "hidden_size": 16, "n_layer": 2, "n_head": 2, "ffn_hidden_size": 20,
+          "tie_word_embeddings": False}
+CONFIG = TeleChatConfig.from_dict(VALUES)
+
+
+@pytest.fixture
+def tensors():
+    generator = np.random.default_rng(0)
+    return {name: generator.standard_normal(shape).astype(np.float32)
+            for name, shape in parameter_shapes(CONFIG).items()}
+
+
+@pytest.fixture
+def directory(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(VALUES))
+    return tmp_path
+
+
+def test_single_file(directory, tensors):
+    save_file(tensors, directory / "model.safetensors")
+    reader = CheckpointReader(directory)
+    reader.check(parameter_shapes(CONFIG))
+    assert reader.config == CONFIG
+    assert reader.names == list(parameter_shapes(CONFIG))
+    for name, array in tensors.items():
+        assert reader.shape(name) == array.shape and reader.dtype(name) == np.float32
+        assert np.array_equal(reader.read(name), array)
+
+
+def test_shards_and_slices_of_every_dtype(directory, tensors):
+    names = list(tensors)
+    stored = {name: array.astype(numpy_dtype(("float32", "float16", "bfloat16")[i % 3]))
+              for i, (name, array) in enumerate(tensors.items())}
+    files = [f"model-{i}-of-00002.safetensors" for i in ("00001", "00002")]
+    save_file({name: stored[name] for name in names[::2]}, directory / files[0])
+    save_file({name: stored[name] for name in names[1::2]}, directory / files[1])
+    (directory / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {name: files[i % 2] for i, name in enumerate(names)}}))
+    # Not in the index, so not read.
+    save_file({"old": np.zeros(3)}, directory / "model-00001-of-00007.safetensors")
+    reader = CheckpointReader(directory)
+    reader.check(parameter_shapes(CONFIG))
+    for name, array in stored.items():
+        assert reader.dtype(name) == array.dtype
+        index = (slice(1, 7), slice(3, None))[:array.ndim]
+        part = reader.read(name, index)
+        assert part.dtype == array.dtype and part.tobytes() == array[index].tobytes()
+
+
+def test_a_slice_reads_only_itself(directory):
+    save_file({"transformer.word_embeddings.weight": np.ones((1024, 4096), np.float32)},
+              directory / "model.safetensors")
+    reader = CheckpointReader(directory)
+    tracemalloc.start()
+    part = reader.read("transformer.word_embeddings.weight", (slice(8, 16), slice(None)))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert part.shape == (8, 4096)
+    assert peak < 2 * 2**20  # the slice is 128 KiB, the tensor 16 MiB
+
+
+def test_check_lists_all_that_is_wrong(directory, tensors):
+    del tensors["transformer.h.0.mlp.up_proj.weight"], tensors["lm_head.weight"]
+    tensors["transformer.h.9.mlp.up_proj.weight"] = np.zeros(2, np.float32)
+    tensors["transformer.ln_f.weight"] = np.zeros(3, np.float32)
+    save_file(tensors, directory / "model.safetensors")
+    with pytest.raises(InputError) as error:
+        CheckpointReader(directory).check(parameter_shapes(CONFIG))
+    message = str(error.value)
+    assert message.startswith(str(directory))
+    assert "2 missing: transformer.h.0.mlp.up_proj.weight, lm_head.weight" in message
+    assert "1 not expected: transformer.h.9.mlp.up_proj.weight" in message
+    assert "transformer.ln_f.weight is (3,) and must be (16,)" in message
+
+
+def test_other_dtypes_are_refused(directory, tensors):
+    tensors["transformer.ln_f.weight"] = np.zeros(16, np.int8)
+    save_file(tensors, directory / "model.safetensors")
+    with pytest.raises(InputError, match="transformer.ln_f.weight is I8"):
+        CheckpointReader(directory).check(parameter_shapes(CONFIG))
+
+
+@pytest.mark.parametrize("keep", [0, 5, 100, -1])
+def test_truncated_file_is_named(directory, tensors, keep):
+    path = directory / "model.safetensors"
+    save_file(tensors, path)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(InputError, match="model.safetensors is broken or cut short"):
+        CheckpointReader(directory)
+
+
+def test_index_that_lists_an_absent_file(directory, tensors):
+    save_file(tensors, directory / "model-00001-of-00002.safetensors")
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {
+        "a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}))
+    with pytest.raises(InputError, match="lists model-00002-of-00002.safetensors, which is not there"):
+        CheckpointReader(directory)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"weight_map": 3}'])
+def test_broken_index(directory, tensors, content):
+    save_file(tensors, directory / "model.safetensors")
+    (directory / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(InputError, match="index.json is not a weight index"):
+        CheckpointReader(directory)
+
+
+def test_tensor_in_two_files(directory, tensors):
+    save_file(tensors, directory / "model-00001-of-00002.safetensors")
+    save_file({"lm_head.weight": tensors["lm_head.weight"]}, directory / "model-00002-of-00002.safetensors")
+    with pytest.raises(InputError, match="lm_head.weight is in both model-00001.* and model-00002"):
+        CheckpointReader(directory)
+
+
+def test_absent_things(directory, tmp_path):
+    with pytest.raises(InputError, match="holds no model.safetensors"):
+        CheckpointReader(directory)
+    with pytest.raises(InputError, match="nowhere is not a directory"):
+        CheckpointReader(tmp_path / "nowhere")
+    (directory / "config.json").unlink()
+    with pytest.raises(InputError, match="config.json cannot be read"):
+        CheckpointReader(directory)
+
+
+def test_torch_weights_say_how_to_convert(reference):
+    with pytest.raises(InputError) as error:
+        CheckpointReader(reference)
+    command = f"python tools/convert.py torch-to-ms --torch_path {reference} --mindspore_path"
+    assert command in str(error.value)
+
+
+@pytest.mark.parametrize("model", ["7b", "52b"])
+def test_published_safetensors_say_how_to_convert(tmp_path, make_official, model):
+    config, state = make_official(model)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file({name: tensor.numpy() for name, tensor in state.items()}, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match="published layout: run `python tools/convert.py torch-to-ms"):
+        CheckpointReader(tmp_path)
+
+
+def test_published_12b_safetensors_are_ours_already(tmp_path, make_official):
+    config, state = make_official("12b")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file({name: tensor.numpy() for name, tensor in state.items()}, tmp_path / "model.safetensors")
+    reader = CheckpointReader(tmp_path)
+    reader.check(parameter_shapes(reader.config))
+    assert np.array_equal(reader.read("lm_head.weight"), state["lm_head.weight"].numpy())
