@@ -1,0 +1,69 @@
+"""Convert checkpoints: published torch weights or MindFormers' files to ours, and ours back to torch."""
+
+import os
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from telechat.checkpoint import convert  # noqa: E402
+from telechat.checkpoint.dtypes import NAMES  # noqa: E402
+from telechat.cli import ArgumentParser, run  # noqa: E402
+
+
+def parse_arguments():
+    parser = ArgumentParser(description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    command = add_command(commands, "torch-to-ms", "published torch weights (.bin or .safetensors) to ours")
+    command.add_argument("--torch_path", required=True, help="directory of config.json and the torch weights")
+    command.add_argument("--mindspore_path", required=True, help="directory to write")
+    command.add_argument("--model_name", choices=convert.MODEL_NAMES,
+                         help="only checked: the model is recognised from its config.json and tensor names")
+
+    command = add_command(commands, "ms-to-torch", "ours to the published names and layout")
+    command.add_argument("--mindspore_path", required=True, help="directory of ours")
+    command.add_argument("--torch_path", required=True, help="directory to write")
+    command.add_argument("--format", choices=("bin", "safetensors"), default="bin", help="of the weights")
+
+    command = add_command(commands, "mindformers-to-ms", "a file of MindFormers' TeleChat converter to ours")
+    command.add_argument("--checkpoint", required=True, help="the .ckpt file that holds the whole model")
+    command.add_argument("--config", required=True, help="the model's published config.json")
+    command.add_argument("--mindspore_path", required=True, help="directory to write")
+    command.add_argument("--mp", type=int, default=1,
+                         help="52B: the --mp that the file was converted with, or the model_parallel it was "
+                              "trained with; a wrong number goes unnoticed and garbles the model")
+    return parser.parse_args()
+
+
+def add_command(commands, name, description):
+    command = commands.add_parser(name, help=description, description=description)
+    command.add_argument("--dtype", choices=NAMES, help="cast to this; if left out, tensors keep their dtype")
+    return command
+
+
+def main():
+    arguments = vars(parse_arguments())
+    command = arguments.pop("command")
+    convert_files = {"torch-to-ms": convert.torch_to_ms, "ms-to-torch": convert.ms_to_torch,
+                     "mindformers-to-ms": convert.mindformers_to_ms}[command]
+    size = convert_files(**arguments)
+    to_torch = command == "ms-to-torch"
+    target = arguments["torch_path" if to_torch else "mindspore_path"]
+    size = f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+    print(f"wrote {size} of weights to {target}")
+    print("next:", next_command(target, to_torch))
+
+
+def next_command(target, to_torch):
+    if to_torch:
+        return (f"copy the published *.py files to {target}, then in Python: "
+                f'transformers.AutoModelForCausalLM.from_pretrained("{target}", trust_remote_code=True)')
+    command = f"python tools/generate.py --load_checkpoint {target}"
+    if not any(os.path.isfile(os.path.join(target, name)) for name in ("tokenizer.model", "tokenizer.json")):
+        return f"copy the published tokenizer.model or tokenizer.json to {target}, then: {command}"
+    return command
+
+
+if __name__ == "__main__":
+    run(main)
