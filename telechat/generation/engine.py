@@ -49,7 +49,7 @@ class LastLogits(nn.Cell):
     """Logits at one position of a prompt."""
 
     def __init__(self, model):
-        super().__init__()
+        super().__init__(auto_prefix=False)  # the parameters keep the model's names
         self.model = model
 
     @ms.jit
@@ -61,7 +61,7 @@ class Decode(nn.Cell):
     """All blocks for one new token in every slot, from its embedding to its logits."""
 
     def __init__(self, model, max_length):
-        super().__init__()
+        super().__init__(auto_prefix=False)  # the parameters keep the model's names
         config = model.config
         self.model = model
         self.write = ops.ScatterUpdate()

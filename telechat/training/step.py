@@ -18,12 +18,14 @@ class LossAndGradients:
     Args:
         model (TeleChat): its parameters are read, never changed.
         seed (int): of the dropout masks.
+        mask_padding (bool): whether pad tokens on the left of a sequence are hidden from attention.
     """
 
-    def __init__(self, model, seed=0):
+    def __init__(self, model, seed=0, mask_padding=False):
         self.model = model
         self.config = model.config
         self.seed = seed
+        self.mask_padding = mask_padding
         functions = model.transformer.h[0].functions
         self.block_forward = BlockForward(functions)
         self.block_backward = BlockBackward(functions)
@@ -34,7 +36,7 @@ class LossAndGradients:
 
     def loss(self, input_ids, labels, token_weight):
         """Loss without dropout and without gradients; arguments as in `__call__`."""
-        x, _ = self._forward(input_ids, lambda layer: (None, None, None), None, keep=False)
+        x, _ = self._forward(input_ids, self._tables(input_ids), lambda layer: (None, None, None), None, keep=False)
         return sum(self.head_loss(x, *chunk, *self._head_weights()) for chunk in _chunks(labels, token_weight))
 
     def __call__(self, input_ids, labels, token_weight, step=0, micro_batch=0):
@@ -57,12 +59,13 @@ class LossAndGradients:
         def drops(layer):
             return self._block_drops(batch, length, step, micro_batch, layer)
 
-        x, kept = self._forward(input_ids, drops, embed_drop, keep=True)
+        tables = self._tables(input_ids)
+        x, kept = self._forward(input_ids, tables, drops, embed_drop, keep=True)
         loss, dx, head_grads = self._head(x, labels, token_weight)
         groups = []
         for layer in reversed(range(self.config.n_layer)):
             block = self.model.transformer.h[layer]
-            dx, *grads = self.block_backward(dx, *kept.pop(), *self._tables(length), *drops(layer),
+            dx, *grads = self.block_backward(dx, *kept.pop(), *tables, *drops(layer),
                                              *_data(block.weights()))
             groups.append(grads)
         weight = self.model.transformer.word_embeddings.weight.data
@@ -78,8 +81,7 @@ class LossAndGradients:
         rest = [model.transformer.ln_f.weight] + ([] if model.lm_head is None else [model.lm_head.weight])
         return [[model.transformer.word_embeddings.weight], *blocks, rest]
 
-    def _forward(self, input_ids, drops, embed_drop, keep):
-        tables = self._tables(input_ids.shape[1])
+    def _forward(self, input_ids, tables, drops, embed_drop, keep):
         weight = self.model.transformer.word_embeddings.weight.data
         x = self.embed(Tensor(input_ids.reshape(-1)), embed_drop, weight)
         kept = []
@@ -104,11 +106,18 @@ class LossAndGradients:
     def _head_weights(self):
         return self.model.transformer.ln_f.weight.data, self.model.head_weight.data
 
-    def _tables(self, length):
+    def _tables(self, input_ids):
+        """cos, sin and mask for a micro-batch; kept while the length stays the same."""
+        length = input_ids.shape[1]
         if length not in self._positions:
             tables = (*sequence_tables(self.config, length), causal_mask(self.config, length))
             self._positions = {length: tuple(map(Tensor, tables))}
-        return self._positions[length]
+        cos, sin, mask = self._positions[length]
+        if self.mask_padding:
+            # Only pads before the first other token: a pad id further on was put there by the data.
+            shown = np.cumsum(input_ids != self.config.pad_token_id, axis=1) > 0
+            mask = Tensor(causal_mask(self.config, length, shown))
+        return cos, sin, mask
 
     def _block_drops(self, batch, length, step, micro_batch, layer):
         config = self.config

@@ -27,6 +27,7 @@ class TrainConfig:
     weight_decay: float = 0.1  # on parameters of two and more dimensions
     max_grad_norm: float = 1.0  # 0: no clipping
     micro_batches: int = 1  # gradient accumulation: a batch is cut into this many
+    mask_padding: bool = False  # hide the pad tokens on the left from attention; the official recipe does not
     seed: int = 0
     dtype: str = "float32"  # of the working weights; master weights and moments are float32
 
@@ -36,6 +37,8 @@ class TrainConfig:
             raise InputError(f"lr_schedule must be one of {', '.join(SCHEDULES)}, not {self.lr_schedule!r}")
         if self.dtype not in ("float32", "bfloat16"):
             raise InputError(f"dtype must be float32 or bfloat16 for training, not {self.dtype!r}")
+        if not isinstance(self.mask_padding, bool):
+            raise InputError(f"mask_padding must be true or false, not {self.mask_padding!r}")
         if self.warmup_steps is not None and self.warmup_ratio is not None:
             raise InputError("give warmup_steps or warmup_ratio, not both")
         for name, least in (("total_steps", 1), ("micro_batches", 1), ("seed", 0)):

@@ -49,7 +49,7 @@ class Trainer:
             for parameter in model.get_parameters():
                 parameter.set_dtype(dtype)
             model.dtype, model.compute_dtype = dtype, kernels.compute_dtype(dtype)
-        self.compute = LossAndGradients(model, config.seed)
+        self.compute = LossAndGradients(model, config.seed, config.mask_padding)
         self.optimizer = AdamW(self.compute.parameter_groups(), config)
 
     def train_step(self, input_ids, labels):

@@ -1,0 +1,36 @@
+# make demo: set up, preprocess, fine-tune, chat.   make test: set up, run the tests.
+# Everything is installed into .venv, nothing outside the project is touched.
+
+PYTHON ?= python3.11
+BIN := .venv/bin
+
+.PHONY: demo test clean
+
+.venv/installed: setup.py
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+# torch on a line of its own: pip then takes the CPU build where there is one.
+.venv/installed-dev: .venv/installed
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+demo: .venv/installed
+	rm -rf demo
+	$(BIN)/python tools/preprocess.py --input_dataset_file samples/conversations.jsonl:8 \
+	    --output_path demo/data --vocab_file_path samples/tokenizer.model --max_length 160
+	$(BIN)/python tools/train.py --config configs/demo.yaml --train_dataset demo/data \
+	    --output_dir demo/run tokenizer=samples/tokenizer.model
+	$(BIN)/python tools/generate.py --load_checkpoint demo/run/final --input_file samples/questions.jsonl
+	cp demo/run/loss.png demo/loss.png
+	@echo "data demo/data, checkpoint demo/run/final, metrics demo/run/metrics.jsonl, curves demo/loss.png"
+	@echo "chat with it: $(BIN)/python tools/generate.py --load_checkpoint demo/run/final"
+
+test: .venv/installed-dev
+	$(BIN)/python -m pytest -q tests
+
+clean:
+	rm -rf .venv demo build *.egg-info

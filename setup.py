@@ -1,0 +1,35 @@
+"""Installation of telechat."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+here = pathlib.Path(__file__).resolve().parent
+version = re.search(r'__version__ = "(.+)"', (here / "telechat/__init__.py").read_text(encoding="utf-8")).group(1)
+
+# torch is needed by the converter alone, and by tests as the reference.
+torch = ["torch>=2.1"]
+
+setup(
+    name="telechat",
+    version=version,
+    description="TeleChat 7B, 12B and 52B on MindSpore: fine-tuning and inference, from a laptop to 16 cards",
+    long_description=(here / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.9",
+    packages=find_packages(include=["telechat", "telechat.*"]),
+    install_requires=[
+        "mindspore>=2.7.0,<2.11",
+        "numpy>=1.23,<2",
+        "sentencepiece>=0.2.0,<0.3",
+        "tokenizers>=0.20,<0.24",
+        "safetensors>=0.4.3,<0.9",
+        "protobuf>=3.20",
+        "pyyaml>=6.0,<7",
+        "tqdm>=4.60,<5",
+        "matplotlib>=3.7,<4",  # the curves in loss.png
+    ],
+    extras_require={"convert": torch, "dev": ["torch==2.13.0", "pytest>=7", "scipy>=1.9"]},
+)

@@ -1,0 +1,65 @@
+"""A conversation with a model: its history, and answers streamed as text."""
+
+from telechat.data.text_stream import TextStream
+from telechat.generation import chat
+from telechat.generation.sampling import SamplingParams
+
+
+class ChatSession:
+    """Multi-turn chat.
+
+    Args:
+        generator (Generator): answers.
+        settings (GenerationSettings): tokenizer, chat format and stop tokens.
+        params (SamplingParams): for every answer.
+        honour_leading_marker (bool): whether a question may begin with the user token written out,
+            as lines of the published files do; False where a person types.
+    """
+
+    def __init__(self, generator, settings, params, honour_leading_marker=True):
+        self.generator = generator
+        self.settings = settings
+        self.params = params
+        self.honour_leading_marker = honour_leading_marker
+        self.history = []
+
+    def ask(self, question):
+        """Yield the answer's text piece by piece, never half a character.
+
+        Question and answer join the history when the answer ends, an answer broken off included.
+        """
+        # Half of the length is kept for the answer, or what max_new_tokens asks for if that is less.
+        room = min(self.params.max_new_tokens, self.generator.max_length // 2)
+        prompt = chat.build_prompt(self.settings.tokenizer, self.history, question,
+                                   self.generator.max_length - room, self.settings.chat_format,
+                                   honour_leading_marker=self.honour_leading_marker, fit=True)
+        answer = []
+        try:
+            for piece in stream_text(self.generator, self.settings.tokenizer, prompt, self.params):
+                answer.append(piece)
+                yield piece
+        finally:
+            self.history += [{"role": "user", "content": question}, {"role": "bot", "content": "".join(answer)}]
+
+    def clear(self):
+        """Forget the conversation."""
+        self.history = []
+
+
+def stream_text(generator, tokenizer, prompt, params):
+    """Yield the text that follows ``prompt`` (list of int) piece by piece; whole characters only."""
+    text = TextStream(tokenizer)
+    for token in generator.stream(prompt, params):
+        piece = text.put(token)
+        if piece:
+            yield piece
+    piece = text.end()
+    if piece:
+        yield piece
+
+
+def sampling_params(settings, generator, **given):
+    """SamplingParams from a checkpoint's defaults and what the caller gave (None: not given)."""
+    values = {**settings.sampling, **{name: value for name, value in given.items() if value is not None}}
+    values.setdefault("max_new_tokens", generator.max_length)
+    return SamplingParams(stop_ids=settings.stop_ids, **values)

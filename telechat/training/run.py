@@ -1,0 +1,214 @@
+"""A whole training run: data, steps, evaluation, checkpoints, and how it ends."""
+
+import dataclasses
+import json
+import math
+import os
+import signal
+import time
+
+import yaml
+
+from telechat.checkpoint.layout import parameter_shapes
+from telechat.checkpoint.training_state import list_checkpoints, restore, save_training_checkpoint
+from telechat.config import TeleChatConfig
+from telechat.data.packed_dataset import PackedDataset
+from telechat.data.tokenizer import Tokenizer
+from telechat.errors import InputError
+from telechat.model import TeleChat
+from telechat.training.memory import expected_memory
+from telechat.training.report import Report, duration
+from telechat.training.trainer import Trainer
+
+
+class Diverged(RuntimeError):
+    """Losses or gradients were not finite for too many steps in a row."""
+
+
+class TrainingRun:
+    """Everything that a `RunConfig` names, opened and checked before anything is written.
+
+    Args:
+        config (RunConfig): the run.
+        resume (bool): go on from the newest checkpoint in ``output_dir``.
+
+    Raises:
+        InputError: data, checkpoint and configuration do not fit together.
+    """
+
+    def __init__(self, config, resume=False):
+        if config.train_dataset is None:
+            raise InputError("train_dataset is not set; give --train_dataset a directory written by tools/preprocess.py")
+        found = list_checkpoints(config.output_dir)
+        if resume and not found:
+            raise InputError(f"--resume: {config.output_dir} holds no checkpoint; start without --resume")
+        if found and not resume:
+            raise InputError(f"{config.output_dir} holds checkpoints of an earlier run; "
+                             "go on with --resume, or give another output_dir")
+        self.dataset = PackedDataset(config.train_dataset, config.batch_size, seed=config.train.seed)
+        self.config = self._with_total_steps(config)
+        self.checkpoint = found[-1] if resume else None
+        self.model_config = self._model_config()
+        self._check_data()
+        self.tokenizer = self._tokenizer()
+
+    def _check_data(self):
+        length, limit = self.dataset.max_length, self.model_config.training_seqlen
+        self.dataset.check_fits(self.model_config.vocab_size, self.config.sequence_length or length)
+        if length > limit:
+            raise InputError(f"{self.config.train_dataset} holds sequences of {length} tokens, the model was made "
+                             f"for {limit} (training_seqlen); preprocess with a smaller --max_length")
+        self.evaluation = None
+        if self.dataset.info["eval"] is not None:
+            self.evaluation = PackedDataset(self.config.train_dataset,
+                                            self.config.batch_size // self.config.train.micro_batches, split="eval")
+
+    def _with_total_steps(self, config):
+        if config.epochs is None:
+            return config
+        steps = max(math.ceil(config.epochs * self.dataset.num_packs / config.batch_size), 1)
+        return dataclasses.replace(config, epochs=None, train=dataclasses.replace(config.train, total_steps=steps))
+
+    def _model_config(self):
+        source = self.checkpoint or self.config.load_checkpoint
+        if source is not None:
+            return TeleChatConfig.from_pretrained(source)
+        if self.config.model is None:
+            raise InputError("load_checkpoint is not set; give --load_checkpoint a checkpoint directory, "
+                             "or describe a model from scratch under the key model")
+        return TeleChatConfig.from_dict(self.config.model)
+
+    def _tokenizer(self):
+        source = self.config.tokenizer or self.checkpoint or self.config.load_checkpoint
+        if source is None:
+            return None
+        try:
+            return Tokenizer.from_pretrained(source)
+        except InputError:
+            if self.config.tokenizer:
+                raise
+            return None  # a checkpoint without tokenizer files trains all the same; it just cannot chat
+
+    def describe(self):
+        """The resolved run as printable lines."""
+        config, model = self.config, self.model_config
+        count = sum(math.prod(shape) for shape in parameter_shapes(model).values())
+        tokens = config.batch_size * self.dataset.max_length
+        total, parts = expected_memory(model, config, self.dataset.max_length)
+        source = self.checkpoint or config.load_checkpoint or "random weights"
+        return [
+            f"model       {count / 1e6:,.1f}M parameters, {model.n_layer} layers of {model.hidden_size}, from {source}",
+            f"data        {config.train_dataset}: {self.dataset.num_packs:,} packs of {self.dataset.max_length} tokens",
+            f"batch       {config.batch_size} sequences = {tokens:,} tokens a step, "
+            f"micro_batches {config.train.micro_batches}",
+            f"steps       {config.train.total_steps:,} "
+            f"({config.train.total_steps * config.batch_size / self.dataset.num_packs:.1f} epochs), "
+            f"warm-up {config.train.resolved_warmup_steps}",
+            f"optimizer   AdamW, lr {config.train.learning_rate:g} {config.train.lr_schedule}, "
+            f"{config.train.dtype}, clip {config.train.max_grad_norm:g}",
+            f"memory      about {total / 1e9:.2f} GB expected ({parts})",
+            f"output      {config.output_dir}",
+        ]
+
+    def run(self):
+        """Train to the end; returns the last checkpoint's path and whether all steps were done.
+
+        SIGINT and SIGTERM finish the running step, save, and end the run.
+
+        Raises:
+            Diverged: too many steps in a row were not finite.
+            InputError: a checkpoint cannot be written.
+        """
+        config = self.config
+        os.makedirs(config.output_dir, exist_ok=True)
+        model = self._model()
+        trainer = Trainer(model, config.train)
+        info = {"seed": config.train.seed, "batch_size": config.batch_size, "data": self._data_identity()}
+        if self.checkpoint:
+            restore(self.checkpoint, trainer, info)
+            print(f"resumed at step {trainer.step} from {self.checkpoint}", flush=True)
+        with open(os.path.join(config.output_dir, "run.yaml"), "w", encoding="utf-8") as file:
+            yaml.safe_dump(config.to_dict(), file, sort_keys=False, allow_unicode=True)
+        report = Report(config.output_dir, config.train.total_steps, trainer.step)
+        stop = _StopSignal()
+        started, path, saved = time.time(), self.checkpoint, trainer.step
+        try:
+            batches = self.dataset.batches(trainer.step)
+            skipped = 0
+            while trainer.step < config.train.total_steps and not stop.received:
+                input_ids, labels = next(batches)
+                begin = time.perf_counter()
+                result = trainer.train_step(input_ids, labels)
+                tokens = input_ids.shape[0] * (input_ids.shape[1] - 1)
+                report.step(trainer.step, result, tokens, time.perf_counter() - begin)
+                skipped = skipped + 1 if result.skipped else 0
+                if skipped >= config.max_skipped_steps:
+                    raise Diverged(f"stopped at step {trainer.step}: {skipped} steps in a row had a loss or gradient "
+                                   "that is not finite; lower learning_rate or check the data, then --resume")
+                last = trainer.step == config.train.total_steps
+                save = last or stop.received or (config.save_steps and trainer.step % config.save_steps == 0)
+                if self._evaluates(trainer.step, save):
+                    report.evaluation(trainer.step, trainer.evaluate(self.evaluation.evaluation_batches()))
+                if save:
+                    path, saved = self._save(trainer, info, report), trainer.step
+            if saved != trainer.step:
+                path = self._save(trainer, info, report)
+        finally:
+            report.close()
+            stop.restore()
+        finished = trainer.step >= config.train.total_steps
+        if finished and path:
+            _link(path, os.path.join(config.output_dir, "final"))
+        print(f"{'done' if finished else 'interrupted'} at step {trainer.step}/{config.train.total_steps} "
+              f"after {duration(time.time() - started)}", flush=True)
+        return path, finished
+
+    def _model(self):
+        source = self.checkpoint or self.config.load_checkpoint
+        if source is not None:
+            return TeleChat.from_pretrained(source, self.config.train.dtype)
+        return TeleChat(self.model_config, self.config.train.dtype, seed=self.config.train.seed)
+
+    def _data_identity(self):
+        return json.loads(json.dumps(self.dataset.info))
+
+    def _evaluates(self, step, saving):
+        if self.evaluation is None:
+            return False
+        return step % self.config.eval_steps == 0 if self.config.eval_steps else saving
+
+    def _save(self, trainer, info, report):
+        report.draw()
+        path = save_training_checkpoint(self.config.output_dir, trainer, info, self.tokenizer,
+                                        self.config.keep_checkpoints)
+        print(f"saved {path}", flush=True)
+        return path
+
+
+class _StopSignal:
+    """Notes SIGINT and SIGTERM instead of breaking off in the middle of a step."""
+
+    def __init__(self):
+        self.received = False
+        self._previous = {}
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._note)
+
+    def _note(self, number, frame):
+        if self.received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = True
+        print("finishing this step, then saving (press Ctrl-C again to break off)", flush=True)
+
+    def restore(self):
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+
+def _link(target, name):
+    """Make ``name`` a relative symbolic link to its neighbour ``target``, replacing an older one."""
+    partial = name + ".partial"
+    if os.path.lexists(partial):
+        os.remove(partial)
+    os.symlink(os.path.basename(target), partial)
+    os.replace(partial, name)

@@ -1,0 +1,150 @@
+"""RunConfig: one training run, as its YAML file and the command line describe it."""
+
+import dataclasses
+import difflib
+
+import yaml
+
+from telechat.config import TeleChatConfig
+from telechat.errors import InputError
+from telechat.training.train_config import TrainConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """A run: where things are, how large a batch is, how long it goes on and what it keeps.
+
+    The YAML is flat: these fields and those of `TrainConfig` side by side.
+
+    Raises:
+        InputError: a value is of the wrong type or out of range; the message names the key.
+    """
+
+    train_dataset: str = None  # directory written by tools/preprocess.py
+    load_checkpoint: str = None  # directory to start from; None: random weights for `model`
+    output_dir: str = "output"
+    model: dict = None  # architecture of a model from scratch, fields of config.json
+    tokenizer: str = None  # copied into checkpoints; None: the one of load_checkpoint
+    sequence_length: int = None  # what train_dataset must have; None: any
+    batch_size: int = 1  # sequences a step, all micro-batches together
+    epochs: float = None  # or total_steps
+    save_steps: int = 500  # a checkpoint every so many steps, and at the end; 0: at the end only
+    keep_checkpoints: int = 2
+    eval_steps: int = 0  # evaluation loss every so many steps where the dataset has a split; 0: at checkpoints
+    max_skipped_steps: int = 5  # non-finite steps in a row before the run stops
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+
+    def __post_init__(self):
+        for name in ("train_dataset", "load_checkpoint", "output_dir", "tokenizer"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                raise InputError(f"{name} must be a path, not {value!r}")
+        for name, least in (("batch_size", 1), ("save_steps", 0), ("keep_checkpoints", 1), ("eval_steps", 0),
+                            ("max_skipped_steps", 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise InputError(f"{name} must be a whole number of at least {least}, not {value!r}")
+        if self.sequence_length is not None and (isinstance(self.sequence_length, bool)
+                                                 or not isinstance(self.sequence_length, int)
+                                                 or self.sequence_length < 1):
+            raise InputError(f"sequence_length must be a positive whole number, not {self.sequence_length!r}")
+        if self.epochs is not None and (isinstance(self.epochs, bool) or not isinstance(self.epochs, (int, float))
+                                        or not self.epochs > 0):
+            raise InputError(f"epochs must be a number above 0, not {self.epochs!r}")
+        if self.model is not None and not isinstance(self.model, dict):
+            raise InputError(f"model must hold the fields of a config.json, not {self.model!r}")
+        if self.batch_size % self.train.micro_batches:
+            raise InputError(f"batch_size {self.batch_size} must be a multiple of "
+                             f"micro_batches {self.train.micro_batches}")
+
+    @classmethod
+    def load(cls, path, overrides=(), flags=None):
+        """Read a YAML file, then apply ``key=value`` strings, whose values are read as YAML too.
+
+        ``flags`` holds values that the command line gave by flags of their own.
+        """
+        values = _read_yaml(path)
+        source = dict.fromkeys(values, path)
+        for override in overrides:
+            key, separator, text = override.partition("=")
+            if not separator:
+                raise InputError(f"{override!r} on the command line must have the form key=value")
+            try:
+                value = yaml.safe_load(text)
+            except yaml.YAMLError:
+                raise InputError(f"the value of {key}={text} on the command line is not valid YAML") from None
+            _assign(values, key, value)
+            source[key.split(".")[0]] = "command line"
+        values.update(flags or {})
+        return cls.from_dict(values, source)
+
+    @classmethod
+    def from_dict(cls, values, source=None):
+        """Build from the flat mapping of a YAML file; ``source`` says where each key came from."""
+        run_names = {field.name for field in dataclasses.fields(cls)} - {"train"}
+        train_names = {field.name for field in dataclasses.fields(TrainConfig)}
+        for key in values:
+            if key not in run_names | train_names:
+                near = difflib.get_close_matches(str(key), run_names | train_names, 1, 0.0)
+                where = (source or {}).get(key, "the run's configuration")
+                raise InputError(f"{where}: unknown key {key}; the nearest known key is {near[0]}")
+        if values.get("model") is not None and isinstance(values["model"], dict):
+            _check_model_fields(values["model"], (source or {}).get("model", "the run's configuration"))
+        if values.get("epochs") is not None and values.get("total_steps") is not None:
+            raise InputError("give epochs or total_steps, not both")
+        train = {key: _number(value) for key, value in values.items() if key in train_names}
+        run = {key: value for key, value in values.items() if key in run_names}
+        return cls(**run, train=TrainConfig(**train))
+
+    def to_dict(self):
+        """The flat mapping that `from_dict` reads, without keys that are not set."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)
+                  if field.name not in ("train", "epochs")}
+        values.update(dataclasses.asdict(self.train))
+        values["betas"] = list(values["betas"])
+        return {key: value for key, value in values.items() if value is not None}
+
+
+def _read_yaml(path):
+    try:
+        with open(path, encoding="utf-8") as file:
+            values = yaml.safe_load(file)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); give --config a YAML file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        line = getattr(getattr(error, "problem_mark", None), "line", None)
+        where = f", line {line + 1}" if line is not None else ""
+        raise InputError(f"{path}{where} is not valid YAML") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise InputError(f"{path} must hold keys and values")
+    return values
+
+
+def _assign(values, key, value):
+    """values["a"]["b"] = value for the key "a.b"."""
+    *parents, last = key.split(".")
+    for parent in parents:
+        inner = values.get(parent)
+        values[parent] = inner = dict(inner) if isinstance(inner, dict) else {}
+        values = inner
+    values[last] = value
+
+
+def _number(value):
+    """YAML reads 1e-5 as text, since it lacks a dot; people mean the number."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _check_model_fields(fields, where):
+    known = {field.name for field in dataclasses.fields(TeleChatConfig)} - {"extra", "style"}
+    for key in fields:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, 1, 0.0)
+            raise InputError(f"{where}: unknown key model.{key}; the nearest known key is model.{near[0]}")

@@ -1,0 +1,75 @@
+"""Sampling: the official distributions, draws that follow them, and seeds that repeat."""
+
+import numpy as np
+import pytest
+from scipy.stats import chisquare
+
+from telechat import InputError, SamplingParams
+from telechat.generation.sampling import Sampler, distribution
+
+
+@pytest.fixture(scope="module")
+def golden(shared):
+    return np.load(shared / "reference" / "sampling.npz")
+
+
+def settings(golden, number, **more):
+    temperature, top_k, top_p, penalty = golden[f"params_{number}"]
+    return SamplingParams(1, float(temperature), int(top_k), float(top_p), float(penalty), **more)
+
+
+def dense(ids, probabilities, size):
+    result = np.zeros(size)
+    result[ids] = probabilities
+    return result
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_official_distributions(golden, number):
+    for logits, previous, expected in zip(golden["logits"], golden["previous_ids"], golden[f"probs_{number}"]):
+        ids, probabilities = distribution(logits, previous, settings(golden, number))
+        assert np.abs(dense(ids, probabilities, len(logits)) - expected).max() < 1e-6
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_draws_follow_the_official_distribution(golden, number):
+    logits, previous, expected = (golden[name][0] for name in ("logits", "previous_ids", f"probs_{number}"))
+    sampler = Sampler(settings(golden, number, seed=11))
+    counts = np.bincount([sampler(logits, previous) for _ in range(10_000)], minlength=len(logits))
+    assert counts[expected == 0].sum() == 0
+    # Rare tokens together, so that every expected count is large enough for the test.
+    common = expected * 10_000 >= 10
+    observed = np.append(counts[common], counts[~common].sum())
+    wanted = np.append(expected[common], expected[~common].sum()) * 10_000
+    keep = wanted > 0
+    assert chisquare(observed[keep], wanted[keep] * observed[keep].sum() / wanted[keep].sum()).pvalue > 1e-3
+
+
+def test_a_seed_repeats_and_another_does_not(golden):
+    logits, previous = golden["logits"][0], golden["previous_ids"][0]
+
+    def draws(seed, index=0):
+        sampler = Sampler(settings(golden, 1, seed=seed), index)
+        return [sampler(logits, previous) for _ in range(50)]
+
+    assert draws(3) == draws(3)
+    assert draws(3) != draws(4)
+    assert draws(3) != draws(3, index=1), "equal prompts of one call get draws of their own"
+    assert draws(None) != draws(None)
+
+
+def test_temperature_zero_is_greedy_after_the_penalty():
+    logits = np.array([1.0, 3.0, 2.9], np.float32)
+    assert Sampler(SamplingParams(1))(logits, [1]) == 1
+    assert Sampler(SamplingParams(1, repetition_penalty=1.1))(logits, [1]) == 2
+    assert logits.tolist() == [1.0, 3.0, np.float32(2.9)], "the logits are left alone"
+
+
+@pytest.mark.parametrize("fields, words", [
+    (dict(max_new_tokens=0), "max_new_tokens"), (dict(temperature=-1), "temperature"), (dict(top_k=-1), "top_k"),
+    (dict(top_p=0), "top_p"), (dict(top_p=1.1), "top_p"), (dict(repetition_penalty=0), "repetition_penalty"),
+    (dict(seed=-1), "seed"), (dict(temperature=float("nan")), "temperature"), (dict(top_k=2.5), "top_k"),
+])
+def test_values_out_of_range_are_refused(fields, words):
+    with pytest.raises(InputError, match=words):
+        SamplingParams(**{"max_new_tokens": 1, **fields})

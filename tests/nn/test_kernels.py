@@ -1,0 +1,92 @@
+"""Each kernel, forward and backward, against torch."""
+
+import numpy as np
+import pytest
+import torch
+from mindspore import Tensor, ops
+
+from telechat.nn import kernels
+
+RANDOM = np.random.default_rng(7)
+
+
+def draw(*shape):
+    return RANDOM.standard_normal(shape).astype(np.float32)
+
+
+def compare(ours, theirs, *arrays, rtol=2e-5):
+    """Results and gradients in every array of two functions; the output is weighted with fixed numbers."""
+    tensors = [torch.tensor(array, requires_grad=True) for array in arrays]
+    expected = theirs(*tensors)
+    weights = np.random.default_rng(1).standard_normal(expected.shape).astype(np.float32)
+    expected.backward(torch.tensor(weights))
+    inputs = [Tensor(array) for array in arrays]
+    actual = ours(*inputs)
+    gradients = ops.GradOperation(get_all=True, sens_param=True)(ours)(*inputs, Tensor(weights))
+    pairs = [(actual, expected), *zip(gradients, (tensor.grad for tensor in tensors))]
+    for mine, reference in pairs:
+        reference = reference.detach().numpy()
+        assert np.abs(mine.asnumpy() - reference).max() <= rtol * np.abs(reference).max()
+
+
+def test_linear():
+    compare(lambda x, w, b: kernels.linear(x, w, b), torch.nn.functional.linear, draw(5, 8), draw(6, 8), draw(6))
+
+
+def test_rms_norm():
+    compare(lambda x, w: kernels.rms_norm(x, w, 1e-5), lambda x, w: torch.nn.functional.rms_norm(x, (16,), w, 1e-5),
+            draw(5, 16), draw(16))
+
+
+def test_swiglu():
+    compare(kernels.swiglu, lambda gate, up: torch.nn.functional.silu(gate) * up, draw(4, 9), draw(4, 9))
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+def test_causal_attention(kv_heads):
+    mask = np.where(np.tri(7, dtype=bool), 0, kernels.MASKED).astype(np.float32)[None, None]
+
+    def theirs(q, k, v):
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.3, enable_gqa=True)
+
+    def ours(q, k, v):
+        return kernels.attention(q, k, v, Tensor(mask), 0.3)
+
+    compare(ours, theirs, draw(2, 4, 7, 8), draw(2, kv_heads, 7, 8), draw(2, kv_heads, 7, 8))
+
+
+def test_attention_dropout_multiplies_probabilities():
+    drop = (RANDOM.random((2, 4, 7, 7)) > 0.3).astype(np.float32) / 0.7
+
+    def theirs(q, k, v):
+        return (torch.softmax(q @ k.transpose(2, 3) * 0.3, -1) * torch.tensor(drop)) @ v
+
+    def ours(q, k, v):
+        return kernels.attention(q, k, v, Tensor(np.zeros((1, 1, 7, 7), np.float32)), 0.3, Tensor(drop))
+
+    compare(ours, theirs, draw(2, 4, 7, 8), draw(2, 4, 7, 8), draw(2, 4, 7, 8))
+
+
+def test_rotate_turns_pairs_by_the_angle():
+    """As complex numbers: the halves of a head, multiplied by e^(i·angle)."""
+    angles = draw(1, 1, 5, 4)
+    cos, sin = (np.tile(function(angles), (1, 1, 1, 2)) for function in (np.cos, np.sin))
+
+    def theirs(x):
+        turned = torch.complex(x[..., :4], x[..., 4:]) * torch.polar(torch.ones_like(torch.tensor(angles)),
+                                                                     torch.tensor(angles))
+        return torch.cat((turned.real, turned.imag), -1)
+
+    compare(lambda x: kernels.rotate(x, Tensor(cos), Tensor(sin)), theirs, draw(2, 3, 5, 8))
+
+
+def test_token_cross_entropy():
+    logits = draw(6, 11) * 30
+    labels, weights = np.array([0, 10, 3, 3, 7, 1], np.int32), np.array([.5, 0, 1, .25, 2, 0], np.float32)
+    theirs = torch.tensor(logits, requires_grad=True)
+    expected = (torch.nn.functional.cross_entropy(theirs, torch.tensor(labels).long(), reduction="none")
+                * torch.tensor(weights)).sum()
+    expected.backward()
+    loss, gradient = kernels.token_cross_entropy(Tensor(logits), Tensor(labels), Tensor(weights))
+    assert float(loss) == pytest.approx(expected.item(), rel=1e-6)
+    assert np.abs(gradient.asnumpy() - theirs.grad.numpy()).max() < 1e-6

@@ -1,0 +1,164 @@
+"""The training step: the official trace, micro-batches, dropout, position bias, evaluation, bad input."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from telechat import InputError, TrainConfig, Trainer, TeleChat
+from telechat.nn.dropout import dropout_mask
+from tests.test_model import as_torch, small_config
+from tests.torch_reference import TorchTeleChat, torch_adamw
+
+RECIPE = TrainConfig(learning_rate=1e-3, warmup_steps=2, total_steps=8, betas=(0.9, 0.95), eps=1e-8,
+                     weight_decay=0.1, max_grad_norm=1.0)
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_official_trace(reference, micro_batches):
+    golden, model = reference.golden, reference.model()
+    trainer = Trainer(model, dataclasses.replace(RECIPE, micro_batches=micro_batches))
+    for step in range(8):
+        result = trainer.train_step(golden["train_input_ids"][step], golden["train_labels"][step])
+        assert result.loss == pytest.approx(golden["train_loss"][step], rel=1e-4)
+        assert result.grad_norm == pytest.approx(golden["train_grad_norm"][step], rel=1e-4)
+        assert result.learning_rate == pytest.approx(golden["train_lr"][step], rel=1e-4)
+    logits = model(golden["train_input_ids"][0]).asnumpy()
+    assert np.abs(logits - golden["train_logits_after"]).max() < 1e-4
+
+
+def test_bfloat16_trace(reference):
+    """Working weights in bfloat16 over float32 masters: losses within 2 % of the float32 ones."""
+    golden, model = reference.golden, reference.model()
+    trainer = Trainer(model, dataclasses.replace(RECIPE, dtype="bfloat16"))
+    for step in range(8):
+        result = trainer.train_step(golden["train_input_ids"][step], golden["train_labels"][step])
+        assert result.loss == pytest.approx(golden["train_loss"][step], rel=0.02)
+    assert {str(parameter.dtype) for parameter in model.get_parameters()} == {"BFloat16"}
+
+
+def test_uneven_micro_batches_divide_by_the_count_of_the_whole_batch():
+    """One half holds 1 counted token, the other 11: the loss is the mean over the 12."""
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, 96, (2, 12))
+    labels = ids.copy()
+    labels[0, :-1] = -100
+    results = []
+    for parts in (1, 2):
+        trainer = Trainer(TeleChat(small_config(initializer_range=0.2)), dataclasses.replace(RECIPE, micro_batches=parts))
+        results.append([trainer.train_step(ids, labels) for _ in range(2)])
+    model = TeleChat(small_config(initializer_range=0.2))
+    expected = TorchTeleChat(model.config.to_dict(), as_torch(model)).loss(torch.tensor(ids), torch.tensor(labels))
+    assert results[0][0].tokens == 12
+    assert results[0][0].loss == pytest.approx(expected.item(), rel=1e-5)
+    for whole, cut in zip(*results):
+        assert cut.loss == pytest.approx(whole.loss, rel=1e-5)
+        assert cut.grad_norm == pytest.approx(whole.grad_norm, rel=1e-5)
+
+
+@pytest.mark.parametrize("fields", [
+    dict(position_embedding="alibi"),
+    dict(hidden_dropout=0.1, attention_dropout=0.2),
+    dict(hidden_dropout=0.3, attention_dropout=0.3, tie_word_embeddings=True, rotary_ntk_context=4096),
+], ids=["alibi", "dropout", "tied with dropout"])
+def test_training_equals_torch(fields):
+    """Loss, gradient norm and weights over four steps; dropout masks are taken from the library."""
+    model = TeleChat(small_config(initializer_range=0.2, **fields))
+    config = model.config
+    tensors = {name: tensor.clone().requires_grad_(True) for name, tensor in as_torch(model).items()}
+    reference, optimizer = TorchTeleChat(config.to_dict(), tensors), torch_adamw(tensors, 0.1)
+    trainer = Trainer(model, dataclasses.replace(RECIPE, seed=5))
+    rng = np.random.default_rng(1)
+    for step in range(4):
+        ids = rng.integers(0, 96, (2, 18))
+
+        def drops(layer):
+            def mask(shape, rate, site):
+                array = dropout_mask(shape, rate, 5, step, 0, layer, site)
+                return None if array is None else torch.tensor(array)
+            hidden = (2 * 17, config.hidden_size)
+            return (mask((2, 4, 17, 17), config.attention_dropout, 0), mask(hidden, config.hidden_dropout, 1),
+                    mask(hidden, config.hidden_dropout, 2))
+
+        result = trainer.train_step(ids, ids)
+        # The last token predicts nothing: torch sees the 17 before it.
+        logits = reference(torch.tensor(ids[:, :-1]), drops)
+        loss = torch.nn.functional.cross_entropy(logits.reshape(-1, 96), torch.tensor(ids[:, 1:]).reshape(-1))
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(list(tensors.values()), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = result.learning_rate
+        optimizer.step()
+        assert result.loss == pytest.approx(loss.item(), rel=1e-4)
+        assert result.grad_norm == pytest.approx(norm.item(), rel=1e-4)
+    for parameter in model.get_parameters():
+        # Adam's first steps move a weight by ±lr whatever the gradient's size: compare where it is not noise.
+        difference = np.abs(parameter.asnumpy() - tensors[parameter.name].detach().numpy())
+        assert np.quantile(difference, 0.99) < 1e-5, parameter.name
+
+
+def test_evaluation_has_no_dropout_and_changes_nothing():
+    model = TeleChat(small_config(initializer_range=0.2, hidden_dropout=0.5, attention_dropout=0.5))
+    trainer = Trainer(model, RECIPE)
+    ids = np.random.default_rng(0).integers(0, 96, (2, 12))
+    before = {parameter.name: parameter.asnumpy().copy() for parameter in model.get_parameters()}
+    expected = TorchTeleChat(model.config.to_dict(), as_torch(model)).loss(torch.tensor(ids), torch.tensor(ids)).item()
+    assert trainer.evaluate([(ids, ids)]) == pytest.approx(expected, rel=1e-5)
+    assert all(np.array_equal(before[p.name], p.asnumpy()) for p in model.get_parameters())
+    assert trainer.train_step(ids, ids).loss != pytest.approx(expected, rel=1e-3), "training does drop"
+
+
+def test_masked_padding_is_as_if_it_were_not_there():
+    """Left pads that attention does not see: the loss and gradient of the sequence without them."""
+    rng = np.random.default_rng(0)
+    ids = rng.integers(4, 96, (1, 12))
+    padded, labels = np.full((1, 20), 3), np.full((1, 20), -100)
+    padded[:, 8:], labels[:, 9:] = ids, ids[:, 1:]
+
+    def step(inputs, targets, **fields):
+        model = TeleChat(small_config(initializer_range=0.2))
+        return Trainer(model, dataclasses.replace(RECIPE, **fields)).train_step(inputs, targets)
+
+    alone, masked, seen = step(ids, ids), step(padded, labels, mask_padding=True), step(padded, labels)
+    assert masked.loss == pytest.approx(alone.loss, rel=1e-5)
+    assert masked.grad_norm == pytest.approx(alone.grad_norm, rel=1e-4)
+    assert abs(seen.loss - alone.loss) > 1e-3
+
+
+def test_published_7b_trains_with_dropout(shared):
+    config = json.loads((shared / "data" / "telechat_7b.config.json").read_text())
+    assert (config["hidden_dropout"], config["attention_dropout"]) == (0.1, 0.1)
+
+
+def test_a_step_that_is_not_finite_is_skipped():
+    model = TeleChat(small_config())
+    trainer = Trainer(model, RECIPE)
+    ids = np.random.default_rng(0).integers(0, 96, (1, 12))
+    weight = model.transformer.ln_f.weight
+    weight.asnumpy()[3] = np.nan
+    before = [parameter.asnumpy().copy() for parameter in model.get_parameters()]
+    result = trainer.train_step(ids, ids)
+    assert result.skipped and trainer.step == 1 and trainer.optimizer.updates == 0
+    assert all(np.array_equal(a, p.asnumpy(), equal_nan=True) for a, p in zip(before, model.get_parameters()))
+    assert all(not tensor.asnumpy().any() for tensor in trainer.optimizer.state().values())
+    weight.asnumpy()[3] = 1.0
+    result = trainer.train_step(ids, ids)
+    assert not result.skipped and trainer.optimizer.updates == 1
+
+
+@pytest.mark.parametrize("ids, labels, words", [
+    (np.zeros((3, 4), int), np.zeros((3, 4), int), "micro_batches 2"),
+    (np.zeros((2, 4), int), np.zeros((2, 5), int), "labels have shape"),
+    (np.zeros((2, 1), int), np.zeros((2, 1), int), "at least 2"),
+    (np.full((2, 4), 96), np.zeros((2, 4), int), "token id 96"),
+    (np.zeros((2, 4), int), np.full((2, 4), 96), "label"),
+    (np.zeros((2, 4), int), np.full((2, 4), -1), "label"),
+])
+def test_wrong_batches_are_refused(ids, labels, words):
+    trainer = Trainer(TeleChat(small_config()), dataclasses.replace(RECIPE, micro_batches=2))
+    with pytest.raises(InputError, match=words):
+        trainer.train_step(ids, labels)
+    assert trainer.step == 0

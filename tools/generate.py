@@ -1,0 +1,124 @@
+"""Answer prompts or chat: python tools/generate.py --load_checkpoint DIR [--predict_data TEXT]"""
+
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from telechat.cli import ArgumentParser, run  # noqa: E402
+from telechat.errors import InputError  # noqa: E402
+
+
+def main():
+    arguments = parse_arguments()
+    if arguments.input_file and arguments.predict_data is not None:
+        raise InputError("give --predict_data or --input_file, not both")
+    if arguments.independent and not arguments.input_file:
+        raise InputError("--independent goes with --input_file")
+
+    from telechat.config import TeleChatConfig
+    from telechat.data.conversation import read_prompts
+    from telechat.generation.settings import GenerationSettings
+
+    # Everything that can be wrong with the input shows before the weights are read.
+    config = TeleChatConfig.from_pretrained(arguments.load_checkpoint)
+    settings = GenerationSettings.load(arguments.load_checkpoint, config)
+    questions = read_prompts(arguments.input_file) if arguments.input_file else []
+
+    from telechat.generation.generator import Generator
+    from telechat.generation.session import ChatSession, sampling_params
+    from telechat.model import TeleChat
+
+    model = TeleChat.from_pretrained(arguments.load_checkpoint, arguments.dtype)
+    batch_size = arguments.batch_size if arguments.independent else 1
+    generator = Generator(model, arguments.max_length or settings.max_length, batch_size)
+    params = sampling_params(settings, generator, max_new_tokens=arguments.max_new_tokens,
+                             temperature=arguments.temperature, top_k=arguments.top_k, top_p=arguments.top_p,
+                             repetition_penalty=arguments.repetition_penalty, seed=arguments.seed)
+    if arguments.predict_data is not None:
+        predict(generator, settings, params, arguments.predict_data)
+    elif arguments.independent:
+        answer_each(generator, settings, params, questions)
+    elif arguments.input_file:
+        session = ChatSession(generator, settings, params)
+        for question in questions:
+            print(f"> {question}")
+            show(session.ask(question))
+    else:
+        chat(ChatSession(generator, settings, params, honour_leading_marker=False))
+    return 0
+
+
+def parse_arguments():
+    parser = ArgumentParser(description="Answer prompts, or chat where neither --predict_data nor --input_file is "
+                                        "given. Defaults come from the checkpoint's generation_config.json.")
+    parser.add_argument("--load_checkpoint", required=True, help="checkpoint directory with its tokenizer")
+    parser.add_argument("--predict_data", help='one prompt, e.g. "<_user>生抽与老抽的区别？<_bot>"')
+    parser.add_argument("--input_file", help='lines of {"input": "…"}: the turns of one conversation')
+    parser.add_argument("--independent", action="store_true", help="the lines of --input_file are separate prompts")
+    parser.add_argument("--batch_size", type=int, default=4, help="prompts at a time with --independent")
+    parser.add_argument("--max_length", type=int, help="longest sequence, prompt and answer together")
+    parser.add_argument("--max_new_tokens", type=int, help="longest answer")
+    parser.add_argument("--temperature", type=float, help="0 takes the most likely token")
+    parser.add_argument("--top_k", type=int, help="only the k most likely tokens; 0 is off")
+    parser.add_argument("--top_p", type=float, help="only the most likely tokens that reach this probability")
+    parser.add_argument("--repetition_penalty", type=float, help="1 is off")
+    parser.add_argument("--seed", type=int, help="of the random draws")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32",
+                        help="of the weights in memory; bfloat16 on Ascend")
+    return parser.parse_args()
+
+
+def predict(generator, settings, params, text):
+    """Answer one prompt whose control tokens are honoured."""
+    from telechat.generation.chat import parse_prompt
+    from telechat.generation.session import stream_text
+
+    prompt = parse_prompt(settings.tokenizer, text, settings.chat_format)
+    show(stream_text(generator, settings.tokenizer, prompt, params))
+
+
+def answer_each(generator, settings, params, questions):
+    """Answer separate prompts, several at a time, and print them in order."""
+    from telechat.generation.chat import parse_prompt
+
+    prompts = [parse_prompt(settings.tokenizer, question, settings.chat_format) for question in questions]
+    for question, answer in zip(questions, generator.generate(prompts, params)):
+        print(f"> {question}\n{settings.tokenizer.decode(answer, skip_control_tokens=True)}\n", flush=True)
+
+
+def show(pieces):
+    """Print text as it comes, then end the line; Ctrl-C ends the answer, not the program."""
+    try:
+        for piece in pieces:
+            print(piece, end="", flush=True)
+    except KeyboardInterrupt:
+        print(" [stopped]", end="")
+    finally:
+        pieces.close()
+    print("\n", flush=True)
+
+
+def chat(session):
+    """Multi-turn chat on the terminal."""
+    print("Type a question; /clear starts a new conversation, /exit ends.", flush=True)
+    while True:
+        try:
+            question = input("> ").strip()
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return
+        if question == "/exit":
+            return
+        if question == "/clear":
+            session.clear()
+            print("cleared\n", flush=True)
+        elif question:
+            try:
+                show(session.ask(question))
+            except InputError as error:
+                print(f"error: {error}\n", flush=True)
+
+
+if __name__ == "__main__":
+    run(main)

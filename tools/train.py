@@ -1,0 +1,44 @@
+"""Fine-tune a TeleChat model: python tools/train.py --config configs/finetune_12b.yaml …"""
+
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from telechat.cli import ArgumentParser, run  # noqa: E402
+
+
+def main():
+    parser = ArgumentParser(description="Fine-tune a TeleChat model, or train one from scratch.")
+    parser.add_argument("--config", required=True, help="YAML file of the run")
+    parser.add_argument("--train_dataset", help="directory written by tools/preprocess.py")
+    parser.add_argument("--load_checkpoint", help="checkpoint directory to start from")
+    parser.add_argument("--output_dir", help="where checkpoints, metrics and curves go")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in output_dir")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="any key of the YAML file")
+    arguments = parser.parse_args()
+
+    # Flags win over the file, and are not parsed as YAML: a path may look like a number.
+    from telechat.training.run_config import RunConfig
+    flags = {name: getattr(arguments, name) for name in ("train_dataset", "load_checkpoint", "output_dir")
+             if getattr(arguments, name) is not None}
+    config = RunConfig.load(arguments.config, arguments.overrides, flags)
+
+    from telechat.training.run import Diverged, TrainingRun
+    training = TrainingRun(config, resume=arguments.resume)
+    print("\n".join(training.describe()), flush=True)
+    try:
+        path, finished = training.run()
+    except Diverged as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"checkpoint: {path}\nmetrics:    {config.output_dir}/metrics.jsonl\ncurves:     {config.output_dir}/loss.png")
+    if finished:
+        print(f"next:       python tools/generate.py --load_checkpoint {config.output_dir}/final")
+    else:
+        print("next:       the same command with --resume")
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)
