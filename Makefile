@@ -24,7 +24,8 @@ demo: .venv/installed
 	    --output_path demo/data --vocab_file_path samples/tokenizer.model --max_length 160
 	$(BIN)/python tools/train.py --config configs/demo.yaml --train_dataset demo/data \
 	    --output_dir demo/run tokenizer=samples/tokenizer.model
-	$(BIN)/python tools/generate.py --load_checkpoint demo/run/final --input_file samples/questions.jsonl
+	$(BIN)/python tools/generate.py --load_checkpoint demo/run/final \
+	    --input_file samples/questions.jsonl --independent --batch_size 1
 	cp demo/run/loss.png demo/loss.png
 	@echo "data demo/data, checkpoint demo/run/final, metrics demo/run/metrics.jsonl, curves demo/loss.png"
 	@echo "chat with it: $(BIN)/python tools/generate.py --load_checkpoint demo/run/final"

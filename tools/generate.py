@@ -56,7 +56,7 @@ def parse_arguments():
     parser.add_argument("--predict_data", help='one prompt, e.g. "<_user>生抽与老抽的区别？<_bot>"')
     parser.add_argument("--input_file", help='lines of {"input": "…"}: the turns of one conversation')
     parser.add_argument("--independent", action="store_true", help="the lines of --input_file are separate prompts")
-    parser.add_argument("--batch_size", type=int, default=4, help="prompts at a time with --independent")
+    parser.add_argument("--batch_size", type=int, default=4, help="prompts at a time with --independent; 1 streams them")
     parser.add_argument("--max_length", type=int, help="longest sequence, prompt and answer together")
     parser.add_argument("--max_new_tokens", type=int, help="longest answer")
     parser.add_argument("--temperature", type=float, help="0 takes the most likely token")
@@ -79,10 +79,16 @@ def predict(generator, settings, params, text):
 
 
 def answer_each(generator, settings, params, questions):
-    """Answer separate prompts, several at a time, and print them in order."""
+    """Answer separate prompts and print them in order: streamed one at a time, or several at once."""
     from telechat.generation.chat import parse_prompt
+    from telechat.generation.session import stream_text
 
     prompts = [parse_prompt(settings.tokenizer, question, settings.chat_format) for question in questions]
+    if generator.batch_size == 1:
+        for question, prompt in zip(questions, prompts):
+            print(f"> {question}")
+            show(stream_text(generator, settings.tokenizer, prompt, params))
+        return
     for question, answer in zip(questions, generator.generate(prompts, params)):
         print(f"> {question}\n{settings.tokenizer.decode(answer, skip_control_tokens=True)}\n", flush=True)
 

@@ -3,7 +3,7 @@
 import math
 
 from telechat.checkpoint.layout import parameter_shapes
-from telechat.training.step import HEAD_ROWS
+from telechat.training.step import head_rows
 
 
 def expected_memory(model, run, sequence_length):
@@ -28,7 +28,7 @@ def expected_memory(model, run, sequence_length):
     kept = 4 * model.hidden_size + 2 * model.num_key_value_heads * model.head_dim + 2 * model.ffn_hidden_size
     activations = rows * kept * model.n_layer * width
     scores = 3 * rows * sequence_length * model.n_head * 4
-    logits = 3 * min(HEAD_ROWS, rows) * model.vocab_size * 4
+    logits = 3 * head_rows(rows, model.vocab_size) * model.vocab_size * 4
     total = states + activations + scores + logits
     return total, (f"weights and optimizer {states / 1e9:.2f}, activations {(activations + scores) / 1e9:.2f}, "
                    f"logits {logits / 1e9:.2f}")

@@ -8,8 +8,15 @@ from telechat.nn.dropout import dropout_mask
 from telechat.nn.positions import causal_mask, sequence_tables
 from telechat.training.graphs import Accumulate, BlockBackward, BlockForward, Embed, HeadLoss
 
-# Rows of logits made at a time; a chunk of the head's products is large enough to be efficient.
-HEAD_ROWS = 256
+# Logits made at a time, as rows × vocabulary: 16 MB in float32, so that a chunk stays near the caches
+# while its products are still large; and the fewest rows of a chunk.
+HEAD_LOGITS = 2 ** 22
+HEAD_ROWS = 64
+
+
+def head_rows(rows, vocab_size):
+    """How many of ``rows`` rows of logits are made at a time."""
+    return min(max(HEAD_LOGITS // vocab_size // HEAD_ROWS, 1) * HEAD_ROWS, rows)
 
 
 class LossAndGradients:
@@ -37,7 +44,7 @@ class LossAndGradients:
     def loss(self, input_ids, labels, token_weight):
         """Loss without dropout and without gradients; arguments as in `__call__`."""
         x, _ = self._forward(input_ids, self._tables(input_ids), lambda layer: (None, None, None), None, keep=False)
-        return sum(self.head_loss(x, *chunk, *self._head_weights()) for chunk in _chunks(labels, token_weight))
+        return sum(self.head_loss(x, *chunk, *self._head_weights()) for chunk in self._chunks(labels, token_weight))
 
     def __call__(self, input_ids, labels, token_weight, step=0, micro_batch=0):
         """Weighted loss and its gradients.
@@ -94,7 +101,7 @@ class LossAndGradients:
 
     def _head(self, x, labels, token_weight):
         loss, gradients = None, None
-        for chunk in _chunks(labels, token_weight):
+        for chunk in self._chunks(labels, token_weight):
             chunk_loss, *chunk_gradients = self.head_loss.backward(x, *chunk, *self._head_weights())
             if gradients is None:
                 loss, gradients = chunk_loss, chunk_gradients
@@ -131,20 +138,19 @@ class LossAndGradients:
         mask = dropout_mask(shape, rate, self.seed, step, micro_batch, layer, site)
         return None if mask is None else Tensor(mask)
 
+    def _chunks(self, labels, token_weight):
+        """The counted rows of ``labels`` in chunks of one fixed size, filled up with rows of weight 0."""
+        flat = labels.reshape(-1)
+        size = head_rows(flat.size, self.config.vocab_size)
+        counted = np.flatnonzero(flat >= 0).astype(np.int32)
+        for start in range(0, max(len(counted), 1), size):
+            chosen = counted[start:start + size]
+            rows, chunk_labels = np.zeros(size, np.int32), np.zeros(size, np.int32)
+            weights = np.zeros(size, np.float32)
+            rows[:len(chosen)], chunk_labels[:len(chosen)] = chosen, flat[chosen]
+            weights[:len(chosen)] = token_weight
+            yield Tensor(rows), Tensor(chunk_labels), Tensor(weights)
+
 
 def _data(parameters):
     return [None if parameter is None else parameter.data for parameter in parameters]
-
-
-def _chunks(labels, token_weight):
-    """The counted rows of ``labels`` in chunks of one fixed size, filled up with rows of weight 0."""
-    flat = labels.reshape(-1)
-    size = min(HEAD_ROWS, flat.size)
-    counted = np.flatnonzero(flat >= 0).astype(np.int32)
-    for start in range(0, max(len(counted), 1), size):
-        chosen = counted[start:start + size]
-        rows, chunk_labels = np.zeros(size, np.int32), np.zeros(size, np.int32)
-        weights = np.zeros(size, np.float32)
-        rows[:len(chosen)], chunk_labels[:len(chosen)] = chosen, flat[chosen]
-        weights[:len(chosen)] = token_weight
-        yield Tensor(rows), Tensor(chunk_labels), Tensor(weights)
