@@ -14,6 +14,10 @@ class ArgumentParser(argparse.ArgumentParser):
         kwargs.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
         super().__init__(*args, **kwargs)
 
+    def error(self, message):
+        """One sentence, as for any other bad input."""
+        self.exit(2, f"error: {message}; {self.prog} --help lists the flags\n")
+
 
 def run(main):
     """Run ``main()`` and exit: 0, or its return value, or 2 with one sentence on bad input."""

@@ -16,7 +16,7 @@ def main():
     parser.add_argument("--output_dir", help="where checkpoints, metrics and curves go")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in output_dir")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="any key of the YAML file")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()  # key=value may stand between flags
 
     # Flags win over the file, and are not parsed as YAML: a path may look like a number.
     from telechat.training.run_config import RunConfig

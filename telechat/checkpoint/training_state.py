@@ -54,7 +54,7 @@ def save_training_checkpoint(output_dir, trainer, info, tokenizer=None, keep=2):
         shutil.rmtree(path, ignore_errors=True)
         os.rename(partial, path)
         _flush(output_dir, deep=False)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, InputError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"checkpoint {path} cannot be written ({reason}); "

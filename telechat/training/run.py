@@ -120,13 +120,12 @@ class TrainingRun:
             InputError: a checkpoint cannot be written.
         """
         config = self.config
-        os.makedirs(config.output_dir, exist_ok=True)
-        model = self._model()
-        trainer = Trainer(model, config.train)
+        trainer = Trainer(self._model(), config.train)
         info = {"seed": config.train.seed, "batch_size": config.batch_size, "data": self._data_identity()}
         if self.checkpoint:
             restore(self.checkpoint, trainer, info)
             print(f"resumed at step {trainer.step} from {self.checkpoint}", flush=True)
+        os.makedirs(config.output_dir, exist_ok=True)
         with open(os.path.join(config.output_dir, "run.yaml"), "w", encoding="utf-8") as file:
             yaml.safe_dump(config.to_dict(), file, sort_keys=False, allow_unicode=True)
         report = Report(config.output_dir, config.train.total_steps, trainer.step)

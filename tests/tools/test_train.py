@@ -159,6 +159,21 @@ def test_a_run_that_diverges_stops(dataset, tool, tmp_path):
     assert "2 steps in a row" in result.stderr and "Traceback" not in result.stderr
 
 
+def test_a_full_disk_loses_no_earlier_checkpoint(dataset, tool, tmp_path):
+    """A limit on file sizes stands in for the disk: the second run's checkpoint does not fit."""
+    output = tmp_path / "run"
+    assert tool("train.py", *arguments(dataset, output, "total_steps=2")).returncode == 0
+    before = (output / "final" / "model.safetensors").read_bytes()
+    limit = f"import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({len(before) // 2},) * 2); " \
+            f"sys.argv[0] = {str(ROOT / 'tools/train.py')!r}; runpy.run_path(sys.argv[0], run_name='__main__')"
+    result = subprocess.run([sys.executable, "-c", limit, *map(str, arguments(dataset, output, "total_steps=4", "--resume"))],
+                            capture_output=True, text=True, cwd=tmp_path)
+    assert_refused(result, "checkpoint-000004", "File too large")
+    assert sorted(path.name for path in output.iterdir() if "checkpoint" in path.name) == ["checkpoint-000002"]
+    assert (output / "final" / "model.safetensors").read_bytes() == before
+    assert tool("train.py", *arguments(dataset, output, "total_steps=4", "--resume")).returncode == 0
+
+
 @pytest.mark.parametrize("change, words", [
     (["sequence_length=128"], ["160", "128"]),
     (["model.vocab_size=100"], ["1664", "100"]),
@@ -171,6 +186,7 @@ def test_a_run_that_diverges_stops(dataset, tool, tmp_path):
     (["tokenizer=absent"], ["absent"]),
     (["--output_dir", "/proc/none"], ["/proc"]),
     (["--train_dataset", "absent"], ["absent"]),
+    (["--outptu_dir", "x"], ["--outptu_dir"]),
 ])
 def test_bad_input_is_refused_before_anything_is_written(dataset, tool, tmp_path, change, words):
     output = tmp_path / "run"
@@ -186,7 +202,7 @@ def test_truncated_checkpoint_and_other_architecture_are_refused(reference, data
     content = (damaged / "model.safetensors").read_bytes()
     (damaged / "model.safetensors").write_bytes(content[:len(content) // 2])
     run = ["--load_checkpoint", damaged, "sequence_length=null", "tokenizer=null"]
-    assert_refused(tool("train.py", *arguments(dataset, tmp_path / "run", *run)), "vocab")
+    assert_refused(tool("train.py", *arguments(dataset, tmp_path / "run", *run)), "1664 tokens", "embedding")
     config = json.loads((damaged / "config.json").read_text())
     config["vocab_size"] = 1664  # a file for another vocabulary, so that the data fits
     (damaged / "config.json").write_text(json.dumps(config))
