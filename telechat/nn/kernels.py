@@ -117,7 +117,7 @@ def token_cross_entropy(logits, labels, weights):
     index = ops.stack((rows, labels), -1)
     losses = ops.log(total).reshape(-1) - ops.gather_nd(shifted, index)
     gradient = exponentials * (weights.reshape(-1, 1) / total)
-    gradient = ops.tensor_scatter_sub(gradient, index, weights)
+    gradient = ops.tensor_scatter_add(gradient, index, -weights)
     return (losses * weights).sum(), gradient
 
 
