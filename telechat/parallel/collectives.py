@@ -1,9 +1,7 @@
 """Collectives between the ranks of a `Group`, with the gradients that parallel layers need.
 
-The one place besides nn/kernels.py that asks which device runs it. On Ascend everything is the native
-primitive. In a compiled graph on CPU only the sum of float32 and float16 exists, so the rest is built
-from it: bfloat16 in float32, a gather as the sum of tensors that are zero outside each rank's own
-slot, a maximum as a local one over a gather. Results and gradients are the same.
+The one place besides nn/kernels.py that asks which device runs it: on Ascend everything is the native
+primitive, on CPU what that lacks is built in cpu_collectives.py, with the same results and gradients.
 
 Cells are for compiled graphs (and work outside them); the functions at the end are for outside only.
 The gradients are written out because the built-in one of AllReduce is AllReduce, which counts the
@@ -16,11 +14,17 @@ import typing
 
 import mindspore as ms
 from mindspore import Tensor, mint, nn, ops
-from mindspore.ops import ReduceOp
-from mindspore.ops.auto_generate import DistCommIrecv, DistCommIsend
+from mindspore.ops import ReduceOp, auto_generate
 
-_isend = DistCommIsend()
-_irecv = DistCommIrecv()
+from telechat.parallel import cpu_collectives as cpu
+
+_isend = auto_generate.DistCommIsend()
+_irecv = auto_generate.DistCommIrecv()
+_all_reduce = auto_generate.DistCommAllReduce()
+_all_gather = auto_generate.DistCommAllGather()
+_all_gather_into_tensor = auto_generate.DistCommAllGatherIntoTensor()
+_reduce_scatter = auto_generate.DistCommReduceScatterTensor()
+_broadcast = auto_generate.DistCommBroadcast()
 
 
 def is_native():
@@ -28,77 +32,8 @@ def is_native():
     return ms.get_context("device_target") != "CPU"
 
 
-# ---- What compiled graphs are made of: the primitives, or their equivalents on CPU.
-
-
-class _InFloat32(nn.Cell):
-    """``operation``, with bfloat16 done in float32."""
-
-    def __init__(self, operation):
-        super().__init__()
-        self.operation = operation
-
-    def construct(self, x):
-        if x.dtype == ms.bfloat16:
-            return self.operation(x.astype(ms.float32)).astype(x.dtype)
-        return self.operation(x)
-
-
-class _Gather(nn.Cell):
-    """AllGather along axis 0. Exact, infinities and NaN included: every element is added to zeros only."""
-
-    def __init__(self, group):
-        super().__init__()
-        self.sum = ops.AllReduce(ReduceOp.SUM, group.name)
-        self.before = group.rank
-        self.after = group.size - 1 - group.rank
-
-    def construct(self, x):
-        zeros = ops.zeros_like(x)
-        return self.sum(ops.concat((zeros,) * self.before + (x,) + (zeros,) * self.after, 0))
-
-
-class _OwnRows(nn.Cell):
-    """The slice along axis 0 that belongs to this rank; no communication."""
-
-    def __init__(self, group):
-        super().__init__()
-        self.rank = group.rank
-        self.size = group.size
-
-    def construct(self, x):
-        if x.shape[0] % self.size != 0:
-            raise ValueError(f"{x.shape[0]} rows cannot be cut into {self.size} equal parts")
-        rows = x.shape[0] // self.size
-        return x[self.rank * rows:(self.rank + 1) * rows]
-
-
-class _Scatter(nn.Cell):
-    """ReduceScatter SUM along axis 0."""
-
-    def __init__(self, group):
-        super().__init__()
-        self.sum = ops.AllReduce(ReduceOp.SUM, group.name)
-        self.own_rows = _OwnRows(group)
-
-    def construct(self, x):
-        return self.own_rows(self.sum(x))
-
-
-class _Max(nn.Cell):
-    """AllReduce MAX: the maximum over a gather, so that any values are right, negative ones included."""
-
-    def __init__(self, group):
-        super().__init__()
-        self.gather = _Gather(group)
-        self.max = ops.ReduceMax()
-
-    def construct(self, x):
-        return self.max(self.gather(x.reshape((1,) + x.shape)), 0)
-
-
 class _Operations(typing.NamedTuple):
-    """What the ranks of a group do with each other, each x → y."""
+    """What the ranks of a group do with each other in a compiled graph, each x → y."""
 
     sum: typing.Callable
     max: typing.Callable
@@ -113,9 +48,10 @@ def _operations(group, native):
         return _Operations(*(nn.Identity() for _ in _Operations._fields))
     if is_native() if native is None else native:
         return _Operations(ops.AllReduce(ReduceOp.SUM, group.name), ops.AllReduce(ReduceOp.MAX, group.name),
-                           ops.AllGather(group.name), ops.ReduceScatter(ReduceOp.SUM, group.name), _OwnRows(group))
-    return _Operations(*map(_InFloat32, (ops.AllReduce(ReduceOp.SUM, group.name), _Max(group), _Gather(group),
-                                         _Scatter(group), _OwnRows(group))))
+                           ops.AllGather(group.name), ops.ReduceScatter(ReduceOp.SUM, group.name),
+                           cpu.OwnRows(group))
+    return _Operations(*map(cpu.InFloat32, (ops.AllReduce(ReduceOp.SUM, group.name), cpu.Max(group),
+                                            cpu.Gather(group), cpu.Scatter(group), cpu.OwnRows(group))))
 
 
 # ---- For compiled graphs: float32, float16 or bfloat16 of any rank; cut along axis 0.
@@ -227,15 +163,16 @@ class AllReduceMax(_Detached):
         super().__init__(_operations(group, native).max)
 
 
-# ---- Outside compiled graphs.
+# ---- Outside compiled graphs: float32, float16, bfloat16, int32 or int64. The argument is never changed;
+# in a group of one the result is the argument itself.
 
 
 def all_reduce(tensor, group):
-    """The sum of ``tensor`` over the ranks, a new Tensor; any float dtype, int32 or int64."""
+    """The sum of ``tensor`` over the ranks."""
     if group.size == 1:
         return tensor
     result = tensor.copy()
-    mint.distributed.all_reduce(result, group=group.name)
+    _all_reduce(result, ReduceOp.SUM, group.name, False)
     return result
 
 
@@ -244,11 +181,11 @@ def all_gather_rows(tensor, group):
     if group.size == 1:
         return tensor
     if is_native():
-        result = mint.empty((tensor.shape[0] * group.size, *tensor.shape[1:]), dtype=tensor.dtype)
-        mint.distributed.all_gather_into_tensor(result, tensor, group=group.name)
+        result = mint.empty((tensor.shape[0] * group.size,) + tensor.shape[1:], dtype=tensor.dtype)
+        _all_gather_into_tensor(result, tensor, group.size, group.name, False)
         return result
-    parts = [ops.zeros_like(tensor) for _ in group.ranks]
-    mint.distributed.all_gather(parts, tensor, group=group.name)
+    parts = [mint.empty(tensor.shape, dtype=tensor.dtype) for _ in group.ranks]
+    _all_gather(parts, tensor, group.size, group.name, False)
     return ops.concat(parts, 0)
 
 
@@ -260,18 +197,18 @@ def reduce_scatter_rows(tensor, group):
         raise ValueError(f"{tensor.shape[0]} rows cannot be cut into {group.size} equal parts")
     rows = tensor.shape[0] // group.size
     if is_native():
-        result = mint.empty((rows, *tensor.shape[1:]), dtype=tensor.dtype)
-        mint.distributed.reduce_scatter_tensor(result, tensor, group=group.name)
+        result = mint.empty((rows,) + tensor.shape[1:], dtype=tensor.dtype)
+        _reduce_scatter(result, tensor, group.size, ReduceOp.SUM, group.name, False)
         return result
     return all_reduce(tensor, group)[group.rank * rows:(group.rank + 1) * rows]
 
 
 def broadcast(tensor, source, group):
-    """The ``tensor`` of the rank at place ``source`` of the group; shape and dtype equal on all."""
+    """The ``tensor`` of the rank at place ``source`` of the group; shape and dtype equal on all ranks."""
     if group.size == 1:
         return tensor
     result = tensor.copy()
-    mint.distributed.broadcast(result, group.ranks[source], group=group.name)
+    _broadcast(result, source, group.rank, group.name, False)
     return result
 
 
@@ -284,40 +221,46 @@ class Sending:
 
     def wait(self):
         """Return when the tensor may be changed."""
-        if self.handle is not None:
-            self.handle.wait()
-        self.tensor = self.handle = None
-
-
-def _channel(group, sender, receiver):
-    """Messages to lower ranks go through the group's return group, if it has one (mesh.py says why)."""
-    return group.return_name if group.return_name and receiver < sender else group.name
+        self.handle.wait()
+        self.tensor = None
 
 
 def send(tensor, peer, group):
     """Start sending ``tensor`` to the rank at place ``peer`` of the group; returns a `Sending`.
 
-    Never waits for the receiver, so two ranks may send to each other before they receive, and several
-    messages may be under way: they arrive in the order sent. On CPU everything between two ranks
-    arrives in one order, collectives included and whatever the group: receive a message before the
-    next collective that both ranks take part in, or the collective silently takes it for its own.
+    Never waits for the receiver: two ranks may send to each other before they receive, and several
+    messages may be under way; they arrive in the order sent. On CPU everything between two ranks
+    arrives in one order, collectives included and whatever the group: a message must be received
+    before the next collective that both ranks take part in, which would take it for its own.
     """
-    handle = _handle(_isend(tensor, peer, _channel(group, group.rank, peer), 0))
+    sending = Sending(tensor, _handle(_start_send(tensor, peer, group)))
     if not is_native():
-        # Copied and queued by now; waiting keeps it ahead of a compiled graph's collectives.
-        handle.wait()
-        handle = None
-    return Sending(tensor, handle)
+        # The message is copied and queued by then, ahead of any collective of a compiled graph.
+        sending.handle.wait()
+    return sending
 
 
 def receive(shape, dtype, peer, group):
-    """The next tensor from the rank at place ``peer`` of the group; shape and dtype as it was sent.
+    """The next tensor from the rank at place ``peer`` of the group, of the shape and dtype it was sent in.
 
-    Waits for it; a peer that never sends is noticed only by msrun.
+    Waits for it. A peer that has died never answers: msrun then ends this process.
     """
     result = mint.empty(tuple(shape), dtype=dtype)
-    _handle(_irecv(result, 0, peer, _channel(group, peer, group.rank))).wait()
+    _handle(_start_receive(result, peer, group)).wait()
     return result
+
+
+def _start_send(tensor, peer, group):
+    return _isend(tensor, peer, _channel(group, group.rank, peer), 0)
+
+
+def _start_receive(result, peer, group):
+    return _irecv(result, 0, peer, _channel(group, peer, group.rank))
+
+
+def _channel(group, sender, receiver):
+    """Messages to lower ranks go through the group's return group, if it has one (mesh.py says why)."""
+    return group.return_name if group.return_name and receiver < sender else group.name
 
 
 def _handle(outputs):
@@ -333,7 +276,7 @@ def barrier(group):
 
 
 def gather_objects(value, group):
-    """The small picklable ``value`` of every rank, as a list in rank order."""
+    """The ``value`` of every rank, as a list in rank order: numbers, strings, lists, dicts; small ones."""
     if group.size == 1:
         return [value]
     values = [None] * group.size

@@ -1,5 +1,7 @@
 """The fixture that runs a script in several processes under MindSpore's own msrun."""
 
+import functools
+import itertools
 import os
 import pathlib
 import socket
@@ -59,60 +61,76 @@ def describe_failure(log_directory, worker_count, headline):
     return "\n".join([f"{headline}; the end of rank {rank}'s log:", *lines])
 
 
+def run_job(directory, worker_count, script, *arguments, timeout=120, check=True, environment=None):
+    """Run ``script`` in ``worker_count`` processes under msrun, wait for their end, return a `Job`.
+
+    Args:
+        directory (pathlib.Path): where it runs; must exist. Results and logs end up here.
+        script: a name in tests/distributed/scripts, or an absolute path.
+        arguments: the script's; turned into strings.
+        timeout (float): seconds after which all is killed and the test fails.
+        check (bool): whether a job that fails fails the test, with the end of the log that matters.
+        environment (dict): variables to add.
+    """
+    path = pathlib.Path(script)
+    if not path.is_absolute():
+        path = SCRIPTS / path
+    log_directory = next(folder for folder in (directory / f"log_{i}" for i in itertools.count())
+                         if not folder.exists())
+    command = [
+        sys.executable, "-m", "mindspore.parallel.cluster.run", f"--worker_num={worker_count}",
+        f"--local_worker_num={worker_count}", f"--master_port={free_port()}", f"--log_dir={log_directory}",
+        "--join=True", f"--tail_worker_log={worker_count}",  # a rank that is not there: show none
+        str(path), *map(str, arguments)]
+    with open(directory / "msrun.log", "w") as console:
+        process = subprocess.Popen(command, cwd=directory, env=job_environment(environment or {}),
+                                   stdin=subprocess.DEVNULL, stdout=console, stderr=subprocess.STDOUT)
+        try:
+            exit_code = process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            exit_code = None
+        finally:
+            kill_tree(process.pid)
+            process.wait()
+    logs = []
+    for rank in range(worker_count):
+        log = log_directory / f"worker_{rank}.log"
+        logs.append(log.read_text(errors="replace") if log.exists() else "")
+    failure = ""
+    if exit_code != 0:
+        how = f"not done after {timeout} s" if exit_code is None else f"msrun ended with status {exit_code}"
+        failure = describe_failure(log_directory, worker_count, how)
+    if failure and (check or exit_code is None):
+        pytest.fail(failure, pytrace=False)
+    return Job(exit_code, logs, failure)
+
+
+def job_environment(additions):
+    """This process's environment, made fit for a job of its own."""
+    variables = dict(os.environ)
+    # Left-overs of an outer job would make the workers believe that they belong to it.
+    for name in ("RANK_ID", "RANK_SIZE", "MS_ROLE", "MS_NODE_ID", "MS_WORKER_NUM", "DEVICE_ID"):
+        variables.pop(name, None)
+    return {
+        **variables,
+        # msrun starts `python` from PATH.
+        "PATH": f"{pathlib.Path(sys.executable).parent}{os.pathsep}{variables.get('PATH', '')}",
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{variables.get('PYTHONPATH', '')}".rstrip(os.pathsep),
+        "MS_NODE_TIMEOUT": "5",  # a dead worker ends the job in 20 s instead of 50
+        "GLOG_v": "3",  # MindSpore's own logs: errors only
+        **additions}
+
+
 @pytest.fixture
 def msrun(tmp_path):
-    """msrun(worker_count, script, *arguments, timeout=120, check=True, environment={}) → `Job`.
+    """msrun(worker_count, script, *arguments, timeout=120, check=True, environment=None) → `Job`.
 
-    Runs ``script`` (a name in tests/distributed/scripts, or any path) in ``tmp_path`` in
-    ``worker_count`` processes and waits for their end. A job that fails fails the test, with the end
-    of the log that matters, unless ``check`` is False; one that is not done after ``timeout`` seconds
-    is killed and always fails the test. ``environment`` adds variables.
+    `run_job` in the test's ``tmp_path``.
     """
-    jobs = []
+    return functools.partial(run_job, tmp_path)
 
-    def call(worker_count, script, *arguments, timeout=120, check=True, environment=None):
-        log_directory = tmp_path / f"log_{len(jobs)}"
-        jobs.append(log_directory)
-        path = pathlib.Path(script)
-        if not path.is_absolute():
-            path = SCRIPTS / path
-        binaries = pathlib.Path(sys.executable).parent
-        variables = dict(os.environ)
-        # Left-overs of an outer job would make the workers believe that they belong to it.
-        for name in ("RANK_ID", "RANK_SIZE", "MS_ROLE", "MS_NODE_ID", "DEVICE_ID"):
-            variables.pop(name, None)
-        variables.update({
-            "PATH": f"{binaries}{os.pathsep}{variables.get('PATH', '')}",  # msrun starts `python` from PATH
-            "PYTHONPATH": f"{ROOT}{os.pathsep}{variables.get('PYTHONPATH', '')}".rstrip(os.pathsep),
-            "MS_NODE_TIMEOUT": "5",  # a dead worker ends the job in 20 s instead of 50
-            "GLOG_v": "3",  # MindSpore's own logs: errors only
-            **(environment or {})})
-        command = [
-            sys.executable, "-m", "mindspore.parallel.cluster.run", f"--worker_num={worker_count}",
-            f"--local_worker_num={worker_count}", f"--master_port={free_port()}", f"--log_dir={log_directory}",
-            "--join=True", f"--tail_worker_log={worker_count}",  # a rank that is not there: show none
-            str(path), *map(str, arguments)]
-        with open(tmp_path / "msrun.log", "w") as console:
-            process = subprocess.Popen(command, cwd=tmp_path, env=variables, stdin=subprocess.DEVNULL,
-                                       stdout=console, stderr=subprocess.STDOUT)
-            try:
-                exit_code = process.wait(timeout)
-            except subprocess.TimeoutExpired:
-                exit_code = None
-            finally:
-                kill_tree(process.pid)
-                process.wait()
-        logs = []
-        for rank in range(worker_count):
-            log = log_directory / f"worker_{rank}.log"
-            logs.append(log.read_text(errors="replace") if log.exists() else "")
-        if exit_code is None:
-            pytest.fail(describe_failure(log_directory, worker_count, f"not done after {timeout} s"), pytrace=False)
-        failure = ""
-        if exit_code != 0:
-            failure = describe_failure(log_directory, worker_count, f"msrun ended with status {exit_code}")
-        if failure and check:
-            pytest.fail(failure, pytrace=False)
-        return Job(exit_code, logs, failure)
 
-    return call
+@pytest.fixture(scope="session")
+def msrun_in():
+    """`run_job` itself, for a fixture that runs one job for many tests."""
+    return run_job
