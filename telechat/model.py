@@ -6,6 +6,7 @@ config: tied head, biases, rotary tables, and the muP multipliers of embeddings 
 """
 
 import functools
+import zlib
 
 import mindspore as ms
 import numpy as np
@@ -54,7 +55,7 @@ class TeleChat(nn.Cell):
         self.config = config
         self.dtype = as_dtype(dtype)
         self.compute_dtype = kernels.compute_dtype(self.dtype)
-        tensors = tensors or functools.partial(initial_tensor, config, np.random.default_rng(seed))
+        tensors = tensors or functools.partial(initial_tensor, config, seed)
 
         def make(name, shape):
             # A parameter takes its name from the cells it sits in; Parameter copies the array once.
@@ -144,12 +145,16 @@ class TeleChat(nn.Cell):
         write_checkpoint(directory, self.config, tensors)
 
 
-def initial_tensor(config, random, name, shape):
-    """A new weight: ones for norms, zeros for biases, else normal with ``initializer_range``; float32."""
+def initial_tensor(config, seed, name, shape):
+    """A new weight: ones for norms, zeros for biases, else normal with ``initializer_range``; float32.
+
+    A function of seed and name, so that any process can make any parameter.
+    """
     if name.endswith("bias"):
         return np.zeros(shape, np.float32)
     if len(shape) == 1:
         return np.ones(shape, np.float32)
+    random = np.random.default_rng([seed, zlib.crc32(name.encode())])
     return random.standard_normal(shape, np.float32) * np.float32(config.initializer_range)
 
 

@@ -1,6 +1,8 @@
 """Answer prompts or chat: python tools/generate.py --load_checkpoint DIR [--predict_data TEXT]"""
 
 import pathlib
+import secrets
+import signal
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
@@ -27,26 +29,41 @@ def main():
 
     from telechat.generation.generator import Generator
     from telechat.generation.session import ChatSession, sampling_params
-    from telechat.model import TeleChat
+    from telechat.parallel.mesh import Mesh
+    from telechat.parallel.parallel_config import ParallelConfig, process_count
 
-    model = TeleChat.from_pretrained(arguments.load_checkpoint, arguments.dtype)
+    # Under msrun every process computes; the first one reads and prints.
+    parallel = ParallelConfig(tensor=process_count())
+    mesh = Mesh.create(parallel)
+    terminal = Terminal(mesh.world)
+    model = load(arguments.load_checkpoint, arguments.dtype, mesh, parallel)
     batch_size = arguments.batch_size if arguments.independent else 1
     generator = Generator(model, arguments.max_length or settings.max_length, batch_size)
+    seed = terminal.share(arguments.seed if arguments.seed is not None else secrets.randbits(32))
     params = sampling_params(settings, generator, max_new_tokens=arguments.max_new_tokens,
                              temperature=arguments.temperature, top_k=arguments.top_k, top_p=arguments.top_p,
-                             repetition_penalty=arguments.repetition_penalty, seed=arguments.seed)
+                             repetition_penalty=arguments.repetition_penalty, seed=seed)
     if arguments.predict_data is not None:
-        predict(generator, settings, params, arguments.predict_data)
+        predict(terminal, generator, settings, params, arguments.predict_data)
     elif arguments.independent:
-        answer_each(generator, settings, params, questions)
+        answer_each(terminal, generator, settings, params, questions)
     elif arguments.input_file:
         session = ChatSession(generator, settings, params)
         for question in questions:
-            print(f"> {question}")
-            show(session.ask(question))
+            terminal.print(f"> {question}")
+            terminal.show(session.ask(question))
     else:
-        chat(ChatSession(generator, settings, params, honour_leading_marker=False))
+        chat(terminal, ChatSession(generator, settings, params, honour_leading_marker=False))
     return 0
+
+
+def load(directory, dtype, mesh, parallel):
+    """The model, or this process's part of it."""
+    if mesh.world.size == 1:
+        from telechat.model import TeleChat
+        return TeleChat.from_pretrained(directory, dtype)
+    from telechat.parallel.inference import load_tensor_parallel
+    return load_tensor_parallel(directory, dtype, mesh, parallel)
 
 
 def parse_arguments():
@@ -69,16 +86,16 @@ def parse_arguments():
     return parser.parse_args()
 
 
-def predict(generator, settings, params, text):
+def predict(terminal, generator, settings, params, text):
     """Answer one prompt whose control tokens are honoured."""
     from telechat.generation.chat import parse_prompt
     from telechat.generation.session import stream_text
 
     prompt = parse_prompt(settings.tokenizer, text, settings.chat_format)
-    show(stream_text(generator, settings.tokenizer, prompt, params))
+    terminal.show(stream_text(generator, settings.tokenizer, prompt, params))
 
 
-def answer_each(generator, settings, params, questions):
+def answer_each(terminal, generator, settings, params, questions):
     """Answer separate prompts and print them in order: streamed one at a time, or several at once."""
     from telechat.generation.chat import parse_prompt
     from telechat.generation.session import stream_text
@@ -86,44 +103,76 @@ def answer_each(generator, settings, params, questions):
     prompts = [parse_prompt(settings.tokenizer, question, settings.chat_format) for question in questions]
     if generator.batch_size == 1:
         for question, prompt in zip(questions, prompts):
-            print(f"> {question}")
-            show(stream_text(generator, settings.tokenizer, prompt, params))
+            terminal.print(f"> {question}")
+            terminal.show(stream_text(generator, settings.tokenizer, prompt, params))
         return
     for question, answer in zip(questions, generator.generate(prompts, params)):
-        print(f"> {question}\n{settings.tokenizer.decode(answer, skip_control_tokens=True)}\n", flush=True)
+        terminal.print(f"> {question}\n{settings.tokenizer.decode(answer, skip_control_tokens=True)}\n")
 
 
-def show(pieces):
-    """Print text as it comes, then end the line; Ctrl-C ends the answer, not the program."""
-    try:
-        for piece in pieces:
-            print(piece, end="", flush=True)
-    except KeyboardInterrupt:
-        print(" [stopped]", end="")
-    finally:
-        pieces.close()
-    print("\n", flush=True)
+class Terminal:
+    """Input and output of the first process; the others follow it in silence.
 
+    Args:
+        world (Group): all processes.
+    """
 
-def chat(session):
-    """Multi-turn chat on the terminal."""
-    print("Type a question; /clear starts a new conversation, /exit ends.", flush=True)
-    while True:
+    def __init__(self, world):
+        self.world = world
+        self.lead = world.rank == 0
+        if world.size > 1:
+            # An answer broken off in one process would leave the others waiting for it.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def share(self, value):
+        """The first process's value, on all."""
+        if self.world.size == 1:
+            return value
+        from telechat.parallel.collectives import gather_objects
+        return gather_objects(value, self.world)[0]
+
+    def print(self, text, end="\n"):
+        """Print on the first process."""
+        if self.lead:
+            print(text, end=end, flush=True)
+
+    def ask(self):
+        """A line typed at the first process; None at the end of input."""
+        line = None
+        if self.lead:
+            try:
+                line = input("> ").strip()
+            except (EOFError, KeyboardInterrupt):
+                print()
+        return self.share(line)
+
+    def show(self, pieces):
+        """Print text as it comes, then end the line; Ctrl-C ends the answer, not the program."""
         try:
-            question = input("> ").strip()
-        except (EOFError, KeyboardInterrupt):
-            print()
-            return
-        if question == "/exit":
+            for piece in pieces:
+                self.print(piece, end="")
+        except KeyboardInterrupt:
+            self.print(" [stopped]", end="")
+        finally:
+            pieces.close()
+        self.print("\n")
+
+
+def chat(terminal, session):
+    """Multi-turn chat on the terminal."""
+    terminal.print("Type a question; /clear starts a new conversation, /exit ends.")
+    while True:
+        question = terminal.ask()
+        if question is None or question == "/exit":
             return
         if question == "/clear":
             session.clear()
-            print("cleared\n", flush=True)
+            terminal.print("cleared\n")
         elif question:
             try:
-                show(session.ask(question))
+                terminal.show(session.ask(question))
             except InputError as error:
-                print(f"error: {error}\n", flush=True)
+                terminal.print(f"error: {error}\n")
 
 
 if __name__ == "__main__":

@@ -26,12 +26,16 @@ def main():
 
     from telechat.training.run import Diverged, TrainingRun
     training = TrainingRun(config, resume=arguments.resume)
-    print("\n".join(training.describe()), flush=True)
+    lead = training.mesh.world.rank == 0
+    print("\n".join(training.describe()) if lead else training.mesh.describe(), flush=True)
     try:
         path, finished = training.run()
     except Diverged as error:
-        print(f"error: {error}", file=sys.stderr)
+        if lead:
+            print(f"error: {error}", file=sys.stderr)
         return 1
+    if not lead:
+        return 0
     print(f"checkpoint: {path}\nmetrics:    {config.output_dir}/metrics.jsonl\ncurves:     {config.output_dir}/loss.png")
     if finished:
         print(f"next:       python tools/generate.py --load_checkpoint {config.output_dir}/final")

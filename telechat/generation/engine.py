@@ -26,6 +26,11 @@ def bucket(length, smallest, largest):
     return min(size, largest)
 
 
+def own_heads(model):
+    """The heads that a model computes, a slice: all of them, or a tensor-parallel rank's share."""
+    return getattr(model, "own_heads", slice(None))
+
+
 class PrefillBlock(nn.Cell):
     """One block over a whole prompt; writes its keys and values into the cache."""
 
@@ -65,12 +70,12 @@ class Decode(nn.Cell):
         config = model.config
         self.model = model
         self.write = ops.ScatterUpdate()
-        self.key_value_heads = config.num_key_value_heads
+        self.key_value_heads = model.transformer.h[0].functions.key_value_heads
         cos, sin = decoding_tables(config, max_length)
         self.cos, self.sin = Tensor(cos), Tensor(sin)
         self.slopes = None
         if config.position_embedding == "alibi":
-            self.slopes = Tensor(alibi_slopes(config.n_head).reshape(1, -1, 1, 1))
+            self.slopes = Tensor(alibi_slopes(config.n_head)[own_heads(model)].reshape(1, -1, 1, 1))
 
     @ms.jit
     def construct(self, x, positions, *caches):
@@ -110,6 +115,7 @@ class Engine:
         self.max_length = max_length
         self.slots = self.length = 0
         self._caches = []
+        self._key_value_heads = model.transformer.h[0].functions.key_value_heads
         self._prefill_block = PrefillBlock(model.transformer.h[0].functions)
         self._last_logits = LastLogits(model)
         self._decode = Decode(model, max_length)
@@ -120,7 +126,7 @@ class Engine:
         if (slots, length) != (self.slots, self.length):
             config = self.model.config
             self._caches = []  # freed before the new ones are made
-            shape = (slots * config.num_key_value_heads * length, config.head_dim)
+            shape = (slots * self._key_value_heads * length, config.head_dim)
             self._caches = [ops.zeros(shape, self.model.compute_dtype) for _ in range(2 * config.n_layer)]
             self.slots, self.length = slots, length
 
@@ -134,9 +140,12 @@ class Engine:
         # Rows past the prompt compute something that nothing reads: the mask is causal, and decoding
         # overwrites their cache entries before it looks at them.
         cos, sin = rotary_tables(config, np.arange(size), count)
-        heads = np.arange(config.num_key_value_heads) + slot * config.num_key_value_heads
+        heads = np.arange(self._key_value_heads) + slot * self._key_value_heads
         index = (heads[:, None] * self.length + np.arange(size)).reshape(-1).astype(np.int32)
-        tables = (Tensor(cos[None, None]), Tensor(sin[None, None]), Tensor(causal_mask(config, size)), Tensor(index))
+        mask = causal_mask(config, size)
+        if mask.shape[1] > 1:
+            mask = np.ascontiguousarray(mask[:, own_heads(self.model)])
+        tables = (Tensor(cos[None, None]), Tensor(sin[None, None]), Tensor(mask), Tensor(index))
         x = self.model.embed(Tensor(ids))
         for layer, block in enumerate(self.model.transformer.h):
             weights = [None if weight is None else weight.data for weight in block.weights()]

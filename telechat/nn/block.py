@@ -29,10 +29,13 @@ class BlockFunctions(nn.Cell):
         self.epsilon = epsilon
         self.rotary = rotary
         self.scale = head_dim ** -0.5
+        # What surrounds each pair of products: nothing here. Where the weights are cut over several
+        # devices, telechat/parallel puts its collectives in their place.
+        self.enter = self.leave = Unchanged()
 
     def project_qkv(self, x, norm, query, key_value):
         """x (B·S, H) → queries (B·S, n·D), keys and values (B·S, m·2D), [k|v] head by head."""
-        x = kernels.rms_norm(x, norm, self.epsilon)
+        x = self.enter(kernels.rms_norm(x, norm, self.epsilon))
         return kernels.linear(x, query), kernels.linear(x, key_value)
 
     def heads(self, query, key_value, cos, sin):
@@ -61,16 +64,16 @@ class BlockFunctions(nn.Cell):
 
     def project_attention(self, x, attended, dense, bias=None, dropout=None):
         """Output product of attention, added to the residual x (B·S, H)."""
-        return _residual(x, kernels.linear(attended, dense, bias), dropout)
+        return self._residual(x, kernels.linear(attended, dense), bias, dropout)
 
     def project_gate_up(self, x, norm, gate, up):
         """x (B·S, H) → gate and up, (B·S, F) each."""
-        x = kernels.rms_norm(x, norm, self.epsilon)
+        x = self.enter(kernels.rms_norm(x, norm, self.epsilon))
         return kernels.linear(x, gate), kernels.linear(x, up)
 
     def project_down(self, x, gate, up, down, bias=None, dropout=None):
         """Down product of the feed-forward layer, added to the residual x (B·S, H)."""
-        return _residual(x, kernels.linear(kernels.swiglu(gate, up), down, bias), dropout)
+        return self._residual(x, kernels.linear(kernels.swiglu(gate, up), down), bias, dropout)
 
     def construct(self, x, cos, sin, mask, dropouts, weights):
         """The whole block: x (B·S, H) → (B·S, H).
@@ -98,9 +101,16 @@ class BlockFunctions(nn.Cell):
         g, u = self.project_gate_up(x, norm2, gate, up)
         return self.project_down(x, g, u, down, down_bias)
 
+    def _residual(self, x, product, bias, dropout):
+        y = kernels.add_bias(self.leave(product), bias)
+        return x + y if dropout is None else x + y * dropout.astype(y.dtype)
 
-def _residual(x, y, dropout):
-    return x + y if dropout is None else x + y * dropout.astype(y.dtype)
+
+class Unchanged(nn.Cell):
+    """The identity."""
+
+    def construct(self, x):
+        return x
 
 
 class SelfAttention(nn.Cell):

@@ -41,8 +41,12 @@ def embedding(input_ids, weight, dtype):
 
 def linear(x, weight, bias=None):
     """x (N, in), weight (out, in), bias (out,) or None → x·weightᵀ + bias, (N, out) in x's dtype."""
-    y = _matmul(x, weight.astype(x.dtype))
-    return y if bias is None else _bias_add(y, bias.astype(x.dtype))
+    return add_bias(_matmul(x, weight.astype(x.dtype)), bias)
+
+
+def add_bias(x, bias):
+    """x (N, H) + bias (H,); x where bias is None."""
+    return x if bias is None else _bias_add(x, bias.astype(x.dtype))
 
 
 def rms_norm(x, weight, epsilon):

@@ -1,36 +1,80 @@
-"""AdamW over a model's parameters (Loshchilov and Hutter, arXiv:1711.05101), as torch computes it."""
+"""AdamW over a process's parameters (Loshchilov and Hutter, arXiv:1711.05101), as torch computes it."""
 
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
 
-from telechat.training.graphs import SquaredNorm, Update
+from telechat.nn.graphs import SquaredNorm, Update
+from telechat.parallel.collectives import all_gather_rows, all_reduce, reduce_scatter_rows
 
 
 class AdamW:
-    """Moments, float32 master weights where the model's are of a lower dtype, and the step count.
+    """Moments, float32 master weights and the step count.
+
+    A master weight is the parameter itself in a float32 model on one process; it is a copy where
+    the working weights are of a lower dtype, or where the state is cut over the data-parallel ranks
+    (ZeRO stage 1: Rajbhandari et al., arXiv:1910.02054). Then each of them holds the same number of
+    rows of every tensor whose rows divide, updates these, and the rows are gathered into the
+    parameters.
 
     Args:
-        groups (list of lists of Parameter): a group is updated by one compiled graph.
+        stage (Stage): whose parameters are updated, a group by one compiled graph.
         config (TrainConfig): betas, eps, weight_decay, max_grad_norm.
+        data (Group): the data-parallel ranks.
+        shard (bool): whether the state is cut over them.
     """
 
-    def __init__(self, groups, config):
-        self.groups = groups
+    def __init__(self, stage, config, data, shard=False):
+        self.names = stage.groups()
+        self.groups = [[stage.parameters[name] for name in names] for names in self.names]
         self.config = config
+        self.data = data
         self.updates = 0
-        self.has_working = groups[0][0].dtype != ms.float32
-        self.masters = [[p.data.astype(ms.float32) if self.has_working else p.data for p in group]
-                        for group in groups]
-        self.first = [[ops.zeros(p.shape, ms.float32) for p in group] for group in groups]
-        self.second = [[ops.zeros(p.shape, ms.float32) for p in group] for group in groups]
+        self.shard = shard and data.size > 1
+        self.masters = [[self._master(parameter) for parameter in group] for group in self.groups]
+        self.first = [[ops.zeros(master.shape, ms.float32) for master in group] for group in self.masters]
+        self.second = [[ops.zeros(master.shape, ms.float32) for master in group] for group in self.masters]
         self._squared_norm = SquaredNorm()
         self._update = Update()
 
-    def gradient_norm(self, gradients):
-        """The global 2-norm of gradients grouped like the parameters, a Python float."""
-        squares = [self._squared_norm(*group) for group in gradients]
-        return float(np.sqrt(np.sum([square.asnumpy().astype(np.float64) for square in squares])))
+    def is_cut(self, parameter):
+        """Whether a parameter's state is cut along its rows over the data-parallel ranks."""
+        return self.shard and parameter.shape[0] % self.data.size == 0
+
+    def own_rows(self, parameter):
+        """The rows of a parameter whose state is held here."""
+        rows = parameter.shape[0]
+        if not self.is_cut(parameter):
+            return slice(0, rows)
+        width = rows // self.data.size
+        return slice(self.data.rank * width, (self.data.rank + 1) * width)
+
+    def _master(self, parameter):
+        if self.is_cut(parameter):
+            return parameter.data[self.own_rows(parameter)].astype(ms.float32).copy()
+        return parameter.data if parameter.dtype == ms.float32 else parameter.data.astype(ms.float32)
+
+    def reduce(self, gradients):
+        """Sum gradients over the data-parallel ranks; of cut tensors only the own rows come back."""
+        if self.data.size == 1:
+            return gradients
+        return [[reduce_scatter_rows(gradient, self.data) if self.is_cut(parameter) else all_reduce(gradient, self.data)
+                 for parameter, gradient in zip(group, group_gradients)]
+                for group, group_gradients in zip(self.groups, gradients)]
+
+    def squared_norm(self, gradients, counts):
+        """Sum of squares of reduced gradients, each tensor only where it counts.
+
+        counts (callable): ``counts(name, cut)`` → whether this process is the one that counts the
+        tensor, which other processes may hold too; cut: whether its rows are spread over data ranks.
+        """
+        total = 0.0
+        for names, group, group_gradients in zip(self.names, self.groups, gradients):
+            counted = [gradient for name, parameter, gradient in zip(names, group, group_gradients)
+                       if counts(name, self.is_cut(parameter))]
+            if counted:
+                total += float(self._squared_norm(*counted).asnumpy())
+        return total
 
     def update(self, gradients, rate, norm):
         """Clip by the global ``norm`` and step with learning rate ``rate``.
@@ -43,32 +87,38 @@ class AdamW:
         beta1, beta2 = config.betas
         c1, root_c2 = 1 - beta1 ** self.updates, (1 - beta2 ** self.updates) ** 0.5
         clip = min(1.0, config.max_grad_norm / (norm + 1e-6)) if config.max_grad_norm else 1.0
-        scalars = [_scalar(value) for value in (clip, rate * root_c2 / c1, beta1, beta2, config.eps * root_c2,
-                                                config.weight_decay * c1 / root_c2, 0.0)]
+        scalars = [Tensor(value, ms.float32) for value in (
+            clip, rate * root_c2 / c1, beta1, beta2, config.eps * root_c2, config.weight_decay * c1 / root_c2, 0.0)]
         done = [self._update(*scalars, *masters, *first, *second, *grads)
-                for masters, first, second, grads in zip(self.masters, self.first, self.second, gradients)]
+                for masters, first, second, grads in zip(self.masters, self.first, self.second, gradients) if masters]
         # A later read of a parameter must see the update: wait for every group.
         for result in done:
             result.asnumpy()
-        if self.has_working:
-            self.refresh_working()
+        self.refresh_parameters()
 
-    def refresh_working(self):
-        """Round the masters into the model's parameters."""
+    def take_masters(self):
+        """Copy float32 parameters into masters of their own, after the parameters were loaded."""
         for group, masters in zip(self.groups, self.masters):
             for parameter, master in zip(group, masters):
-                parameter.data.copy_(master)
+                if self.is_cut(parameter) and parameter.dtype == ms.float32:
+                    master.copy_(parameter.data[self.own_rows(parameter)])
+
+    def refresh_parameters(self):
+        """Bring the masters into the model's parameters where these are not the same tensors."""
+        for group, masters in zip(self.groups, self.masters):
+            for parameter, master in zip(group, masters):
+                if self.is_cut(parameter):
+                    rows = master if parameter.dtype == ms.float32 else master.astype(parameter.dtype)
+                    parameter.data.copy_(all_gather_rows(rows, self.data))
+                elif parameter.dtype != ms.float32:
+                    parameter.data.copy_(master)
 
     def state(self):
-        """Tensors to save, by name: ``first.NAME``, ``second.NAME`` and, where kept, ``master.NAME``."""
-        kinds = {"first": self.first, "second": self.second}
-        if self.has_working:
-            kinds["master"] = self.masters
-        return {f"{kind}.{parameter.name}": tensor
-                for kind, tensors in kinds.items()
-                for group, group_tensors in zip(self.groups, tensors)
-                for parameter, tensor in zip(group, group_tensors)}
-
-
-def _scalar(value):
-    return Tensor(value, ms.float32)
+        """Tensors to save, by name: ``first.NAME``, ``second.NAME`` and, where it is a copy, ``master.NAME``."""
+        tensors = {}
+        for names, group, *kinds in zip(self.names, self.groups, self.first, self.second, self.masters):
+            for name, parameter, first, second, master in zip(names, group, *kinds):
+                tensors[f"first.{name}"], tensors[f"second.{name}"] = first, second
+                if parameter.dtype != ms.float32:
+                    tensors[f"master.{name}"] = master
+        return tensors

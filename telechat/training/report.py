@@ -97,6 +97,22 @@ class Report:
         self._file.close()
 
 
+class SilentReport:
+    """Stands in for `Report` on every process but the one that reports."""
+
+    def step(self, number, result, tokens, seconds):
+        """Say nothing."""
+
+    def evaluation(self, number, loss):
+        """Say nothing."""
+
+    def draw(self):
+        """Draw nothing."""
+
+    def close(self):
+        """There is nothing to close."""
+
+
 def _read(path):
     """The records of an earlier process; a last line cut short by a crash is left out."""
     records = []

@@ -4,21 +4,29 @@ import dataclasses
 import json
 import math
 import os
-import signal
 import time
 
 import yaml
+from mindspore import Tensor
 
 from telechat.checkpoint.layout import parameter_shapes
-from telechat.checkpoint.training_state import list_checkpoints, restore, save_training_checkpoint
+from telechat.checkpoint.reader import CheckpointReader
 from telechat.config import TeleChatConfig
 from telechat.data.packed_dataset import PackedDataset
 from telechat.data.tokenizer import Tokenizer
 from telechat.errors import InputError
 from telechat.model import TeleChat
+from telechat.parallel.collectives import all_reduce, gather_objects
+from telechat.parallel.mesh import Mesh
+from telechat.parallel.pipeline import bubble_fraction
+from telechat.parallel.plan import check_mesh, stage_layers
+from telechat.parallel.stage import build_stage, read_random
 from telechat.training.memory import expected_memory
-from telechat.training.report import Report, duration
+from telechat.training.report import Report, SilentReport, duration
+from telechat.training.signals import StopSignal
 from telechat.training.trainer import Trainer
+from telechat.training.training_state import list_checkpoints, restore, save_training_checkpoint
+from telechat.version import code_version
 
 
 class Diverged(RuntimeError):
@@ -45,12 +53,15 @@ class TrainingRun:
         if found and not resume:
             raise InputError(f"{config.output_dir} holds checkpoints of an earlier run; "
                              "go on with --resume, or give another output_dir")
+        self.mesh = Mesh.create(config.parallel)
         self.dataset = PackedDataset(config.train_dataset, config.batch_size, seed=config.train.seed)
         self.config = self._with_total_steps(config)
         self.checkpoint = found[-1] if resume else None
         self.model_config = self._model_config()
         self._check_data()
+        self._check_mesh()
         self.tokenizer = self._tokenizer()
+        self._check_agreement()
 
     def _check_data(self):
         length, limit = self.dataset.max_length, self.model_config.training_seqlen
@@ -61,7 +72,33 @@ class TrainingRun:
         self.evaluation = None
         if self.dataset.info["eval"] is not None:
             self.evaluation = PackedDataset(self.config.train_dataset,
-                                            self.config.batch_size // self.config.train.micro_batches, split="eval")
+                                            self.config.batch_size, split="eval")
+
+    def _check_mesh(self):
+        config, mesh = self.config, self.mesh
+        check_mesh(self.model_config, config.parallel)
+        whole = config.train.micro_batches * mesh.data.size
+        if config.batch_size % whole:
+            raise InputError(f"batch_size {config.batch_size} must be a multiple of {whole}: micro_batches "
+                             f"{config.train.micro_batches} on each of {mesh.data.size} data-parallel ranks")
+        rows = config.batch_size // whole * self.dataset.max_length
+        if config.parallel.sequence_parallel and rows % mesh.tensor.size:
+            raise InputError(f"parallel.sequence_parallel needs the {rows} tokens of a micro-batch to divide by "
+                             f"parallel.tensor {mesh.tensor.size}; change batch_size or turn it off")
+
+    def _check_agreement(self):
+        """Refuse to start where processes differ in configuration, code, model or data."""
+        mine = {"configuration": self.config.to_dict(), "code version": code_version(),
+                "model": self.model_config.to_dict(), "dataset": self._data_identity(),
+                "checkpoint": self.checkpoint}
+        everyone = gather_objects(mine, self.mesh.world)
+        for rank, theirs in enumerate(everyone):
+            different = [name for name in mine if theirs[name] != everyone[0][name]]
+            if different:
+                if self.mesh.world.rank:
+                    raise SystemExit(2)  # rank 0 says it for all
+                raise InputError(f"rank {rank} has another {different[0]} than rank 0; "
+                                 "start every process with the same command, code and files")
 
     def _with_total_steps(self, config):
         if config.epochs is None:
@@ -108,7 +145,17 @@ class TrainingRun:
             f"{config.train.dtype}, clip {config.train.max_grad_norm:g}",
             f"memory      about {total / 1e9:.2f} GB expected ({parts})",
             f"output      {config.output_dir}",
-        ]
+        ] + self._describe_mesh()
+
+    def _describe_mesh(self):
+        mesh, parallel = self.mesh, self.config.parallel
+        if mesh.world.size == 1:
+            return []
+        stages = ", ".join(str(len(layers)) for layers in stage_layers(self.model_config, parallel))
+        on = [name for name in ("sequence_parallel", "shard_optimizer", "recompute") if getattr(parallel, name)]
+        bubble = bubble_fraction(mesh.pipeline.size, self.config.train.micro_batches)
+        return [f"mesh        {mesh.world.size} processes: tensor {mesh.tensor.size}, pipeline {mesh.pipeline.size} "
+                f"(layers {stages}), data {mesh.data.size}{''.join(', ' + name for name in on)}; bubble {bubble:.1%}"]
 
     def run(self):
         """Train to the end; returns the last checkpoint's path and whether all steps were done.
@@ -120,21 +167,23 @@ class TrainingRun:
             InputError: a checkpoint cannot be written.
         """
         config = self.config
-        trainer = Trainer(self._model(), config.train)
+        trainer = Trainer(self._model(), config.train, config.parallel, self.mesh)
         info = {"seed": config.train.seed, "batch_size": config.batch_size, "data": self._data_identity()}
         if self.checkpoint:
             restore(self.checkpoint, trainer, info)
-            print(f"resumed at step {trainer.step} from {self.checkpoint}", flush=True)
-        os.makedirs(config.output_dir, exist_ok=True)
-        with open(os.path.join(config.output_dir, "run.yaml"), "w", encoding="utf-8") as file:
-            yaml.safe_dump(config.to_dict(), file, sort_keys=False, allow_unicode=True)
-        report = Report(config.output_dir, config.train.total_steps, trainer.step)
-        stop = _StopSignal()
+            self._say(f"resumed at step {trainer.step} from {self.checkpoint}")
+        if self.mesh.world.rank == 0:
+            os.makedirs(config.output_dir, exist_ok=True)
+            with open(os.path.join(config.output_dir, "run.yaml"), "w", encoding="utf-8") as file:
+                yaml.safe_dump(config.to_dict(), file, sort_keys=False, allow_unicode=True)
+        report = self._report(trainer.step)
+        stop = StopSignal()
         started, path, saved = time.time(), self.checkpoint, trainer.step
         try:
             batches = self.dataset.batches(trainer.step)
             skipped = 0
-            while trainer.step < config.train.total_steps and not stop.received:
+            stopping = False
+            while trainer.step < config.train.total_steps and not stopping:
                 input_ids, labels = next(batches)
                 begin = time.perf_counter()
                 result = trainer.train_step(input_ids, labels)
@@ -144,8 +193,9 @@ class TrainingRun:
                 if skipped >= config.max_skipped_steps:
                     raise Diverged(f"stopped at step {trainer.step}: {skipped} steps in a row had a loss or gradient "
                                    "that is not finite; lower learning_rate or check the data, then --resume")
+                stopping = self._any(stop.received)
                 last = trainer.step == config.train.total_steps
-                save = last or stop.received or (config.save_steps and trainer.step % config.save_steps == 0)
+                save = last or stopping or (config.save_steps and trainer.step % config.save_steps == 0)
                 if self._evaluates(trainer.step, save):
                     report.evaluation(trainer.step, trainer.evaluate(self.evaluation.evaluation_batches()))
                 if save:
@@ -156,17 +206,40 @@ class TrainingRun:
             report.close()
             stop.restore()
         finished = trainer.step >= config.train.total_steps
-        if finished and path:
+        if finished and path and self.mesh.world.rank == 0:
             _link(path, os.path.join(config.output_dir, "final"))
-        print(f"{'done' if finished else 'interrupted'} at step {trainer.step}/{config.train.total_steps} "
-              f"after {duration(time.time() - started)}", flush=True)
+        self._say(f"{'done' if finished else 'interrupted'} at step {trainer.step}/{config.train.total_steps} "
+                  f"after {duration(time.time() - started)}")
         return path, finished
 
+    def _say(self, text):
+        if self.mesh.world.rank == 0:
+            print(text, flush=True)
+
+    def _report(self, step):
+        if self.mesh.world.rank:
+            return SilentReport()
+        return Report(self.config.output_dir, self.config.train.total_steps, step)
+
+    def _any(self, flag):
+        """Whether any process has the flag set; the same answer on all, so that all stop at one step."""
+        if self.mesh.world.size == 1:
+            return flag
+        return bool(all_reduce(Tensor([float(flag)]), self.mesh.world).asnumpy()[0])
+
     def _model(self):
+        """The whole model, or this process's stage of it, read part by part."""
         source = self.checkpoint or self.config.load_checkpoint
-        if source is not None:
-            return TeleChat.from_pretrained(source, self.config.train.dtype)
-        return TeleChat(self.model_config, self.config.train.dtype, seed=self.config.train.seed)
+        config, train = self.model_config, self.config.train
+        if self.mesh.world.size == 1:
+            return TeleChat.from_pretrained(source, train.dtype) if source else TeleChat(config, train.dtype, train.seed)
+        if source:
+            reader = CheckpointReader(source)
+            reader.check(parameter_shapes(config))
+            read = reader.read
+        else:
+            read = read_random(config, train.seed)
+        return build_stage(config, train.dtype, self.mesh, self.config.parallel, read)
 
     def _data_identity(self):
         return json.loads(json.dumps(self.dataset.info))
@@ -178,30 +251,11 @@ class TrainingRun:
 
     def _save(self, trainer, info, report):
         report.draw()
-        path = save_training_checkpoint(self.config.output_dir, trainer, info, self.tokenizer,
+        path = save_training_checkpoint(self.config.output_dir, trainer, info,
+                                        self.checkpoint or self.config.load_checkpoint, self.tokenizer,
                                         self.config.keep_checkpoints)
-        print(f"saved {path}", flush=True)
+        self._say(f"saved {path}")
         return path
-
-
-class _StopSignal:
-    """Notes SIGINT and SIGTERM instead of breaking off in the middle of a step."""
-
-    def __init__(self):
-        self.received = False
-        self._previous = {}
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._note)
-
-    def _note(self, number, frame):
-        if self.received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.received = True
-        print("finishing this step, then saving (press Ctrl-C again to break off)", flush=True)
-
-    def restore(self):
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
 
 
 def _link(target, name):

@@ -7,6 +7,7 @@ import yaml
 
 from telechat.config import TeleChatConfig
 from telechat.errors import InputError
+from telechat.parallel.parallel_config import ParallelConfig
 from telechat.training.train_config import TrainConfig
 
 
@@ -14,7 +15,8 @@ from telechat.training.train_config import TrainConfig
 class RunConfig:
     """A run: where things are, how large a batch is, how long it goes on and what it keeps.
 
-    The YAML is flat: these fields and those of `TrainConfig` side by side.
+    The YAML is flat: these fields and those of `TrainConfig` side by side; ``parallel`` holds those of
+    `ParallelConfig`, and may hold micro_batches.
 
     Raises:
         InputError: a value is of the wrong type or out of range; the message names the key.
@@ -33,6 +35,7 @@ class RunConfig:
     eval_steps: int = 0  # evaluation loss every so many steps where the dataset has a split; 0: at checkpoints
     max_skipped_steps: int = 5  # non-finite steps in a row before the run stops
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)
 
     def __post_init__(self):
         for name in ("train_dataset", "load_checkpoint", "output_dir", "tokenizer"):
@@ -81,27 +84,34 @@ class RunConfig:
     @classmethod
     def from_dict(cls, values, source=None):
         """Build from the flat mapping of a YAML file; ``source`` says where each key came from."""
-        run_names = {field.name for field in dataclasses.fields(cls)} - {"train"}
-        train_names = {field.name for field in dataclasses.fields(TrainConfig)}
-        for key in values:
-            if key not in run_names | train_names:
-                near = difflib.get_close_matches(str(key), run_names | train_names, 1, 0.0)
-                where = (source or {}).get(key, "the run's configuration")
-                raise InputError(f"{where}: unknown key {key}; the nearest known key is {near[0]}")
-        if values.get("model") is not None and isinstance(values["model"], dict):
-            _check_model_fields(values["model"], (source or {}).get("model", "the run's configuration"))
+        source = source or {}
+        values = dict(values)
+        run_names = _field_names(cls) - {"train"}
+        train_names = _field_names(TrainConfig)
+        _check_keys(values, run_names | train_names, source)
+        _check_keys(values.get("model"), _field_names(TeleChatConfig) - {"extra", "style"}, source, "model")
+        parallel = values.pop("parallel", None) or {}
+        _check_keys(parallel, _field_names(ParallelConfig) | {"micro_batches"}, source, "parallel")
+        if not isinstance(parallel, dict):
+            raise InputError(f"parallel must hold keys such as tensor and pipeline, not {parallel!r}")
+        if "micro_batches" in parallel:
+            values["micro_batches"] = parallel["micro_batches"]
+            parallel = {key: value for key, value in parallel.items() if key != "micro_batches"}
         if values.get("epochs") is not None and values.get("total_steps") is not None:
             raise InputError("give epochs or total_steps, not both")
         train = {key: _number(value) for key, value in values.items() if key in train_names}
         run = {key: value for key, value in values.items() if key in run_names}
-        return cls(**run, train=TrainConfig(**train))
+        return cls(**run, train=TrainConfig(**train), parallel=ParallelConfig(**parallel))
 
     def to_dict(self):
         """The flat mapping that `from_dict` reads, without keys that are not set."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)
-                  if field.name not in ("train", "epochs")}
+                  if field.name not in ("train", "epochs", "parallel")}
         values.update(dataclasses.asdict(self.train))
         values["betas"] = list(values["betas"])
+        parallel = dataclasses.asdict(self.parallel)
+        values["parallel"] = {key: list(value) if isinstance(value, tuple) else value
+                              for key, value in parallel.items() if value is not None}
         return {key: value for key, value in values.items() if value is not None}
 
 
@@ -142,9 +152,15 @@ def _number(value):
     return value
 
 
-def _check_model_fields(fields, where):
-    known = {field.name for field in dataclasses.fields(TeleChatConfig)} - {"extra", "style"}
-    for key in fields:
+def _field_names(cls):
+    return {field.name for field in dataclasses.fields(cls)}
+
+
+def _check_keys(values, known, source, parent=None):
+    """Refuse a key that is not known, naming the nearest; ``parent`` is the key whose mapping this is."""
+    for key in values if isinstance(values, dict) else ():
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, 1, 0.0)
-            raise InputError(f"{where}: unknown key model.{key}; the nearest known key is model.{near[0]}")
+            near = difflib.get_close_matches(str(key), known, 1, 0.0)[0]
+            prefix = f"{parent}." if parent else ""
+            where = source.get(parent or key, "the run's configuration")
+            raise InputError(f"{where}: unknown key {prefix}{key}; the nearest known key is {prefix}{near}")

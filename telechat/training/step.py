@@ -1,12 +1,15 @@
-"""Loss and gradients of one micro-batch, layer by layer through the compiled graphs."""
+"""Forward and backward passes of the layers that a process holds, through the compiled graphs."""
 
-import mindspore as ms
+import dataclasses
+
 import numpy as np
 from mindspore import Tensor
 
 from telechat.nn.dropout import dropout_mask
+from telechat.nn.graphs import Accumulate, BlockBackward, BlockForward
 from telechat.nn.positions import causal_mask, sequence_tables
-from telechat.training.graphs import Accumulate, BlockBackward, BlockForward, Embed, HeadLoss
+from telechat.parallel.collectives import all_gather_rows
+from telechat.parallel.vocabulary import embed_for, head_loss_for
 
 # Logits made at a time, as rows × vocabulary: 16 MB in float32, so that a chunk stays near the caches
 # while its products are still large; and the fewest rows of a chunk.
@@ -19,124 +22,174 @@ def head_rows(rows, vocab_size):
     return min(max(HEAD_LOGITS // vocab_size // HEAD_ROWS, 1) * HEAD_ROWS, rows)
 
 
-class LossAndGradients:
-    """Forward and backward passes of a model.
+@dataclasses.dataclass
+class _Part:
+    """What a micro-batch leaves between its forward and its backward pass."""
+
+    input_ids: np.ndarray
+    tables: tuple  # cos, sin, mask
+    place: tuple  # (step, number of the micro-batch): which dropout masks are drawn
+    kept: list = dataclasses.field(default_factory=list)  # for each layer what its backward pass starts from
+    output: Tensor = None
+
+
+class StageCompute:
+    """The passes of one `Stage`, micro-batch by micro-batch; gradients add up until they are taken.
 
     Args:
-        model (TeleChat): its parameters are read, never changed.
+        stage (Stage): the layers and weights held here; read, never changed.
+        mesh (Mesh): this process's place.
+        parallel (ParallelConfig): sequence parallelism, recomputation.
         seed (int): of the dropout masks.
         mask_padding (bool): whether pad tokens on the left of a sequence are hidden from attention.
     """
 
-    def __init__(self, model, seed=0, mask_padding=False):
-        self.model = model
-        self.config = model.config
+    def __init__(self, stage, mesh, parallel, seed=0, mask_padding=False):
+        self.stage = stage
+        self.config = stage.config
+        self.tensor = mesh.tensor
+        self.parallel = parallel
         self.seed = seed
         self.mask_padding = mask_padding
-        functions = model.transformer.h[0].functions
-        self.block_forward = BlockForward(functions)
-        self.block_backward = BlockBackward(functions)
-        self.embed = Embed(model.config, model.compute_dtype)
-        self.head_loss = HeadLoss(model.config)
+        self.block_forward = BlockForward(stage.functions)
+        self.block_backward = BlockBackward(stage.functions)
+        self.embed = embed_for(stage, mesh.tensor, parallel.sequence_parallel)
+        self.head_loss = head_loss_for(stage, mesh.tensor)
         self.add = Accumulate()
         self._positions = {}
+        self._parts = {}
+        self._gradients = None
 
-    def loss(self, input_ids, labels, token_weight):
-        """Loss without dropout and without gradients; arguments as in `__call__`."""
-        x, _ = self._forward(input_ids, self._tables(input_ids), lambda layer: (None, None, None), None, keep=False)
-        return sum(self.head_loss(x, *chunk, *self._head_weights()) for chunk in self._chunks(labels, token_weight))
-
-    def __call__(self, input_ids, labels, token_weight, step=0, micro_batch=0):
-        """Weighted loss and its gradients.
+    def forward(self, part, input_ids, x=None, place=(0, 0), train=True):
+        """Run micro-batch ``part`` through the stage's layers.
 
         Args:
-            input_ids (array): int32 (B, S).
-            labels (array): int32 (B, S): the token that each position is to predict, -100 for none.
-            token_weight (float): weight of each counted token: 1 / their number in the whole batch.
-            step, micro_batch (int): which dropout masks are drawn.
+            part: a key for `loss` and `backward`.
+            input_ids (array): int32 (B, S); every stage needs its shape and padding.
+            x (Tensor): (rows, H) from the stage before; None in the first.
+            place (tuple): step and micro-batch, which decide the dropout masks.
+            train (bool): False: no dropout, and nothing is kept for a backward pass.
 
         Returns:
-            (Tensor, list): the loss, float32 scalar, and the gradients as groups of tensors, in the
-            order of `parameter_groups`.
+            Tensor: (rows, H); rows are B·S, or this rank's part of them in sequence parallelism.
         """
-        batch, length = input_ids.shape
-        embed_drop = self._drop((batch * length, self.config.hidden_size), self.config.embedding_dropout,
-                                step, micro_batch, self.config.n_layer, 0)
-
-        def drops(layer):
-            return self._block_drops(batch, length, step, micro_batch, layer)
-
-        tables = self._tables(input_ids)
-        x, kept = self._forward(input_ids, tables, drops, embed_drop, keep=True)
-        loss, dx, head_grads = self._head(x, labels, token_weight)
-        groups = []
-        for layer in reversed(range(self.config.n_layer)):
-            block = self.model.transformer.h[layer]
-            dx, *grads = self.block_backward(dx, *kept.pop(), *tables, *drops(layer),
-                                             *_data(block.weights()))
-            groups.append(grads)
-        weight = self.model.transformer.word_embeddings.weight.data
-        dembedding = self.embed.backward(dx, Tensor(input_ids.reshape(-1)), embed_drop, weight)
-        if self.model.lm_head is None:
-            dembedding, = self.add(dembedding, head_grads.pop())
-        return loss, [[dembedding], *reversed(groups), head_grads]
-
-    def parameter_groups(self):
-        """The model's parameters grouped as the gradients are: embedding, each block, the rest."""
-        model = self.model
-        blocks = [[p for p in block.weights() if p is not None] for block in model.transformer.h]
-        rest = [model.transformer.ln_f.weight] + ([] if model.lm_head is None else [model.lm_head.weight])
-        return [[model.transformer.word_embeddings.weight], *blocks, rest]
-
-    def _forward(self, input_ids, tables, drops, embed_drop, keep):
-        weight = self.model.transformer.word_embeddings.weight.data
-        x = self.embed(Tensor(input_ids.reshape(-1)), embed_drop, weight)
-        kept = []
-        for layer, block in enumerate(self.model.transformer.h):
-            y, *inputs = self.block_forward(x, *tables, *drops(layer), *_data(block.weights()))
-            if keep:
-                kept.append([x, *inputs])
+        job = _Part(input_ids, self._tables(input_ids), place)
+        if self.stage.first:
+            x = self.embed(Tensor(input_ids.reshape(-1)), self._embedding_drop(job) if train else None,
+                           self.stage.word_embeddings.weight.data)
+        for layer, block in zip(self.stage.layers, self.stage.blocks):
+            drops = self._drops(job, layer) if train else (None, None, None)
+            y, *inputs = self.block_forward(x, *job.tables, *drops, *_data(block.weights()))
+            if train:
+                job.kept.append([x] if self.parallel.recompute else [x, *inputs])
             x = y
-        return x, kept
+        job.output = x
+        self._parts[part] = job
+        return x
 
-    def _head(self, x, labels, token_weight):
-        loss, gradients = None, None
+    def loss(self, part, labels, token_weight):
+        """The last stage's loss of a micro-batch, without gradients; ends the part.
+
+        labels (array): int32 (B, S), the token that each position is to predict, -100 for none;
+        token_weight (float): weight of each counted token. Returns a float32 scalar Tensor.
+        """
+        x = self._all_rows(self._parts.pop(part).output)
+        return sum(self.head_loss(x, *chunk, *self._head_weights()) for chunk in self._chunks(labels, token_weight))
+
+    def loss_and_gradient(self, part, labels, token_weight):
+        """As `loss`, and the gradient of the stage's output, from which `backward` starts."""
+        x = self._all_rows(self._parts[part].output)
+        results = None
         for chunk in self._chunks(labels, token_weight):
-            chunk_loss, *chunk_gradients = self.head_loss.backward(x, *chunk, *self._head_weights())
-            if gradients is None:
-                loss, gradients = chunk_loss, chunk_gradients
-            else:
-                loss, *gradients = self.add(loss, *gradients, chunk_loss, *chunk_gradients)
-        dx, *head_gradients = gradients
-        return loss, dx, head_gradients
+            made = self.head_loss.backward(x, *chunk, *self._head_weights())
+            results = made if results is None else self.add(*results, *made)
+        loss, dx, dnorm, dhead = results
+        if self.stage.lm_head is None:
+            self._accumulate(0, [dhead])
+            self._accumulate(-1, [dnorm])
+        else:
+            self._accumulate(-1, [dnorm, dhead])
+        return loss, self._own_rows(dx)
+
+    def backward(self, part, dx):
+        """Back through the stage's layers; returns the gradient of its input, None in the first stage."""
+        job = self._parts.pop(part)
+        for index in reversed(range(len(self.stage.blocks))):
+            weights = _data(self.stage.blocks[index].weights())
+            drops = self._drops(job, self.stage.layers[index])
+            kept = job.kept.pop()
+            if self.parallel.recompute:
+                kept += self.block_forward(kept[0], *job.tables, *drops, *weights)[1:]
+            dx, *gradients = self.block_backward(dx, *kept, *job.tables, *drops, *weights)
+            self._accumulate(index + 1, gradients)
+        if not self.stage.first:
+            return dx
+        weight = self.stage.word_embeddings.weight.data
+        ids = Tensor(job.input_ids.reshape(-1))
+        self._accumulate(0, [self.embed.backward(dx, ids, self._embedding_drop(job), weight)])
+        return None
+
+    def take_gradients(self):
+        """The gradients since the last call, as lists in the order of `Stage.groups`."""
+        gradients, self._gradients = self._gradients, None
+        return [group or [] for group in gradients]
+
+    def _accumulate(self, group, gradients):
+        if self._gradients is None:
+            self._gradients = [None] * (len(self.stage.blocks) + 2)
+        sums = self._gradients[group]
+        self._gradients[group] = list(gradients) if sums is None else list(self.add(*sums, *gradients))
 
     def _head_weights(self):
-        return self.model.transformer.ln_f.weight.data, self.model.head_weight.data
+        return self.stage.ln_f.weight.data, self.stage.head_weight.data
 
     def _tables(self, input_ids):
         """cos, sin and mask for a micro-batch; kept while the length stays the same."""
         length = input_ids.shape[1]
         if length not in self._positions:
-            tables = (*sequence_tables(self.config, length), causal_mask(self.config, length))
+            tables = (*sequence_tables(self.config, length), self._own_heads(causal_mask(self.config, length)))
             self._positions = {length: tuple(map(Tensor, tables))}
         cos, sin, mask = self._positions[length]
         if self.mask_padding:
             # Only pads before the first other token: a pad id further on was put there by the data.
             shown = np.cumsum(input_ids != self.config.pad_token_id, axis=1) > 0
-            mask = Tensor(causal_mask(self.config, length, shown))
+            mask = Tensor(self._own_heads(causal_mask(self.config, length, shown)))
         return cos, sin, mask
 
-    def _block_drops(self, batch, length, step, micro_batch, layer):
-        config = self.config
-        hidden = (batch * length, config.hidden_size)
-        return (self._drop((batch, config.n_head, length, length), config.attention_dropout,
-                           step, micro_batch, layer, 0),
-                self._drop(hidden, config.hidden_dropout, step, micro_batch, layer, 1),
-                self._drop(hidden, config.hidden_dropout, step, micro_batch, layer, 2))
+    def _drops(self, job, layer):
+        """Dropout masks of a block: attention, and the two outputs added to the residual."""
+        batch, length = job.input_ids.shape
+        hidden = (batch * length, self.config.hidden_size)
+        attention = self._drop((batch, self.config.n_head, length, length), self.config.attention_dropout, job, layer, 0)
+        outputs = [self._drop(hidden, self.config.hidden_dropout, job, layer, site) for site in (1, 2)]
+        return tuple(None if mask is None else Tensor(mask)
+                     for mask in (self._own_heads(attention), *map(self._own_rows, outputs)))
 
-    def _drop(self, shape, rate, step, micro_batch, layer, site):
-        mask = dropout_mask(shape, rate, self.seed, step, micro_batch, layer, site)
+    def _embedding_drop(self, job):
+        shape = (job.input_ids.size, self.config.hidden_size)
+        mask = self._own_rows(self._drop(shape, self.config.embedding_dropout, job, self.config.n_layer, 0))
         return None if mask is None else Tensor(mask)
+
+    def _drop(self, shape, rate, job, layer, site):
+        return dropout_mask(shape, rate, self.seed, *job.place, layer, site)
+
+    def _own_heads(self, array):
+        """The part of (B, n, …) that belongs to this rank's heads; what is the same for all stays."""
+        if array is None or array.shape[1] == 1:
+            return array
+        width = array.shape[1] // self.tensor.size
+        return np.ascontiguousarray(array[:, self.tensor.rank * width:(self.tensor.rank + 1) * width])
+
+    def _own_rows(self, rows):
+        """This rank's part of all rows (array or Tensor) in the sequence-parallel region."""
+        if rows is None or not self.parallel.sequence_parallel:
+            return rows
+        width = rows.shape[0] // self.tensor.size
+        part = rows[self.tensor.rank * width:(self.tensor.rank + 1) * width]
+        return np.ascontiguousarray(part) if isinstance(part, np.ndarray) else part.contiguous()
+
+    def _all_rows(self, x):
+        return all_gather_rows(x, self.tensor) if self.parallel.sequence_parallel else x
 
     def _chunks(self, labels, token_weight):
         """The counted rows of ``labels`` in chunks of one fixed size, filled up with rows of weight 0."""

@@ -5,13 +5,20 @@ import math
 
 import mindspore as ms
 import numpy as np
+from mindspore import Tensor
 
 from telechat.errors import InputError
 from telechat.model import as_dtype, check_ids
 from telechat.nn import kernels
+from telechat.parallel.collectives import all_reduce, receive, send
+from telechat.parallel.mesh import Mesh
+from telechat.parallel.parallel_config import ParallelConfig
+from telechat.parallel.pipeline import run_schedule
+from telechat.parallel.plan import cut_axis
+from telechat.parallel.stage import Stage
 from telechat.training.optimizer import AdamW
 from telechat.training.schedule import learning_rate
-from telechat.training.step import LossAndGradients
+from telechat.training.step import StageCompute
 
 IGNORED = -100
 
@@ -33,56 +40,56 @@ class StepResult:
 
 
 class Trainer:
-    """Trains ``model`` in place.
+    """Trains ``model`` in place; on several processes each has its `Stage` and all are given the same batches.
 
     Args:
-        model (TeleChat): its weights get ``config.dtype``.
+        model (TeleChat or Stage): its weights get ``config.dtype``.
         config (TrainConfig): hyper-parameters.
+        parallel (ParallelConfig), mesh (Mesh): how the run is spread; one process where not given.
     """
 
-    def __init__(self, model, config):
+    def __init__(self, model, config, parallel=None, mesh=None):
         self.model = model
         self.config = config
+        self.mesh = mesh or Mesh.single()
         self.step = 0  # batches seen; skipped ones count
         dtype = as_dtype(config.dtype)
         if model.dtype != dtype:
-            for parameter in model.get_parameters():
+            for parameter in (model.parameters.values() if isinstance(model, Stage) else model.get_parameters()):
                 parameter.set_dtype(dtype)
             model.dtype, model.compute_dtype = dtype, kernels.compute_dtype(dtype)
-        self.compute = LossAndGradients(model, config.seed, config.mask_padding)
-        self.optimizer = AdamW(self.compute.parameter_groups(), config)
+        self.stage = model if isinstance(model, Stage) else Stage.of_model(model)
+        self.parallel = parallel or ParallelConfig()
+        self.compute = StageCompute(self.stage, self.mesh, self.parallel, config.seed, config.mask_padding)
+        self.optimizer = AdamW(self.stage, config, self.mesh.data, self.parallel.shard_optimizer)
 
     def train_step(self, input_ids, labels):
-        """One step on one batch, cut into ``micro_batches``.
+        """One step on one batch, cut into ``micro_batches`` on each data-parallel rank.
 
         Args:
-            input_ids (array or Tensor): int32 (B, S).
+            input_ids (array or Tensor): int32 (B, S), the whole batch on every process.
             labels (array or Tensor): int32 (B, S), equal to input_ids where the loss counts, else
                 -100; position t is predicted from the tokens before it.
 
         Returns:
-            StepResult.
+            StepResult, the same on every process.
 
         Raises:
-            InputError: shapes differ, B is no multiple of micro_batches, or an id is out of range.
+            InputError: shapes differ, B does not divide, or an id is out of range.
         """
         inputs, targets = self._shift(input_ids, labels)
-        parts = self.config.micro_batches
-        if len(inputs) % parts:
-            raise InputError(f"a batch of {len(inputs)} rows cannot be cut into micro_batches {parts}; "
-                             "make one a multiple of the other")
-        tokens = int((targets >= 0).sum())
+        inputs, targets, tokens = *self._own_parts(inputs, targets), int((targets >= 0).sum())
         # Every micro-batch divides by the whole batch's count, so that cutting changes nothing.
         weight = 1.0 / max(tokens, 1)
-        loss, gradients = 0.0, None
-        for part, (ids, wanted) in enumerate(zip(np.split(inputs, parts), np.split(targets, parts))):
-            part_loss, part_gradients = self.compute(ids, wanted, weight, self.step, part)
-            if gradients is None:
-                gradients = part_gradients
-            else:
-                gradients = [self.compute.add(*a, *b) for a, b in zip(gradients, part_gradients)]
-            loss += float(part_loss.asnumpy())
-        norm = self.optimizer.gradient_norm(gradients)
+        data = self.mesh.data
+        parts = [(ids, (self.step, part * data.size + data.rank)) for part, ids in enumerate(inputs)]
+        loss = run_schedule(self.compute, self.mesh.pipeline, parts, self._rows(inputs[0]),
+                            self.stage.config.hidden_size,
+                            lambda part: self.compute.loss_and_gradient(part, targets[part], weight))
+        gradients = self.optimizer.reduce(self._complete(self.compute.take_gradients()))
+        loss, square = self._sum_over_world(loss if self.mesh.tensor.rank == 0 else 0.0,
+                                            self.optimizer.squared_norm(gradients, self._counts))
+        norm = math.sqrt(square)
         rate = learning_rate(self.config, self.step)
         finite = math.isfinite(loss) and math.isfinite(norm)
         if finite and tokens:
@@ -95,20 +102,87 @@ class Trainer:
         total, tokens = 0.0, 0
         for input_ids, labels in batches:
             inputs, targets = self._shift(input_ids, labels)
-            total += float(self.compute.loss(inputs, targets, 1.0).asnumpy())
             tokens += int((targets >= 0).sum())
+            for ids, wanted in zip(*self._own_parts(inputs, targets)):
+                total += self._evaluate(ids, wanted)
         if not tokens:
             raise InputError("the evaluation data holds no token that counts")
-        return total / tokens
+        return self._sum_over_world(total if self.mesh.tensor.rank == 0 else 0.0)[0] / tokens
+
+    def _evaluate(self, ids, wanted):
+        pipeline, x = self.mesh.pipeline, None
+        shape = (self._rows(ids), self.stage.config.hidden_size)
+        if pipeline.rank > 0:
+            x = receive(shape, self.stage.compute_dtype, pipeline.rank - 1, pipeline)
+        x = self.compute.forward("evaluation", ids, x, train=False)
+        if pipeline.rank == pipeline.size - 1:
+            return float(self.compute.loss("evaluation", wanted, 1.0).asnumpy())
+        send(x, pipeline.rank + 1, pipeline).wait()
+        return 0.0
+
+    def _own_parts(self, inputs, targets):
+        """This data-parallel rank's micro-batches."""
+        data, parts = self.mesh.data, self.config.micro_batches
+        if len(inputs) % (data.size * parts):
+            ranks = f" on each of {data.size} data-parallel ranks" if data.size > 1 else ""
+            raise InputError(f"a batch of {len(inputs)} rows cannot be cut into micro_batches {parts}{ranks}; "
+                             f"make it a multiple of {data.size * parts}")
+        own = [np.split(array, data.size)[data.rank] for array in (inputs, targets)]
+        if self.parallel.sequence_parallel and self._size(own[0]) // parts % self.mesh.tensor.size:
+            raise InputError(f"a micro-batch of {self._size(own[0]) // parts} tokens cannot be cut over "
+                             f"{self.mesh.tensor.size} tensor-parallel ranks; turn parallel.sequence_parallel off "
+                             "or change batch_size or the sequence length")
+        return [np.split(array, parts) for array in own]
+
+    @staticmethod
+    def _size(array):
+        return array.shape[0] * array.shape[1]
+
+    def _rows(self, ids):
+        """Rows of the activations that a stage hands on."""
+        return self._size(ids) // (self.mesh.tensor.size if self.parallel.sequence_parallel else 1)
+
+    def _complete(self, gradients):
+        """Add what other processes of the same data-parallel rank know of a gradient held here.
+
+        In sequence parallelism norms and biases saw only this rank's rows, except the last norm, which
+        sees all; a tied embedding is used in the first and the last stage.
+        """
+        for group, names in enumerate(self.optimizer.names):
+            for place, name in enumerate(names):
+                gradient = gradients[group][place]
+                if self.parallel.sequence_parallel and cut_axis(name) is None and not name.endswith("ln_f.weight"):
+                    gradient = all_reduce(gradient, self.mesh.tensor)
+                if name.endswith("word_embeddings.weight") and self.stage.config.tie_word_embeddings:
+                    gradient = all_reduce(gradient, self.mesh.embedding)
+                gradients[group][place] = gradient
+        return gradients
+
+    def _counts(self, name, cut):
+        """Whether this process counts a tensor towards the global norm: each element exactly once."""
+        if self.mesh.data.rank > 0 and not cut:
+            return False
+        if self.mesh.tensor.rank > 0 and cut_axis(name) is None:
+            return False
+        return self.stage.first or not name.endswith("word_embeddings.weight")
+
+    def _sum_over_world(self, *values):
+        if self.mesh.world.size == 1:
+            return values
+        # As pairs of float32, high and low part: the sums keep more than float32's digits.
+        pairs = [part for value in values for part in (np.float32(value), np.float32(value - float(np.float32(value))))]
+        sums = all_reduce(Tensor(np.array(pairs, np.float32)), self.mesh.world).asnumpy().astype(np.float64)
+        return tuple(sums.reshape(-1, 2).sum(axis=1))
 
     def _shift(self, input_ids, labels):
         """Inputs without their last token, and what each is to predict."""
-        ids = check_ids(input_ids, self.model.config.vocab_size)
+        vocabulary = self.stage.config.vocab_size
+        ids = check_ids(input_ids, vocabulary)
         labels = labels.asnumpy() if isinstance(labels, ms.Tensor) else np.asarray(labels)
         if labels.shape != ids.shape:
             raise InputError(f"labels have shape {labels.shape}, input_ids {ids.shape}: they must agree")
         if ids.shape[1] < 2:
             raise InputError("a training sequence must have at least 2 tokens")
-        if labels.max() >= self.model.config.vocab_size or np.any((labels < 0) & (labels != IGNORED)):
-            raise InputError(f"a label must be a token id below {self.model.config.vocab_size} or {IGNORED}")
+        if labels.max() >= vocabulary or np.any((labels < 0) & (labels != IGNORED)):
+            raise InputError(f"a label must be a token id below {vocabulary} or {IGNORED}")
         return ids[:, :-1], labels[:, 1:].astype(np.int32)

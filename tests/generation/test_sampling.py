@@ -34,6 +34,7 @@ def test_official_distributions(golden, number):
 @pytest.mark.parametrize("number", range(3))
 def test_draws_follow_the_official_distribution(golden, number):
     logits, previous, expected = (golden[name][0] for name in ("logits", "previous_ids", f"probs_{number}"))
+    expected = expected.astype(np.float64)
     sampler = Sampler(settings(golden, number, seed=11))
     counts = np.bincount([sampler(logits, previous) for _ in range(10_000)], minlength=len(logits))
     assert counts[expected == 0].sum() == 0

@@ -16,7 +16,7 @@ import torch
 from safetensors.numpy import load_file
 
 from telechat import TeleChat
-from telechat.checkpoint.training_state import list_checkpoints
+from telechat.training.training_state import list_checkpoints
 from tests.conftest import ROOT, assert_refused
 from tests.torch_reference import TorchTeleChat
 

@@ -10,6 +10,7 @@ import mindspore as ms
 from mindspore import nn, ops
 
 from telechat.nn import kernels
+from telechat.nn.block import Unchanged
 
 _gradient = ops.GradOperation(get_all=True, sens_param=True)
 
@@ -68,19 +69,18 @@ class Embed(nn.Cell):
         self.dtype = dtype
 
     def construct(self, input_ids, dropout, weight):
-        x = kernels.embedding(input_ids, weight, self.dtype)
-        if self.input_mult != 1:
-            x = x * self.input_mult
-        return x if dropout is None else x * dropout.astype(x.dtype)
+        return self.scaled(kernels.embedding(input_ids, weight, self.dtype), dropout)
 
     @ms.jit
     def backward(self, dx, input_ids, dropout, weight):
         """dx (N, H) → the gradient of ``weight`` (V, H)."""
-        if dropout is not None:
-            dx = dx * dropout.astype(dx.dtype)
+        return ops.unsorted_segment_sum(self.scaled(dx, dropout), input_ids, weight.shape[0])
+
+    def scaled(self, x, dropout):
+        """muP's multiplier and dropout; its own transpose, so the gradient takes the same way back."""
         if self.input_mult != 1:
-            dx = dx * self.input_mult
-        return ops.unsorted_segment_sum(dx, input_ids, weight.shape[0])
+            x = x * self.input_mult
+        return x if dropout is None else x * dropout.astype(x.dtype)
 
 
 class HeadLoss(nn.Cell):
@@ -94,16 +94,20 @@ class HeadLoss(nn.Cell):
         super().__init__()
         self.epsilon = config.layer_norm_epsilon
         self.scale = config.logits_scale
+        self.enter = Unchanged()  # as in a block: what stands before a product
 
     def logits(self, x, norm, head):
-        logits = kernels.linear(kernels.rms_norm(x, norm, self.epsilon), head)
+        logits = kernels.linear(self.enter(kernels.rms_norm(x, norm, self.epsilon)), head)
         return logits if self.scale == 1 else logits * self.scale
+
+    def cross_entropy(self, logits, labels, weights):
+        return kernels.token_cross_entropy(logits, labels, weights)
 
     @ms.jit
     def construct(self, x, rows, labels, weights, norm, head):
         """Weighted loss of x's ``rows``, without gradients."""
         logits = self.logits(ops.gather(x, rows, 0), norm, head)
-        return kernels.token_cross_entropy(logits, labels, weights)[0]
+        return self.cross_entropy(logits, labels, weights)[0]
 
     @ms.jit
     def backward(self, x, rows, labels, weights, norm, head):
@@ -112,7 +116,7 @@ class HeadLoss(nn.Cell):
         x (N, H); rows, labels int32 (R,); weights float32 (R,): 0 for a row that only fills up.
         """
         hidden = ops.gather(x, rows, 0)
-        loss, dlogits = kernels.token_cross_entropy(self.logits(hidden, norm, head), labels, weights)
+        loss, dlogits = self.cross_entropy(self.logits(hidden, norm, head), labels, weights)
         dhidden, dnorm, dhead = _gradient(self.logits)(hidden, norm, head, dlogits.astype(x.dtype))
         dx = ops.unsorted_segment_sum(dhidden, rows, x.shape[0])
         return loss, dx, dnorm, dhead

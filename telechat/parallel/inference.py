@@ -1,0 +1,72 @@
+"""A model cut over tensor-parallel ranks, with what generation needs of a `TeleChat`."""
+
+from mindspore import nn
+import mindspore as ms
+
+from telechat.checkpoint.layout import parameter_shapes
+from telechat.checkpoint.reader import CheckpointReader
+from telechat.config import TeleChatConfig
+from telechat.nn import kernels
+from telechat.parallel.collectives import GatherRows
+from telechat.parallel.plan import check_mesh
+from telechat.parallel.stage import build_stage
+from telechat.parallel.vocabulary import embed_for
+
+
+class _Blocks(nn.Cell):
+    def __init__(self, blocks):
+        super().__init__(auto_prefix=False)
+        self.h = nn.CellList(blocks, auto_prefix=False)
+
+    def construct(self, x):
+        return x
+
+
+class TensorParallelModel(nn.Cell):
+    """This rank's share of a model; `Generator` takes it as it takes a `TeleChat`.
+
+    Every rank must be given the same prompts and settings in the same order; each gets all logits.
+
+    Args:
+        stage (Stage): all layers, cut over ``tensor``.
+        tensor (Group): the tensor-parallel ranks.
+    """
+
+    def __init__(self, stage, tensor):
+        super().__init__(auto_prefix=False)
+        self.config = stage.config
+        self.compute_dtype = stage.compute_dtype
+        self.transformer = _Blocks(stage.blocks)
+        self.ln_f = stage.ln_f
+        self.head_weight = stage.head_weight
+        width = stage.config.n_head // tensor.size
+        self.own_heads = slice(tensor.rank * width, (tensor.rank + 1) * width)
+        self._embed = embed_for(stage, tensor, sequence_parallel=False)
+        self._embedding = stage.word_embeddings.weight
+        self._gather = GatherRows(tensor)
+
+    def construct(self, x):
+        return x
+
+    def embed(self, input_ids):
+        """int32 (B, S) → (B·S, H), the same on every rank."""
+        return self._embed(input_ids.reshape(-1), None, self._embedding)
+
+    def head(self, x):
+        """(N, H) after the last block → float32 logits (N, V), the same on every rank."""
+        logits = kernels.linear(self.ln_f(x), self.head_weight).astype(ms.float32)
+        logits = self._gather(logits.transpose(1, 0)).transpose(1, 0)[:, :self.config.vocab_size]
+        return logits if self.config.logits_scale == 1 else logits * self.config.logits_scale
+
+
+def load_tensor_parallel(directory, dtype, mesh, parallel):
+    """Read this rank's part of a checkpoint directory.
+
+    Raises:
+        InputError: the model does not divide by the number of ranks, or files are missing or broken.
+    """
+    config = TeleChatConfig.from_pretrained(directory)
+    check_mesh(config, parallel)
+    reader = CheckpointReader(directory)
+    reader.check(parameter_shapes(config))
+    return TensorParallelModel(build_stage(config, dtype, mesh, parallel, reader.read), mesh.tensor)

@@ -1,0 +1,140 @@
+"""Which part of each parameter a rank holds.
+
+Column-parallel weights (query, key_value, gate, up) and the vocabulary (embedding, head) are cut
+along their rows, row-parallel ones (dense, down) along their columns; norms and biases are whole on
+every tensor-parallel rank (Shoeybi et al., "Megatron-LM", arXiv:1909.08053). Since key_value is laid
+out head by head, a part is always one plain slice.
+"""
+
+import dataclasses
+import math
+
+from telechat.errors import InputError
+
+_ROWS = ("word_embeddings.weight", "lm_head.weight", "query.weight", "key_value.weight",
+         "gate_proj.weight", "up_proj.weight")
+_COLUMNS = ("dense.weight", "down_proj.weight")
+_VOCABULARY = ("word_embeddings.weight", "lm_head.weight")
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockShape:
+    """What `telechat.nn.block.Block` reads of a config, for a tensor-parallel rank's share of the heads."""
+
+    hidden_size: int
+    n_head: int
+    num_key_value_heads: int
+    head_dim: int
+    ffn_hidden_size: int
+    layer_norm_epsilon: float
+    use_bias: bool
+    position_embedding: str
+
+
+def block_shape(config, tensor):
+    """The share of one of ``tensor`` ranks."""
+    return BlockShape(config.hidden_size, config.n_head // tensor, config.num_key_value_heads // tensor,
+                      config.head_dim, config.ffn_hidden_size // tensor, config.layer_norm_epsilon,
+                      config.use_bias, config.position_embedding)
+
+
+def vocabulary_rows(config, tensor):
+    """Rows of the embedding that each rank holds; the last rank's may reach past the vocabulary."""
+    return -(-config.vocab_size // tensor)
+
+
+def cut_axis(name):
+    """The axis along which the parameter ``name`` is cut over tensor-parallel ranks, or None."""
+    if name.endswith(_ROWS):
+        return 0
+    return 1 if name.endswith(_COLUMNS) else None
+
+
+def local_slices(name, shape, rank, size):
+    """The part of a parameter that tensor-parallel rank ``rank`` of ``size`` holds.
+
+    Args:
+        name (str): canonical name.
+        shape (tuple): of the whole parameter.
+        rank, size (int): place in the tensor-parallel group.
+
+    Returns:
+        tuple of slice: one for each axis; an empty one where a rank holds nothing but padding.
+    """
+    slices = [slice(0, length) for length in shape]
+    axis = cut_axis(name)
+    if axis is not None and size > 1:
+        width = -(-shape[axis] // size)
+        slices[axis] = slice(min(rank * width, shape[axis]), min((rank + 1) * width, shape[axis]))
+    return tuple(slices)
+
+
+def is_vocabulary(name):
+    """Whether the parameter has a row a token, so that the last rank's part is filled up with zeros."""
+    return name.endswith(_VOCABULARY)
+
+
+def check_mesh(config, parallel):
+    """Refuse a mesh that the model does not fit.
+
+    Raises:
+        InputError: names the numbers and the nearest that fit.
+    """
+    for name, length in (("n_head", config.n_head), ("num_key_value_heads", config.num_key_value_heads),
+                         ("ffn_hidden_size", config.ffn_hidden_size)):
+        if length % parallel.tensor:
+            common = math.gcd(config.n_head, config.num_key_value_heads, config.ffn_hidden_size)
+            raise InputError(f"parallel.tensor {parallel.tensor} does not divide {name} {length}; "
+                             f"the nearest that fits is {_nearest_divisor(common, parallel.tensor)}")
+    if parallel.tensor > config.vocab_size:
+        raise InputError(f"parallel.tensor {parallel.tensor} is more than vocab_size {config.vocab_size}; "
+                         f"the nearest that fits is {config.vocab_size}")
+    if parallel.pipeline > config.n_layer:
+        raise InputError(f"parallel.pipeline {parallel.pipeline} is more than n_layer {config.n_layer}; "
+                         f"the nearest that fits is {config.n_layer}")
+    if parallel.stages is not None and sum(parallel.stages) != config.n_layer:
+        raise InputError(f"parallel.stages {list(parallel.stages)} holds {sum(parallel.stages)} layers, "
+                         f"the model has n_layer {config.n_layer}; make them agree")
+
+
+def _nearest_divisor(number, wanted):
+    divisors = [candidate for candidate in range(1, number + 1) if number % candidate == 0]
+    return min(divisors, key=lambda divisor: (abs(divisor - wanted), divisor))
+
+
+def stage_layers(config, parallel):
+    """The layers of each pipeline stage, balanced by the products they make.
+
+    A block costs its weights, the head costs its own; the embedding is a gather and costs nothing.
+    The slowest stage sets the pace, so the split with the smallest largest cost is chosen; among
+    equals, the one whose later stages are lighter, since they also hold the logits.
+
+    Returns:
+        list of range: the layers of each stage, in order.
+    """
+    if parallel.stages is not None:
+        counts = list(parallel.stages)
+    else:
+        hidden = config.hidden_size
+        block = hidden * (config.head_dim * (2 * config.n_head + 2 * config.num_key_value_heads)
+                          + 3 * config.ffn_hidden_size)
+        head_blocks = config.vocab_size * hidden / block
+        counts = _balanced(config.n_layer, parallel.pipeline, head_blocks)
+    ends = [sum(counts[:stage + 1]) for stage in range(len(counts))]
+    return [range(end - count, end) for end, count in zip(ends, counts)]
+
+
+def _balanced(layers, stages, head):
+    """Counts with the least maximum, the last stage carrying ``head`` blocks' worth more."""
+    if stages == 1:
+        return [layers]
+    best = None
+    for last in range(1, layers - stages + 2):
+        rest = layers - last
+        most = -(-rest // (stages - 1))
+        cost = max(most, last + head)
+        if best is None or cost < best[0]:
+            best = (cost, last)
+    last = best[1]
+    share, extra = divmod(layers - last, stages - 1)
+    return [share + (stage < extra) for stage in range(stages - 1)] + [last]

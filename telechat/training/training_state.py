@@ -1,0 +1,226 @@
+"""Training checkpoints: a model directory plus what the optimizer needs to go on, on any mesh.
+
+A checkpoint is ``checkpoint-NNNNNN`` in the run's output directory: a loadable model, with a
+folder ``training_state`` inside. There every process has written the moments (and master weights)
+that it holds, with their place in the whole tensors, so that any other mesh finds what it needs. A
+checkpoint appears under its name only when it is complete.
+"""
+
+import json
+import os
+import re
+import shutil
+
+import numpy as np
+from mindspore import Tensor
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from telechat.checkpoint.reader import CheckpointReader
+from telechat.checkpoint.shared_writer import SharedWriter
+from telechat.checkpoint.writer import copy_extra_files
+from telechat.errors import InputError
+from telechat.parallel.collectives import barrier
+from telechat.parallel.plan import cut_axis
+
+_NAME = re.compile(r"checkpoint-(\d{6,})")
+_STATE = "training_state"
+
+
+def save_training_checkpoint(output_dir, trainer, info, extra_from=None, tokenizer=None, keep=2):
+    """Write ``checkpoint-NNNNNN`` for the trainer's step and drop the oldest beyond ``keep``.
+
+    Every process of the run calls it.
+
+    Args:
+        output_dir (str): the run's directory, the same for all processes.
+        trainer (Trainer): model, moments and counters are saved.
+        info (dict): what resuming must find unchanged (see `restore`).
+        extra_from (str): directory whose tokenizer and generation_config.json go along.
+        tokenizer (Tokenizer): its files go along in place of those.
+        keep (int): how many checkpoints stay.
+
+    Returns:
+        str: the checkpoint's path.
+
+    Raises:
+        InputError: the directory cannot be written; earlier checkpoints stay as they are.
+    """
+    path = os.path.join(output_dir, f"checkpoint-{trainer.step:06d}")
+    partial = os.path.join(output_dir, f".checkpoint-{trainer.step:06d}.partial")
+    stage, world = trainer.stage, trainer.mesh.world
+    lead = world.rank == 0
+    try:
+        writer = SharedWriter(partial, stage.config, str(stage.dtype).lower())
+        if lead:
+            os.makedirs(output_dir, exist_ok=True)
+            for name in os.listdir(output_dir):  # what a killed save left
+                if name.startswith(".checkpoint-") and name.endswith(".partial"):
+                    shutil.rmtree(os.path.join(output_dir, name))
+            os.makedirs(os.path.join(partial, _STATE))
+            writer.create()
+            copy_extra_files(extra_from, partial)
+            if tokenizer is not None:
+                tokenizer.save(partial)
+        barrier(world)
+        _write_parameters(writer, trainer)
+        _write_state(os.path.join(partial, _STATE, f"rank-{world.rank:05d}.safetensors"), trainer)
+        barrier(world)
+        if lead:
+            values = {"step": trainer.step, "updates": trainer.optimizer.updates, **info}
+            with open(os.path.join(partial, _STATE, "state.json"), "w", encoding="utf-8") as file:
+                json.dump(values, file, indent=1)
+            _flush(partial)
+            shutil.rmtree(path, ignore_errors=True)
+            os.rename(partial, path)
+            _flush(output_dir, deep=False)
+            for old in list_checkpoints(output_dir)[:-keep]:
+                shutil.rmtree(old)
+        barrier(world)
+    except (OSError, SafetensorError, InputError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"checkpoint {path} cannot be written ({reason}); "
+                         "free space or give another output_dir, then go on with --resume") from None
+    return path
+
+
+def _write_parameters(writer, trainer):
+    """Each part once: by the first data-parallel rank, and what all tensor ranks hold by the first of them."""
+    stage, mesh = trainer.stage, trainer.mesh
+    for name, parameter in stage.parameters.items():
+        if mesh.data.rank == 0 and _is_owner(name, stage, mesh):
+            slices = stage.slices[name]
+            rows = slices[0].stop - slices[0].start
+            writer.write(name, slices, parameter.asnumpy()[:rows])
+
+
+def _is_owner(name, stage, mesh):
+    if mesh.tensor.rank > 0 and cut_axis(name) is None:
+        return False
+    # The last stage holds a tied embedding as its head; the first one's counts.
+    return stage.first or not name.endswith("word_embeddings.weight")
+
+
+def _state_box(name, trainer):
+    """Where the optimizer's state of a parameter lies in the whole tensor: (start, stop) for each axis."""
+    stage, optimizer = trainer.stage, trainer.optimizer
+    rows, *others = stage.slices[name]
+    own = optimizer.own_rows(stage.parameters[name])
+    # Rows that only fill the vocabulary up are no part of the tensor.
+    start, stop = (min(rows.start + edge, rows.stop) for edge in (own.start, own.stop))
+    return [[start, stop], *([part.start, part.stop] for part in others)]
+
+
+def _write_state(path, trainer):
+    """The optimizer's tensors held by this process, unless another holds the same."""
+    stage, mesh, optimizer = trainer.stage, trainer.mesh, trainer.optimizer
+    tensors, boxes = {}, {}
+    for key, tensor in optimizer.state().items():
+        name = key.partition(".")[2]
+        cut = optimizer.is_cut(stage.parameters[name])
+        if (mesh.data.rank == 0 or cut) and _is_owner(name, stage, mesh):
+            box = _state_box(name, trainer)
+            tensors[key] = tensor.asnumpy()[:box[0][1] - box[0][0]]
+            boxes[key] = box
+    save_file(tensors, path, metadata={"boxes": json.dumps(boxes)})
+
+
+def list_checkpoints(output_dir):
+    """Paths of the complete checkpoints in ``output_dir``, oldest first."""
+    if not os.path.isdir(output_dir):
+        return []
+    names = [name for name in os.listdir(output_dir)
+             if _NAME.fullmatch(name) and os.path.isfile(os.path.join(output_dir, name, _STATE, "state.json"))]
+    return [os.path.join(output_dir, name) for name in sorted(names, key=lambda name: int(name[11:]))]
+
+
+def restore(path, trainer, info):
+    """Bring ``trainer`` to the state saved at ``path``; bit for bit where the mesh is the same.
+
+    Args:
+        path (str): a checkpoint directory.
+        trainer (Trainer): of the same model and dtype, on any mesh; its weights are overwritten.
+        info (dict): as given to `save_training_checkpoint`; each value must be the same.
+
+    Raises:
+        InputError: files are broken, lack a part, or belong to another run; the message says which.
+    """
+    folder = os.path.join(path, _STATE)
+    try:
+        with open(os.path.join(folder, "state.json"), encoding="utf-8") as file:
+            saved = json.load(file)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder}/state.json cannot be read ({error}); resume from another checkpoint") from None
+    for key, value in info.items():
+        if saved.get(key) != value:
+            raise InputError(f"{path} was written with {key} {saved.get(key)!r}, this run has {value!r}; "
+                             "to resume, leave it unchanged")
+    stage = trainer.stage
+    reader = CheckpointReader(path)
+    for name, parameter in stage.parameters.items():
+        value = np.zeros(parameter.shape, reader.dtype(name))
+        part = reader.read(name, stage.slices[name])
+        value[:len(part)] = part
+        parameter.data.copy_(Tensor.from_numpy(value))
+    with _StateFiles(folder) as stored:
+        for key, tensor in trainer.optimizer.state().items():
+            value = np.zeros(tensor.shape, np.float32)
+            box = _state_box(key.partition(".")[2], trainer)
+            stored.read_into(value[:box[0][1] - box[0][0]], key, box)
+            tensor.copy_(Tensor.from_numpy(value))
+    trainer.optimizer.take_masters()
+    trainer.step = saved["step"]
+    trainer.optimizer.updates = saved["updates"]
+
+
+class _StateFiles:
+    """The state files of a checkpoint, opened together: what each holds, and reads across them."""
+
+    def __init__(self, folder):
+        self._folder = folder
+        self._pieces = {}  # key → list of (file, box)
+        self._handles = {}
+        for name in sorted(os.listdir(folder)):
+            if name.endswith(".safetensors"):
+                file = os.path.join(folder, name)
+                try:
+                    handle = safe_open(file, "np")
+                    boxes = json.loads(handle.metadata()["boxes"])
+                except (OSError, SafetensorError, TypeError, KeyError, ValueError) as error:
+                    raise InputError(f"{file} cannot be read ({error}); resume from another checkpoint") from None
+                self._handles[file] = handle
+                for key, box in boxes.items():
+                    self._pieces.setdefault(key, []).append((file, box))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self._handles.clear()
+
+    def read_into(self, target, key, box):
+        """Fill ``target``, which lies at ``box`` of the whole tensor, from the pieces that overlap it."""
+        filled = 0
+        for file, piece in self._pieces.get(key, ()):
+            overlap = [(max(a, c), min(b, d)) for (a, b), (c, d) in zip(box, piece)]
+            if any(start >= stop for start, stop in overlap):
+                continue
+            there = tuple(slice(start - origin, stop - origin) for (start, stop), (origin, _) in zip(overlap, piece))
+            here = tuple(slice(start - origin, stop - origin) for (start, stop), (origin, _) in zip(overlap, box))
+            target[here] = self._handles[file].get_slice(key)[there]
+            filled += int(np.prod([stop - start for start, stop in overlap]))
+        if filled != target.size:
+            raise InputError(f"{self._folder} lacks a part of {key} (found {filled:,} of {target.size:,} values); "
+                             "copy the rank files of all nodes together, or resume from another checkpoint")
+
+
+def _flush(path, deep=True):
+    """fsync a directory, and with ``deep`` every file below it, so that a rename never outruns the data."""
+    for folder, _, files in os.walk(path) if deep else [(path, [], [])]:
+        for name in [*files, ""]:
+            handle = os.open(os.path.join(folder, name), os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)

@@ -1,0 +1,53 @@
+"""Train on meshes of one process count and write what each step reported, and a checkpoint afterwards.
+
+trace.py CASES.json: a list of {"checkpoint", "batches", "train", "parallel", "output"} and, where
+wanted, {"resume": true, "stop_after": N, "evaluate": true}.
+"""
+
+import json
+import os
+import sys
+
+import numpy as np
+
+from telechat.checkpoint.layout import parameter_shapes
+from telechat.checkpoint.reader import CheckpointReader
+from telechat.config import TeleChatConfig
+from telechat.parallel.mesh import Mesh
+from telechat.parallel.parallel_config import ParallelConfig
+from telechat.parallel.plan import check_mesh
+from telechat.parallel.stage import build_stage
+from telechat.training.train_config import TrainConfig
+from telechat.training.trainer import Trainer
+from telechat.training.training_state import list_checkpoints, restore, save_training_checkpoint
+
+
+def run(case):
+    parallel, train = ParallelConfig(**case["parallel"]), TrainConfig(**case["train"])
+    mesh = Mesh.create(parallel)
+    config = TeleChatConfig.from_pretrained(case["checkpoint"])
+    check_mesh(config, parallel)
+    reader = CheckpointReader(case["checkpoint"])
+    reader.check(parameter_shapes(config))
+    trainer = Trainer(build_stage(config, train.dtype, mesh, parallel, reader.read), train, parallel, mesh)
+    if case.get("resume"):
+        restore(list_checkpoints(case["output"])[-1], trainer, {})
+    batches = np.load(case["batches"])
+    last = case.get("stop_after", len(batches["ids"]))
+    results = []
+    while trainer.step < last:
+        result = trainer.train_step(batches["ids"][trainer.step], batches["labels"][trainer.step])
+        results.append([result.loss, result.grad_norm, result.learning_rate])
+    report = {"steps": results, "place": mesh.describe()}
+    if case.get("evaluate"):
+        report["evaluation"] = trainer.evaluate([(batches["ids"][0], batches["labels"][0])])
+    save_training_checkpoint(case["output"], trainer, {})
+    with open(os.path.join(case["output"], f"trace-{last}-rank-{mesh.rank}.json"), "w") as file:
+        json.dump(report, file)
+
+
+with open(sys.argv[1]) as file:
+    cases = json.load(file)
+for case in cases:
+    print("case", case["output"], flush=True)
+    run(case)
