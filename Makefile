@@ -4,7 +4,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test clean
+.PHONY: demo test test-16 clean
 
 .venv/installed: setup.py
 	$(PYTHON) -m venv .venv
@@ -32,6 +32,10 @@ demo: .venv/installed
 
 test: .venv/installed-dev
 	$(BIN)/python -m pytest -q tests
+
+# The meshes that take too long for every change.
+test-16: .venv/installed-dev
+	$(BIN)/python -m pytest -q -m wide tests
 
 clean:
 	rm -rf .venv demo build *.egg-info

@@ -108,13 +108,29 @@ def check(meshes, processes, single, msrun, tmp_path, rows=None, train=(), timeo
         assert np.mean(apart > 1e-5) <= 1e-4 and apart.max() < 2e-4, (name, apart.max())
 
 
+def some(meshes, **sizes):
+    """The meshes with the sizes chosen for each, by the name without blanks."""
+    return {name: (parallel, micro_batches, sizes[name.replace(" ", "_")])
+            for name, (parallel, micro_batches, _) in meshes.items()}
+
+
 def test_two_processes(single, msrun, tmp_path):
     check(TWO, 2, single, msrun, tmp_path)
 
 
 def test_three_stages(single, msrun, tmp_path):
-    check(THREE, 3, single, msrun, tmp_path)
+    check(some(THREE, pp3=("12b",)), 3, single, msrun, tmp_path)
 
 
 def test_four_processes(single, msrun, tmp_path):
-    check(FOUR, 4, single, msrun, tmp_path)
+    check(some(FOUR, tp4=("52b",), dp2_tp2=("7b",), tp2_pp2=("12b",)), 4, single, msrun, tmp_path)
+
+
+@pytest.mark.wide
+def test_three_stages_of_every_size(single, msrun, tmp_path):
+    check(THREE, 3, single, msrun, tmp_path, timeout=900)
+
+
+@pytest.mark.wide
+def test_four_processes_of_every_size(single, msrun, tmp_path):
+    check(FOUR, 4, single, msrun, tmp_path, timeout=1800)

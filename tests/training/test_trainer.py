@@ -119,7 +119,8 @@ def test_masked_padding_is_as_if_it_were_not_there():
     padded[:, 8:], labels[:, 9:] = ids, ids[:, 1:]
 
     def step(inputs, targets, **fields):
-        model = TeleChat(small_config(initializer_range=0.2))
+        # Tables that are not rounded: rotary positions are relative, rounded ones only nearly so.
+        model = TeleChat(small_config(initializer_range=0.2, rotary_float16=False))
         return Trainer(model, dataclasses.replace(RECIPE, **fields)).train_step(inputs, targets)
 
     alone, masked, seen = step(ids, ids), step(padded, labels, mask_padding=True), step(padded, labels)
