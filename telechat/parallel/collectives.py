@@ -171,7 +171,7 @@ def all_reduce(tensor, group):
     """The sum of ``tensor`` over the ranks."""
     if group.size == 1:
         return tensor
-    result = tensor.copy()
+    result = _copy(tensor)
     _all_reduce(result, ReduceOp.SUM, group.name, False)
     return result
 
@@ -207,9 +207,14 @@ def broadcast(tensor, source, group):
     """The ``tensor`` of the rank at place ``source`` of the group; shape and dtype equal on all ranks."""
     if group.size == 1:
         return tensor
-    result = tensor.copy()
-    _broadcast(result, source, group.rank, group.name, False)
+    result = _copy(tensor)
+    _start_broadcast(result, source, group)
     return result
+
+
+def _copy(tensor):
+    # Tensor.copy computes x / 1.0 in float32, 25 times as slow; the CPU cannot copy bfloat16 otherwise.
+    return tensor.copy() if tensor.dtype == ms.bfloat16 and not is_native() else ops.deepcopy(tensor)
 
 
 class Sending:
@@ -248,6 +253,10 @@ def receive(shape, dtype, peer, group):
     result = mint.empty(tuple(shape), dtype=dtype)
     _handle(_start_receive(result, peer, group)).wait()
     return result
+
+
+def _start_broadcast(result, source, group):
+    return _broadcast(result, source, group.rank, group.name, False)
 
 
 def _start_send(tensor, peer, group):
