@@ -105,21 +105,21 @@ class HeadLoss(nn.Cell):
 
     @ms.jit
     def construct(self, x, rows, labels, weights, norm, head):
-        """Weighted loss of x's ``rows``, without gradients."""
+        """Weighted losses of x's ``rows``, float32 (R,), without gradients."""
         logits = self.logits(ops.gather(x, rows, 0), norm, head)
         return self.cross_entropy(logits, labels, weights)[0]
 
     @ms.jit
     def backward(self, x, rows, labels, weights, norm, head):
-        """The loss, and the gradients of x, norm and head.
+        """The weighted losses (R,), and the gradients of their sum in x, norm and head.
 
         x (N, H); rows, labels int32 (R,); weights float32 (R,): 0 for a row that only fills up.
         """
         hidden = ops.gather(x, rows, 0)
-        loss, dlogits = self.cross_entropy(self.logits(hidden, norm, head), labels, weights)
+        losses, dlogits = self.cross_entropy(self.logits(hidden, norm, head), labels, weights)
         dhidden, dnorm, dhead = _gradient(self.logits)(hidden, norm, head, dlogits.astype(x.dtype))
         dx = ops.unsorted_segment_sum(dhidden, rows, x.shape[0])
-        return loss, dx, dnorm, dhead
+        return losses, dx, dnorm, dhead
 
 
 class Accumulate(nn.Cell):
@@ -135,15 +135,20 @@ class Accumulate(nn.Cell):
 
 
 class SquaredNorm(nn.Cell):
-    """Sum of squares over tensors, float32 scalar."""
+    """Squares of tensors (matrices or vectors) summed row by row, as one float32 vector.
+
+    The caller adds the rows up: MindSpore's CPU kernel splits a sum over everything among as many
+    threads as it finds fastest at the moment, so that its last bits change from run to run.
+    """
 
     @ms.jit
     def construct(self, *tensors):
-        total = 0.0
+        rows = ()
         for tensor in tensors:
             tensor = tensor.astype(ms.float32)
-            total = total + (tensor * tensor).sum()
-        return total
+            squares = tensor * tensor
+            rows = rows + (squares if squares.ndim == 1 else squares.sum(axis=-1),)
+        return ops.concat(rows)
 
 
 class Update(nn.Cell):

@@ -103,7 +103,7 @@ def swiglu(gate, up):
 
 
 def token_cross_entropy(logits, labels, weights):
-    """Weighted sum of the tokens' cross entropies, and its gradient in the logits.
+    """Weighted cross entropies of tokens, and the gradient of their sum in the logits.
 
     Args:
         logits (Tensor): (N, V), any float dtype; computed in float32.
@@ -111,7 +111,7 @@ def token_cross_entropy(logits, labels, weights):
         weights (Tensor): float32 (N,); 0 leaves a token out.
 
     Returns:
-        (Tensor, Tensor): the sum, float32 scalar; its gradient, (N, V) in float32.
+        (Tensor, Tensor): the weighted losses, float32 (N,); the gradient, (N, V) in float32.
     """
     logits = logits.astype(ms.float32)
     shifted = logits - ops.ReduceMax(keep_dims=True)(logits, -1)
@@ -122,7 +122,7 @@ def token_cross_entropy(logits, labels, weights):
     losses = ops.log(total).reshape(-1) - ops.gather_nd(shifted, index)
     gradient = exponentials * (weights.reshape(-1, 1) / total)
     gradient = ops.tensor_scatter_add(gradient, index, -weights)
-    return (losses * weights).sum(), gradient
+    return losses * weights, gradient
 
 
 def adamw(parameter, first_moment, second_moment, gradient, rate, beta1, beta2, epsilon, decay):

@@ -21,7 +21,7 @@ def run_schedule(compute, pipeline, parts, rows, hidden, loss):
         pipeline (Group): the stages; the rank in it is the stage.
         parts (list): for each micro-batch ``(input_ids, place)`` as `StageCompute.forward` takes them.
         rows, hidden (int): shape of what is handed from stage to stage.
-        loss (callable): ``loss(part)`` → (Tensor, gradient) in the last stage.
+        loss (callable): ``loss(part)`` → (float, gradient) in the last stage.
 
     Returns:
         float: sum of the micro-batches' losses; 0 in all but the last stage.
@@ -58,4 +58,4 @@ def run_schedule(compute, pipeline, parts, rows, hidden, loss):
     # A tensor must live until it has been taken; by the end of the step all have been.
     for handle, _ in sending:
         handle.wait()
-    return float(sum(value.asnumpy() for value in losses)) if losses else 0.0
+    return float(sum(losses))

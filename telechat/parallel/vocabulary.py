@@ -83,7 +83,7 @@ class VocabularyHeadLoss(HeadLoss):
         label_logits = self.total(ops.depend(ops.gather_nd(shifted, index) * inside, total))
         gradient = exponentials * (weights.reshape(-1, 1) / total)
         gradient = ops.tensor_scatter_add(gradient, index, -weights * inside)
-        return ((ops.log(total).reshape(-1) - label_logits) * weights).sum(), gradient
+        return (ops.log(total).reshape(-1) - label_logits) * weights, gradient
 
 
 def embed_for(stage, tensor, sequence_parallel):

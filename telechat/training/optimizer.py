@@ -73,7 +73,7 @@ class AdamW:
             counted = [gradient for name, parameter, gradient in zip(names, group, group_gradients)
                        if counts(name, self.is_cut(parameter))]
             if counted:
-                total += float(self._squared_norm(*counted).asnumpy())
+                total += float(self._squared_norm(*counted).asnumpy().sum(dtype=np.float64))
         return total
 
     def update(self, gradients, rate, norm):
@@ -101,7 +101,8 @@ class AdamW:
         for group, masters in zip(self.groups, self.masters):
             for parameter, master in zip(group, masters):
                 if self.is_cut(parameter) and parameter.dtype == ms.float32:
-                    master.copy_(parameter.data[self.own_rows(parameter)])
+                    # A copy: a slice is a view, which an in-place copy on CPU does not take.
+                    master.copy_(parameter.data[self.own_rows(parameter)].copy())
 
     def refresh_parameters(self):
         """Bring the masters into the model's parameters where these are not the same tensors."""

@@ -18,8 +18,12 @@ HEAD_ROWS = 64
 
 
 def head_rows(rows, vocab_size):
-    """How many of ``rows`` rows of logits are made at a time."""
-    return min(max(HEAD_LOGITS // vocab_size // HEAD_ROWS, 1) * HEAD_ROWS, rows)
+    """How many of ``rows`` rows of logits are made at a time, a multiple of HEAD_ROWS.
+
+    A multiple, so that no thread's share of a vector operation has a tail: there MindSpore's CPU
+    kernels compute exp and log in another way, and how they share the work changes from run to run.
+    """
+    return min(max(HEAD_LOGITS // vocab_size // HEAD_ROWS, 1), -(-rows // HEAD_ROWS)) * HEAD_ROWS
 
 
 @dataclasses.dataclass
@@ -91,25 +95,27 @@ class StageCompute:
         """The last stage's loss of a micro-batch, without gradients; ends the part.
 
         labels (array): int32 (B, S), the token that each position is to predict, -100 for none;
-        token_weight (float): weight of each counted token. Returns a float32 scalar Tensor.
+        token_weight (float): weight of each counted token. Returns a float.
         """
         x = self._all_rows(self._parts.pop(part).output)
-        return sum(self.head_loss(x, *chunk, *self._head_weights()) for chunk in self._chunks(labels, token_weight))
+        return sum(_total(self.head_loss(x, *chunk, *self._head_weights()))
+                   for chunk in self._chunks(labels, token_weight))
 
     def loss_and_gradient(self, part, labels, token_weight):
         """As `loss`, and the gradient of the stage's output, from which `backward` starts."""
         x = self._all_rows(self._parts[part].output)
-        results = None
+        losses, gradients = [], None
         for chunk in self._chunks(labels, token_weight):
-            made = self.head_loss.backward(x, *chunk, *self._head_weights())
-            results = made if results is None else self.add(*results, *made)
-        loss, dx, dnorm, dhead = results
+            made, *grads = self.head_loss.backward(x, *chunk, *self._head_weights())
+            losses.append(made)
+            gradients = grads if gradients is None else self.add(*gradients, *grads)
+        dx, dnorm, dhead = gradients
         if self.stage.lm_head is None:
             self._accumulate(0, [dhead])
             self._accumulate(-1, [dnorm])
         else:
             self._accumulate(-1, [dnorm, dhead])
-        return loss, self._own_rows(dx)
+        return sum(map(_total, losses)), self._own_rows(dx)
 
     def backward(self, part, dx):
         """Back through the stage's layers; returns the gradient of its input, None in the first stage."""
@@ -203,6 +209,11 @@ class StageCompute:
             rows[:len(chosen)], chunk_labels[:len(chosen)] = chosen, flat[chosen]
             weights[:len(chosen)] = token_weight
             yield Tensor(rows), Tensor(chunk_labels), Tensor(weights)
+
+
+def _total(losses):
+    """The sum of a vector, in float64 and in one order: see `SquaredNorm`."""
+    return float(losses.asnumpy().sum(dtype=np.float64))
 
 
 def _data(parameters):
