@@ -1,0 +1,292 @@
+"""What a run needs of each rank, derived from the shapes alone: parameters, memory.
+
+Activation memory is counted as Korthikanti et al. do, "Reducing Activation Recomputation in Large
+Transformer Models" (arXiv:2205.05198), section 4: each tensor that lives between a forward and a
+backward pass, divided by the tensor-parallel size where it is cut. Which tensors those are is this
+implementation's own: the inputs of a block's products (telechat/nn/graphs.py). The optimizer's share is
+that of ZeRO stage 1 (Rajbhandari et al., arXiv:1910.02054). Sizes are in bytes unless a name says otherwise.
+"""
+
+import dataclasses
+import math
+import typing
+
+from telechat.parallel.plan import block_shape, stage_layers, vocabulary_rows
+
+FLOAT32 = 4
+# An update makes the clipped gradient and three results of AdamW, in float32.
+_UPDATE_COPIES = 4
+# Measured on CPU: what a block's graphs hold at once beyond their inputs and results, as multiples of the
+# attention scores (float32) and of one activation of the feed-forward width and of the attention's.
+_FORWARD_SCORES, _FORWARD_INNER, _FORWARD_HIDDEN = 2, 2, 3
+_BACKWARD_SCORES, _BACKWARD_INNER, _BACKWARD_HIDDEN = 3, 6, 7
+_LOGIT_COPIES = 3  # likewise of the head's graph, as multiples of a chunk of float32 logits
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """What is computed in a step, and how wide its numbers are."""
+
+    sequence_length: int
+    batch_size: int  # sequences a step, all ranks and micro-batches together
+    micro_batches: int
+    weight_bytes: int  # of a working weight and its gradient: 4 or 2
+    activation_bytes: int
+    logit_rows: typing.Callable  # logit_rows(N) → how many of N rows of logits are made at a time
+    mask_padding: bool = False
+    on_cpu: bool = False  # MindSpore's CPU kernels keep tables of their own, see `index_tables`
+
+    def sequences(self, parallel):
+        """Sequences of a micro-batch on one rank."""
+        return self.batch_size // (self.micro_batches * parallel.data)
+
+    def tokens(self, parallel):
+        """Tokens of a micro-batch on one rank."""
+        return self.sequences(parallel) * self.sequence_length
+
+    def kept_tokens(self, parallel):
+        """Of these, the rows that a rank keeps of the norm and residual regions."""
+        return self.tokens(parallel) // (parallel.tensor if parallel.sequence_parallel else 1)
+
+    def chunks(self, parallel):
+        """In how many parts the logits of a micro-batch are made, where every token counts."""
+        return -(-self.tokens(parallel) // self.logit_rows(self.tokens(parallel)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """One rank's memory. ``peak`` is less than the sum: not everything is there at the same time."""
+
+    parameters: int  # a number, the rows that fill up the vocabulary included
+    weights: int
+    gradients: int
+    optimizer: int  # moments and, where they are copies, float32 master weights
+    activations: int  # kept between forward and backward passes, all micro-batches under way together
+    logits: int  # a chunk of them, and the head's gradients that are at work with it
+    held: int  # what compiled graphs hold on to of their last call
+    work: int  # of a block's graphs, the update or the reduction of gradients: the largest of them
+    peak: int
+    peak_phase: str  # "head", "backward", "reduce gradients" or "update"
+
+
+@dataclasses.dataclass(frozen=True)
+class StageParts:
+    """Shapes of a rank's parameters in one pipeline stage, in the groups that are updated together."""
+
+    embedding: list
+    block: list
+    layers: int
+    head: list
+
+    @property
+    def groups(self):
+        """(shapes, how often) of each group."""
+        return (self.embedding, 1), (self.block, self.layers), (self.head, 1)
+
+    @property
+    def parameters(self):
+        """How many numbers they hold."""
+        return sum(elements(shapes) * count for shapes, count in self.groups)
+
+
+def elements(shapes):
+    """How many numbers tensors of these shapes hold."""
+    return sum(math.prod(shape) for shape in shapes)
+
+
+def stage_parts(model, parallel, stage):
+    """`StageParts` of pipeline stage ``stage`` (every tensor-parallel rank holds as much)."""
+    hidden, share = model.hidden_size, block_shape(model, parallel.tensor)
+    heads, key_values = (count * share.head_dim for count in (share.n_head, 2 * share.num_key_value_heads))
+    inner = share.ffn_hidden_size
+    vocabulary = (vocabulary_rows(model, parallel.tensor), hidden)
+    bias = [(hidden,)] if model.use_bias else []
+    block = [(hidden,), (heads, hidden), (key_values, hidden), (hidden, heads), *bias,
+             (hidden,), (inner, hidden), (inner, hidden), (hidden, inner), *bias]
+    first, last = stage == 0, stage == parallel.pipeline - 1
+    tied = model.tie_word_embeddings
+    return StageParts([vocabulary] if first or (last and tied) else [], block,
+                      len(stage_layers(model, parallel)[stage]),
+                      ([(hidden,)] if last else []) + ([vocabulary] if last and not tied else []))
+
+
+def is_cut(shape, parallel):
+    """Whether the optimizer's state of a parameter is cut over the data-parallel ranks (optimizer.py)."""
+    return parallel.shard_optimizer and parallel.data > 1 and shape[0] % parallel.data == 0
+
+
+def optimizer_bytes(parts, parallel, weight_bytes):
+    """Two float32 moments, and a float32 master weight where it is not the parameter itself."""
+    total = 0
+    for shapes, count in parts.groups:
+        for shape in shapes:
+            cut = is_cut(shape, parallel)
+            copies = 3 if cut or weight_bytes < FLOAT32 else 2
+            total += count * math.prod(shape) * copies * FLOAT32 // (parallel.data if cut else 1)
+    return total
+
+
+def layer_activations(model, parallel, workload):
+    """What one layer keeps of one micro-batch without recomputation: the inputs of its products.
+
+    That is x and the second residual (rows, H), cut by sequence parallelism; queries, keys and values,
+    attention's result, gate and up, cut by tensor parallelism.
+    """
+    share = block_shape(model, parallel.tensor)
+    cut = share.head_dim * 2 * (share.n_head + share.num_key_value_heads) + 2 * share.ffn_hidden_size
+    return workload.activation_bytes * (2 * workload.kept_tokens(parallel) * model.hidden_size
+                                        + workload.tokens(parallel) * cut)
+
+
+def activation_bytes(model, parallel, workload, stage):
+    """What a stage keeps between forward and backward passes.
+
+    For every micro-batch under way, with 1F1B at most as many as stages follow plus its own
+    (arXiv:2104.04473, section 2.2): what each layer keeps, or with recomputation its input alone, and
+    the stage's output. Sent tensors are kept to the end of the step.
+    """
+    hidden = workload.kept_tokens(parallel) * model.hidden_size * workload.activation_bytes
+    layer = hidden if parallel.recompute else layer_activations(model, parallel, workload)
+    layers = len(stage_layers(model, parallel)[stage])
+    first, last = stage == 0, stage == parallel.pipeline - 1
+    under_way = min(parallel.pipeline - stage, workload.micro_batches)
+    sent = workload.micro_batches * ((not last) + (not first))
+    masks = score_elements(model, parallel, workload) if workload.mask_padding else 0
+    masks //= 1 if model.position_embedding == "alibi" else model.n_head // parallel.tensor
+    return under_way * (layers * layer + masks * FLOAT32) + (sent + last) * hidden
+
+
+def score_elements(model, parallel, workload):
+    """How many attention scores a layer makes: sequences · heads · S²."""
+    return workload.sequences(parallel) * model.n_head // parallel.tensor * workload.sequence_length ** 2
+
+
+def dropout_bytes(model, parallel, workload):
+    """Float32 dropout masks of one layer: of the scores, and of the two outputs."""
+    scores = score_elements(model, parallel, workload) if model.attention_dropout else 0
+    hidden = 2 * workload.kept_tokens(parallel) * model.hidden_size if model.hidden_dropout else 0
+    return FLOAT32 * (scores + hidden)
+
+
+def index_tables(model, parallel, workload, stage):
+    """Tables that MindSpore's CPU kernels keep for as long as a graph exists; 0 on other devices.
+
+    An elementwise kernel that broadcasts keeps the positions of both operands, 8 bytes each, for every
+    element of its result. Counted in the compiled graphs: in a block 12 such kernels in the norms, 6 each
+    for queries and keys in the rotation and 3 at the scores (forward and backward graph together); in the
+    head's graph 4 in the norm and 2 at the logits. A sum of bfloat16 keeps them even without broadcasting.
+    """
+    if not workload.on_cpu:
+        return 0
+    share, tokens = block_shape(model, parallel.tensor), workload.tokens(parallel)
+    vocabulary = vocabulary_rows(model, parallel.tensor) if stage == parallel.pipeline - 1 else 0
+    total = 12 * workload.kept_tokens(parallel) * model.hidden_size
+    total += 3 * score_elements(model, parallel, workload)
+    if model.position_embedding == "rotary":
+        total += 6 * tokens * share.head_dim * (share.n_head + share.num_key_value_heads)
+    if vocabulary:
+        total += workload.logit_rows(tokens) * (4 * model.hidden_size + 2 * vocabulary)
+    if workload.weight_bytes < FLOAT32:
+        many = workload.micro_batches > 1
+        total += vocabulary * model.hidden_size * ((workload.chunks(parallel) > 1) + many)
+        total += elements(stage_parts(model, parallel, stage).block) * many
+    return 16 * total
+
+
+def stage_memory(model, parallel, workload, stage):
+    """`Memory` of a rank in pipeline stage ``stage``.
+
+    Without the framework's own (about 0.5 GB of a CPU process), fragmentation, and the buffers of
+    collectives. A compiled graph holds the arguments of its last call until its next one: measured on
+    CPU, where this makes the estimate exact to a few percent; assumed elsewhere.
+
+    Args:
+        model (TeleChatConfig): the whole model.
+        parallel (ParallelConfig): with ``data`` filled in; must have passed `check_mesh`.
+        workload (Workload): the step.
+        stage (int): 0 to pipeline − 1.
+    """
+    parts, width = stage_parts(model, parallel, stage), workload.weight_bytes
+    wide = workload.activation_bytes
+    last, many = stage == parallel.pipeline - 1, workload.micro_batches > 1
+    embedding, block, head = (elements(shapes) * width for shapes, _ in parts.groups)
+    groups = embedding + block + head
+    gradients = embedding + parts.layers * block + head
+    weights = parts.parameters * width
+    optimizer = optimizer_bytes(parts, parallel, width)
+    one_reduced = [width * sum(_reduced(shape, parallel, workload) for shape in shapes)
+                   for shapes, _ in parts.groups]
+    reduced = sum(size * count for size, (_, count) in zip(one_reduced, parts.groups))
+    kept = activation_bytes(model, parallel, workload, stage)
+
+    hidden = workload.kept_tokens(parallel) * model.hidden_size * wide
+    layer = layer_activations(model, parallel, workload)
+    logits = _head_bytes(model, parallel, workload) if last else 0
+    head_gradient = vocabulary_rows(model, parallel.tensor) * model.hidden_size * width
+    chunks = workload.chunks(parallel)
+
+    # Of their last call, the update holds the gradients of one tensor group of each kind, the sums of
+    # micro-batches two such sets, those of the head's chunks two of its gradients, a block's backward pass
+    # what a layer keeps.
+    held = sum(one_reduced)
+    twice = last and stage == 0 and model.tie_word_embeddings  # a tied weight's gradient is a sum always
+    held += 2 * groups if many else 2 * embedding if twice else 0
+    held += 2 * head_gradient if last and chunks > 1 else 0
+    held += layer + 4 * hidden + 2 * dropout_bytes(model, parallel, workload)
+
+    work = _block_work(model, parallel, workload, elements(parts.block))
+    if parallel.recompute:
+        work += layer
+    backward = work + (2 * block if many else block)
+    largest = max(math.prod(shape) for shapes, _ in parts.groups for shape in shapes)
+    update = largest * FLOAT32 * (_UPDATE_COPIES + (width < FLOAT32))
+    phases = {
+        "head": kept + logits + (gradients if many else 0),
+        # Its first layer finds all activations, its last one all gradients.
+        "backward": max(kept + backward + (gradients if many else head),
+                        gradients + backward - (0 if many else block)),
+        "reduce gradients": gradients + (reduced if parallel.data > 1 else 0),
+        "update": (reduced if parallel.data > 1 else gradients) + update,
+    }
+    phase = max(phases, key=phases.get)
+    tables = index_tables(model, parallel, workload, stage) + _constants(model, parallel, workload)
+    peak = weights + optimizer + held + tables + phases[phase]
+    return Memory(parts.parameters, weights, gradients, optimizer, kept, logits, held,
+                  max(backward, update, reduced if parallel.data > 1 else 0), peak, phase)
+
+
+def _reduced(shape, parallel, workload):
+    """Numbers of a gradient that a rank keeps after the reduction over data-parallel ranks.
+
+    On CPU a scatter is a view of the whole sum.
+    """
+    return math.prod(shape) // (parallel.data if is_cut(shape, parallel) and not workload.on_cpu else 1)
+
+
+def _head_bytes(model, parallel, workload):
+    """The head at work: float32 logits of a chunk, gradients of head and input of up to four of its calls."""
+    tokens, rows = workload.tokens(parallel), vocabulary_rows(model, parallel.tensor)
+    chunk = workload.logit_rows(tokens)
+    calls = 1 if workload.chunks(parallel) == 1 else 4
+    gradient = calls * rows * model.hidden_size * workload.weight_bytes
+    if workload.activation_bytes > workload.weight_bytes:
+        gradient += 2 * rows * model.hidden_size * workload.activation_bytes  # weight and gradient, cast
+    return (gradient + _LOGIT_COPIES * chunk * rows * FLOAT32
+            + (calls + parallel.sequence_parallel) * tokens * model.hidden_size * workload.activation_bytes)
+
+
+def _block_work(model, parallel, workload, parameters):
+    """The larger of what a block's two graphs hold at once, besides arguments, results and gradients."""
+    share, wide = block_shape(model, parallel.tensor), workload.activation_bytes
+    tokens, scores = workload.tokens(parallel), score_elements(model, parallel, workload) * FLOAT32
+    inner, heads = (tokens * width * wide for width in (share.ffn_hidden_size, share.n_head * share.head_dim))
+    forward = max(_FORWARD_SCORES * scores + _FORWARD_HIDDEN * heads, _FORWARD_INNER * inner)
+    backward = max(_BACKWARD_SCORES * scores + _BACKWARD_HIDDEN * heads, _BACKWARD_INNER * inner)
+    cast = 2 * parameters * wide if wide > workload.weight_bytes else 0  # weights and gradients
+    return max(forward, backward) + cast + dropout_bytes(model, parallel, workload)
+
+
+def _constants(model, parallel, workload):
+    """The causal mask and the rotary tables."""
+    heads = model.n_head // parallel.tensor if model.position_embedding == "alibi" else 1
+    return FLOAT32 * workload.sequence_length * (heads * workload.sequence_length + 2 * model.head_dim)

@@ -1,0 +1,256 @@
+"""Memory, communication and speed of a run, before there are cards: python tools/estimate.py --config …
+
+    python tools/estimate.py --config configs/finetune_52b.yaml --model_config config.json --cards 16
+    python tools/estimate.py --config configs/finetune_52b.yaml --model_config config.json --cards 16 --search
+"""
+
+import dataclasses
+import pathlib
+import re
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from telechat.cli import ArgumentParser, run  # noqa: E402
+from telechat.errors import InputError  # noqa: E402
+
+_UNITS = {"MB": 10 ** 6, "GB": 10 ** 9, "TB": 10 ** 12, "MIB": 2 ** 20, "GIB": 2 ** 30, "TIB": 2 ** 40}
+_SHOWN = 20  # meshes that --search lists
+
+
+def parse_arguments():
+    parser = ArgumentParser(description="Memory, communication and speed of a run, before there are cards. "
+                                        "Speeds of cards and links are assumptions: give those of yours.")
+    parser.add_argument("--config", required=True, help="YAML file of the run, as for tools/train.py")
+    model = parser.add_mutually_exclusive_group()
+    model.add_argument("--load_checkpoint", help="checkpoint directory whose config.json describes the model")
+    model.add_argument("--model_config", help="that config.json itself")
+    parser.add_argument("--cards", type=int, help="default: what the run's tensor, pipeline, data need")
+    parser.add_argument("--card_memory", default="64GB", help="of one card")
+    parser.add_argument("--card_tflops", type=float, default=313.0, help="of one card, 16-bit products")
+    parser.add_argument("--efficiency", type=float, default=0.4, help="share of it that is reached")
+    parser.add_argument("--link_gbps", type=float, default=1200.0, help="gigabits a second that a card sends")
+    parser.add_argument("--node_link_gbps", type=float, default=200.0, help="to other nodes")
+    parser.add_argument("--latency_us", type=float, default=20.0, help="of any collective, microseconds")
+    parser.add_argument("--cards_per_node", type=int, default=8, help="cards that the faster links connect")
+    parser.add_argument("--search", action="store_true", help="list meshes that fit, best predicted first")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="any key of the YAML file")
+    return parser.parse_intermixed_args()
+
+
+def parse_size(text, flag):
+    """Bytes of "64GB" or "60GiB"."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGTkmgt][Ii]?[Bb])\s*", text)
+    unit = match and _UNITS.get(match[2].upper())
+    if not unit or not float(match[1]):
+        raise InputError(f"{flag} {text} is not a size such as 64GB, 60GiB or 500MB")
+    return round(float(match[1]) * unit)
+
+
+def read_hardware(arguments):
+    from telechat.parallel.estimate_speed import Hardware
+
+    for flag in ("card_tflops", "efficiency", "link_gbps", "node_link_gbps", "cards_per_node", "cards"):
+        value = getattr(arguments, flag)
+        if value is not None and not 0 < value < float("inf"):
+            raise InputError(f"--{flag} must be above 0, not {value:g}")
+    if not 0 <= arguments.latency_us < float("inf"):
+        raise InputError(f"--latency_us must be at least 0, not {arguments.latency_us:g}")
+    if arguments.efficiency > 1:
+        raise InputError(f"--efficiency is a share and must be at most 1, not {arguments.efficiency:g}")
+    return Hardware(parse_size(arguments.card_memory, "--card_memory"), arguments.card_tflops * 1e12,
+                    arguments.efficiency, arguments.link_gbps * 1e9 / 8, arguments.node_link_gbps * 1e9 / 8,
+                    arguments.latency_us / 1e6, arguments.cards_per_node)
+
+
+def read_model(arguments, config):
+    from telechat.config import TeleChatConfig
+
+    source = arguments.model_config or config.load_checkpoint
+    if source is not None:
+        return TeleChatConfig.from_pretrained(source)
+    if config.model is None:
+        raise InputError("no model: give --model_config its config.json, or --load_checkpoint its directory")
+    return TeleChatConfig.from_dict(config.model)
+
+
+def read_run(arguments):
+    """RunConfig with the mesh filled in, the model and the sequence length."""
+    from telechat.parallel.mesh import mesh_shape
+    from telechat.training.run_config import RunConfig
+
+    flags = {} if arguments.load_checkpoint is None else {"load_checkpoint": arguments.load_checkpoint}
+    config = RunConfig.load(arguments.config, arguments.overrides, flags)
+    model, length = read_model(arguments, config), config.sequence_length
+    if length is None:
+        raise InputError(f"{arguments.config}: sequence_length is not set; add sequence_length=2048 or what "
+                         "the dataset was preprocessed with")
+    if length > model.training_seqlen:
+        raise InputError(f"sequence_length {length} is more than the model was made for, "
+                         f"{model.training_seqlen} (training_seqlen); make it smaller")
+    parallel = config.parallel
+    if not arguments.search:
+        cards = arguments.cards or parallel.tensor * parallel.pipeline * (parallel.data or 1)
+        parallel = dataclasses.replace(parallel, data=mesh_shape(parallel, cards)[1])
+    return dataclasses.replace(config, parallel=parallel), model, length
+
+
+def check_run(model, config, workload):
+    """The refusals of tools/train.py."""
+    from telechat.parallel.plan import check_mesh
+
+    parallel = config.parallel
+    check_mesh(model, parallel)
+    whole = workload.micro_batches * parallel.data
+    if config.batch_size % whole:
+        raise InputError(f"batch_size {config.batch_size} must be a multiple of {whole}: micro_batches "
+                         f"{workload.micro_batches} on each of {parallel.data} data-parallel ranks")
+    if parallel.sequence_parallel and workload.tokens(parallel) % parallel.tensor:
+        raise InputError(f"parallel.sequence_parallel needs the {workload.tokens(parallel)} tokens of a "
+                         f"micro-batch to divide by parallel.tensor {parallel.tensor}; change batch_size or "
+                         "turn it off")
+
+
+def gigabytes(size):
+    return f"{size / 1e9:9.3f} GB"
+
+
+def describe_run(model, config, workload):
+    from telechat.checkpoint.layout import parameter_shapes
+    from telechat.parallel.estimate import elements
+    from telechat.parallel.estimate_speed import cards_of
+    from telechat.parallel.plan import stage_layers
+
+    parallel, count = config.parallel, elements(parameter_shapes(model).values())
+    layers = ", ".join(str(len(layers)) for layers in stage_layers(model, parallel))
+    on = [name for name in ("sequence_parallel", "shard_optimizer", "recompute") if getattr(parallel, name)]
+    mesh = [f"tensor {parallel.tensor}", f"pipeline {parallel.pipeline} (layers {layers})",
+            f"data {parallel.data}"]
+    tokens = config.batch_size * workload.sequence_length
+    return [f"model       {count:,} parameters, {model.n_layer} layers of {model.hidden_size}, "
+            f"{config.train.dtype}",
+            f"mesh        {cards_of(parallel)} card(s): {', '.join(mesh + on)}",
+            f"batch       {config.batch_size} sequences of {workload.sequence_length:,} = {tokens:,} tokens a "
+            f"step, micro_batches {workload.micro_batches}"]
+
+
+def describe_memory(model, parallel, workload, hardware):
+    from telechat.parallel.estimate import activation_bytes, stage_memory
+
+    stages = [stage_memory(model, parallel, workload, stage) for stage in range(parallel.pipeline)]
+    peaks = [memory.peak for memory in stages]
+    stage = peaks.index(max(peaks))
+    memory = stages[stage]
+    lines = ["", f"Memory of a rank in stage {stage}, the fullest: {memory.parameters:,} parameters"]
+    rows = [("weights", memory.weights, ""), ("gradients", memory.gradients, ""),
+            ("optimizer", memory.optimizer, "moments and float32 master weights"),
+            ("activations", memory.activations, "kept for the backward pass"),
+            ("logits", memory.logits, "a chunk of them, with the gradients of the head"),
+            ("held", memory.held, "arguments of the last calls of compiled graphs"),
+            ("work", memory.work, "the largest of a block, the update, the reduction"),
+            ("peak", memory.peak, f"in the phase \"{memory.peak_phase}\"; not all of it is there at once")]
+    lines += [f"  {name:12}{gigabytes(size)}  {text}".rstrip() for name, size, text in rows]
+    if parallel.pipeline > 1:
+        lines.append("  peak of each stage: " + ", ".join(f"{peak / 1e9:.1f}" for peak in peaks) + " GB")
+    lines.append("  activations with other settings:")
+    for recompute in (False, True):
+        for sequence in (False, True) if parallel.tensor > 1 else (False,):
+            if sequence and workload.tokens(parallel) % parallel.tensor:
+                continue
+            other = dataclasses.replace(parallel, recompute=recompute, sequence_parallel=sequence)
+            size = activation_bytes(model, other, workload, stage)
+            lines.append(f"    {gigabytes(size)}  {'with' if recompute else 'without'} recompute, "
+                         f"{'with' if sequence else 'without'} sequence_parallel")
+    if memory.peak <= hardware.card_memory:
+        verdict = f"fits into {hardware.card_memory / 1e9:g} GB"
+    else:
+        verdict = f"DOES NOT FIT into {hardware.card_memory / 1e9:g} GB; try --search"
+    return lines + [f"  {verdict}; not counted: the framework, buffers of collectives, fragmentation"]
+
+
+def describe_traffic(model, parallel, workload):
+    from telechat.parallel.estimate_speed import traffic
+
+    stages = [traffic(model, parallel, workload, stage) for stage in range(parallel.pipeline)]
+    sent = [sum(item.sent_bytes for item in items) for items in stages]
+    stage = sent.index(max(sent))
+    if not stages[stage]:
+        return ["", "Communication: none, it is one card"]
+    lines = ["", f"Communication of a rank in stage {stage} in a step",
+             f"  {'purpose':34}{'operation':16}{'ranks':>12} {'calls':>8}  whole tensors   sent (ring)"]
+    for item in stages[stage]:
+        ranks = f"{item.group} {item.size}"
+        lines.append(f"  {item.purpose:34}{item.operation:16}{ranks:>12} {item.calls:8,}   "
+                     f"{gigabytes(item.tensor_bytes)}  {gigabytes(item.sent_bytes)}")
+    return lines
+
+
+def describe_speed(model, parallel, workload, hardware):
+    from telechat.parallel.estimate_speed import predict, step_flops
+    from telechat.parallel.pipeline import bubble_fraction
+
+    prediction = predict(model, parallel, workload, hardware)
+    return ["",
+            f"FLOPs of a step  {step_flops(model, workload):.4g}, all cards together, nothing computed twice",
+            f"bubble           {bubble_fraction(parallel.pipeline, workload.micro_batches):.1%}",
+            f"predicted        {prediction.tokens_per_second:,.0f} tokens/s a card, {prediction.seconds:.2f} s "
+            f"a step, of it {prediction.communicating:.1%} communication, {prediction.waiting:.1%} waiting for "
+            f"other stages; {prediction.utilization:.1%} of the cards' FLOPs"]
+
+
+def describe_search(model, cards, workload, hardware):
+    from telechat.parallel.estimate_speed import search
+    from telechat.parallel.pipeline import bubble_fraction
+
+    memory = f"{hardware.card_memory / 1e9:g} GB"
+    fitting, others = search(model, cards, workload, hardware)
+    if not fitting:
+        least = f"; the least is {others[0].peak / 1e9:.1f} GB with {settings(others[0])}" if others else \
+            f": none divides the model and batch_size {workload.batch_size}"
+        raise InputError(f"no mesh of {cards} cards fits into {memory} a card{least}")
+    lines = [f"{len(fitting)} mesh(es) of {cards} cards fit into {memory} a card, each with its fastest "
+             "settings; predicted tokens/s a card, peak memory, bubble"]
+    for candidate in fitting[:_SHOWN]:
+        bubble = bubble_fraction(candidate.parallel.pipeline, candidate.micro_batches)
+        lines.append(f"{candidate.prediction.tokens_per_second:8,.0f}  {candidate.peak / 1e9:6.1f} GB  "
+                     f"{bubble:6.1%}  {settings(candidate)}")
+    if others:
+        lines.append(f"{len(others)} more do not fit, the smallest with {others[0].peak / 1e9:.1f} GB")
+    return lines
+
+
+def settings(candidate):
+    """As they are given on the command line."""
+    parallel = candidate.parallel
+    values = [f"parallel.{name}={getattr(parallel, name)}" for name in ("tensor", "pipeline", "data")]
+    values.append(f"micro_batches={candidate.micro_batches}")
+    values += [f"parallel.{name}={str(getattr(parallel, name)).lower()}"
+               for name in ("sequence_parallel", "shard_optimizer", "recompute")]
+    return " ".join(values)
+
+
+def main():
+    arguments = parse_arguments()
+    hardware = read_hardware(arguments)
+    config, model, length = read_run(arguments)
+
+    from telechat.training.memory import workload_of
+    workload = workload_of(model, config, length)
+    if arguments.search:
+        parallel = config.parallel
+        cards = arguments.cards or parallel.tensor * parallel.pipeline * (parallel.data or 1)
+        lines = describe_search(model, cards, workload, hardware)
+    else:
+        check_run(model, config, workload)
+        lines = [*describe_run(model, config, workload),
+                 *describe_memory(model, config.parallel, workload, hardware),
+                 *describe_traffic(model, config.parallel, workload),
+                 *describe_speed(model, config.parallel, workload, hardware)]
+    print("\n".join(lines))
+    print(f"assumed          {arguments.card_tflops:g} TFLOPS a card, {arguments.efficiency:.0%} of it, "
+          f"{arguments.link_gbps:g} Gbit/s a card within {arguments.cards_per_node} cards, "
+          f"{arguments.node_link_gbps:g} beyond, {arguments.latency_us:g} us a call; not measured")
+
+
+if __name__ == "__main__":
+    run(main)
