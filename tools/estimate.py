@@ -130,8 +130,8 @@ def describe_run(model, config, workload):
     return [f"model       {count:,} parameters, {model.n_layer} layers of {model.hidden_size}, "
             f"{config.train.dtype}",
             f"mesh        {cards_of(parallel)} card(s): {', '.join(mesh + on)}",
-            f"batch       {config.batch_size} sequences of {workload.sequence_length:,} = {tokens:,} tokens a "
-            f"step, micro_batches {workload.micro_batches}"]
+            f"batch       {config.batch_size} sequences of {workload.sequence_length:,} = {tokens:,} tokens "
+            f"a step, micro_batches {workload.micro_batches}"]
 
 
 def describe_memory(model, parallel, workload, hardware):
@@ -193,9 +193,9 @@ def describe_speed(model, parallel, workload, hardware):
     return ["",
             f"FLOPs of a step  {step_flops(model, workload):.4g}, all cards together, nothing computed twice",
             f"bubble           {bubble_fraction(parallel.pipeline, workload.micro_batches):.1%}",
-            f"predicted        {prediction.tokens_per_second:,.0f} tokens/s a card, {prediction.seconds:.2f} s "
-            f"a step, of it {prediction.communicating:.1%} communication, {prediction.waiting:.1%} waiting for "
-            f"other stages; {prediction.utilization:.1%} of the cards' FLOPs"]
+            f"predicted        {prediction.tokens_per_second:,.0f} tokens/s a card, {prediction.seconds:.2f} "
+            f"s a step, of it {prediction.communicating:.1%} communication, {prediction.waiting:.1%} waiting "
+            f"for other stages; {prediction.utilization:.1%} of the cards' FLOPs"]
 
 
 def describe_search(model, cards, workload, hardware):

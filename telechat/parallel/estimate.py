@@ -198,7 +198,7 @@ def stage_memory(model, parallel, workload, stage):
 
     Without the framework's own (about 0.5 GB of a CPU process), fragmentation, and the buffers of
     collectives. A compiled graph holds the arguments of its last call until its next one: measured on
-    CPU, where this makes the estimate exact to a few percent; assumed elsewhere.
+    CPU (benchmarks/memory.py compares the whole), assumed elsewhere.
 
     Args:
         model (TeleChatConfig): the whole model.
@@ -243,7 +243,7 @@ def stage_memory(model, parallel, workload, stage):
     phases = {
         "head": kept + logits + (gradients if many else 0),
         # Its first layer finds all activations, its last one all gradients.
-        "backward": max(kept + backward + (gradients if many else head),
+        "backward": max(kept + backward + (gradients if many else head_gradient * last),
                         gradients + backward - (0 if many else block)),
         "reduce gradients": gradients + (reduced if parallel.data > 1 else 0),
         "update": (reduced if parallel.data > 1 else gradients) + update,

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+pytestmark = pytest.mark.wide
+
 MODEL = dict(vocab_size=101, hidden_size=32, n_layer=3, n_head=4, ffn_hidden_size=48,
              tie_word_embeddings=False)
 TIED = {**MODEL, "tie_word_embeddings": True, "num_key_value_heads": 2}

@@ -31,9 +31,11 @@ def test_official_distributions(golden, number):
         assert np.abs(dense(ids, probabilities, len(logits)) - expected).max() < 1e-6
 
 
-@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("number", [1, 2])  # the other settings leave a single token
 def test_draws_follow_the_official_distribution(golden, number):
-    logits, previous, expected = (golden[name][0] for name in ("logits", "previous_ids", f"probs_{number}"))
+    # The row whose distribution has the most tokens: one that leaves a single token has nothing to test.
+    row = int((golden[f"probs_{number}"] > 0).sum(axis=1).argmax())
+    logits, previous, expected = (golden[name][row] for name in ("logits", "previous_ids", f"probs_{number}"))
     expected = expected.astype(np.float64)
     sampler = Sampler(settings(golden, number, seed=11))
     counts = np.bincount([sampler(logits, previous) for _ in range(10_000)], minlength=len(logits))
@@ -43,6 +45,7 @@ def test_draws_follow_the_official_distribution(golden, number):
     observed = np.append(counts[common], counts[~common].sum())
     wanted = np.append(expected[common], expected[~common].sum()) * 10_000
     keep = wanted > 0
+    assert keep.sum() > 1
     assert chisquare(observed[keep], wanted[keep] * observed[keep].sum() / wanted[keep].sum()).pvalue > 1e-3
 
 

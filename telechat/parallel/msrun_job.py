@@ -1,0 +1,290 @@
+"""A job under MindSpore's msrun while it runs: rank 0's log on the terminal, who failed first, a clean end."""
+
+import contextlib
+import os
+import re
+import signal
+import sys
+import time
+
+INTERVAL = 0.1  # seconds between two looks
+SHOWN_LINES = 25
+# After its traceback a process under MindSpore takes some seconds to end (6 measured), and others may fail
+# of it meanwhile: an error line counts. One written longer ago was survived.
+ERROR_AGE = 20
+LOST_SCHEDULER = 30  # seconds that the workers get to notice that their scheduler has failed
+
+ERROR_LINE = re.compile(rb"Traceback \(most recent call last\):|error: |Fatal Python error|terminate called")
+CHATTER = re.compile(r"\[(INFO|WARNING)\] \w+\(")  # of MindSpore itself
+MSRUN_NAMES = re.compile(rb"Worker process (\d+) exit with exception\. Error code: (-?\d+)")
+LOST_RANK = re.compile(r"worker (\d+) is the first one timed out")
+NOT_MET = "Failed to initialize distributed job cluster because some processes"
+BROKEN_OFF = {-signal.SIGINT, -signal.SIGTERM, 128 + signal.SIGINT, 128 + signal.SIGTERM}
+
+
+class Log:
+    """A file that grows: what is new goes to a stream, the times of error lines are kept."""
+
+    def __init__(self, path, stream=None):
+        self.path = path
+        self.error_times = []
+        self._stream = stream
+        self._offset, self._line = 0, b""
+
+    def read_on(self, now):
+        """Show what was added since the last call."""
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(self._offset)
+                data = file.read()
+        except FileNotFoundError:
+            return
+        self._offset += len(data)
+        *lines, self._line = (self._line + data).split(b"\n")
+        if any(ERROR_LINE.match(line) for line in lines):
+            self.error_times = [moment for moment in self.error_times if now - moment <= ERROR_AGE] + [now]
+        if not data or not self._stream:
+            return
+        try:
+            self._stream.write(data)
+            self._stream.flush()
+        except BrokenPipeError:
+            # Nobody reads any more; that is no reason to end a job on many cards. What is left in the
+            # buffer goes nowhere, or Python would fail of it at its end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            self._stream = None
+
+    def lines(self):
+        """All lines but MindSpore's chatter."""
+        try:
+            with open(self.path, encoding="utf-8", errors="replace") as file:
+                return [line.rstrip("\n") for line in file if not CHATTER.match(line)]
+        except FileNotFoundError:
+            return []
+
+
+class Process:
+    """A child of msrun as others can see it. ``code`` is None while it runs or where nobody saw its end."""
+
+    def __init__(self):
+        self.pid = self.code = self.end_time = None
+        self.told_to_end = False
+
+    def look(self, record, now):
+        """Find the process number in the file ``record``, later the end in /proc; True where it ended now.
+
+        There an ended process keeps its exit status until msrun, which looks once a second, collects it.
+        """
+        if self.end_time is not None:
+            return False
+        try:
+            if self.pid is None:
+                with open(record, encoding="ascii") as file:
+                    self.pid = int(file.read())
+            with open(f"/proc/{self.pid}/stat", encoding="utf-8", errors="replace") as file:
+                fields = file.read().rpartition(")")[2].split()
+        except ValueError:
+            return False  # the number is just being written
+        except (FileNotFoundError, ProcessLookupError):
+            self.end_time = now if self.pid else None
+            return self.pid is not None
+        if fields[0] in "ZX":
+            self.end_time, self.code = now, os.waitstatus_to_exitcode(int(fields[-1]))
+        return self.end_time is not None
+
+    @property
+    def runs(self):
+        return self.pid is not None and self.end_time is None
+
+    def failed(self):
+        return self.code not in (0, None)
+
+
+class MsrunJob:
+    """Watches over the processes that one msrun starts.
+
+    A SIGINT, SIGTERM or SIGHUP reaches the workers as SIGTERM, at which training saves and ends. Not as
+    SIGINT: from init() on MindSpore has that signal to itself and closes the connections between the
+    workers at it; from its first operator on it turns it into SIGTERM. A second SIGINT kills them.
+
+    Args:
+        ranks (range): global ranks on this machine.
+        nodes (int): machines in the job.
+        log_dir (str): where msrun writes worker_<rank>.log and scheduler.log.
+        folder (str): holds the ``python`` that msrun starts and the process numbers that it notes; as
+            a part of PATH it is also the mark by which all that belongs to the job is recognised.
+    """
+
+    def __init__(self, ranks, nodes, log_dir, folder):
+        self.ranks, self.nodes, self.log_dir, self.folder = ranks, nodes, log_dir, folder
+        node = f"_{ranks[0] // len(ranks)}" if nodes > 1 else ""  # nodes may share the directory
+        self.msrun_log = os.path.join(log_dir, f"msrun{node}.log")
+        self.logs = {rank: Log(os.path.join(log_dir, f"worker_{rank}.log"), sys.stdout.buffer if rank == 0 else None)
+                     for rank in ranks}
+        self.workers = {rank: Process() for rank in ranks}
+        self.scheduler = Process()
+        self.received = []  # signals, in order
+        self._named = None  # number of the process that msrun says has failed
+        self._failed_at = None
+
+    @contextlib.contextmanager
+    def signals(self):
+        """Note SIGINT, SIGTERM and SIGHUP instead of ending; what is ignored stays so (nohup)."""
+        numbers = [number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+                   if signal.getsignal(number) != signal.SIG_IGN]
+        previous = {number: signal.signal(number, lambda number, _: self.received.append(number))
+                    for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def wait(self, msrun):
+        """Show rank 0, hand on signals, and return the exit status once ``msrun`` has ended.
+
+        Whatever happens, nothing of the job is left running.
+        """
+        announced = False
+        try:
+            while True:
+                ended = msrun.poll() is not None  # asked first, so that nothing written before is missed
+                self._look()
+                if ended:
+                    break
+                if self.received and not announced:
+                    announced = True
+                    print("waiting for the workers to end; Ctrl-C again kills them", file=sys.stderr, flush=True)
+                self._hand_on_signals()
+                self._end_what_waits_in_vain()
+                time.sleep(INTERVAL)
+        finally:
+            if msrun.returncode != 0:
+                self._kill_all()
+                msrun.wait()
+        return 0 if msrun.returncode == 0 else self._report()
+
+    def _look(self):
+        now = time.monotonic()
+        self.scheduler.look(os.path.join(self.folder, "python.MS_SCHED.0"), now)
+        ended = []
+        for rank, process in self.workers.items():
+            if process.look(os.path.join(self.folder, f"python.MS_WORKER.{rank}"), now):
+                ended.append(process)
+            self.logs[rank].read_on(now)
+        self._ask_msrun(now)
+        for process in ended:
+            if self._named not in (None, process.pid) and process.code == -signal.SIGKILL:
+                process.code = None  # msrun killed it because of the other
+        if self._failed_at is None and any(process.failed() for process in self.workers.values()):
+            self._failed_at = now
+
+    def _ask_msrun(self, now):
+        """msrun's own word on a worker's end, for one that it has collected before we could look."""
+        if self._named is not None:
+            return
+        with open(self.msrun_log, "rb") as file:
+            found = MSRUN_NAMES.search(file.read())
+        if found:
+            self._named = int(found[1])
+            for process in self.workers.values():
+                if process.pid == self._named:
+                    process.code, process.end_time = int(found[2]), process.end_time or now
+
+    def _hand_on_signals(self):
+        if self.received.count(signal.SIGINT) > 1:
+            self._kill_all()
+        for process in self.workers.values():
+            if self.received and process.runs and not process.told_to_end:
+                process.told_to_end = True
+                # Not to its group: what the script itself starts is the script's to end.
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGTERM)
+
+    def _end_what_waits_in_vain(self):
+        running = any(process.runs for process in self.workers.values())
+        alone = self.nodes == 1 or self.received
+        if alone and self._failed_at is not None and not running and self.scheduler.runs:
+            # It would wait for the dead: MS_NODE_TIMEOUT, or before they have met, the whole
+            # --cluster_time_out. On several nodes it has to tell the others first.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.scheduler.pid, signal.SIGKILL)
+        lost = self.scheduler.failed() and time.monotonic() - self.scheduler.end_time > LOST_SCHEDULER
+        if running and lost:
+            self._kill_all()
+
+    def _kill_all(self):
+        """Kill every process that has our folder in its PATH: msrun, scheduler, workers, what they started."""
+        mark = os.fsencode(self.folder)
+        for name in filter(str.isdigit, os.listdir("/proc")):
+            with contextlib.suppress(OSError):  # it has ended, or is another user's
+                with open(f"/proc/{name}/environ", "rb") as file:
+                    ours = mark in file.read()
+                if ours:
+                    os.kill(int(name), signal.SIGKILL)
+
+    def _first_failure(self):
+        """The rank that failed first, by exit status or error line; None if none did."""
+        candidates = []
+        for rank, process in self.workers.items():
+            times = [process.end_time] if process.failed() else []
+            if process.code != 0:
+                end = self._failed_at or time.monotonic()
+                times += [moment for moment in self.logs[rank].error_times if 0 <= end - moment <= ERROR_AGE]
+            if times:
+                candidates.append((min(times), process.pid != self._named, not process.failed(), rank))
+        return min(candidates)[-1] if candidates else None
+
+    def _report(self):
+        """Say on stderr what went wrong; returns the exit status."""
+        codes = {process.code for process in self.workers.values()} - {0, None}
+        if self.received and (codes <= BROKEN_OFF or self.received.count(signal.SIGINT) > 1):
+            print(f"interrupted; logs in {self.log_dir}", file=sys.stderr)
+            return 128 + self.received[0]
+        scheduler = Log(os.path.join(self.log_dir, "scheduler.log"))
+        lost = LOST_RANK.search("\n".join(scheduler.lines())) if self.nodes > 1 and self.ranks[0] == 0 else None
+        if lost and int(lost[1]) not in self.ranks:
+            rank = int(lost[1])
+            print(f"rank {rank} failed first, or its connection: it no longer answered; what launch.py says on node "
+                  f"{rank // len(self.ranks)} tells why", file=sys.stderr)
+            return 1
+        rank = self._first_failure()
+        if rank is None or self.scheduler.failed() and self.scheduler.end_time < (self._failed_at or 0):
+            log = scheduler if scheduler.lines() else Log(self.msrun_log)
+            return show_end(log, "the job failed, and no worker before it")
+        return self._report_rank(rank)
+
+    def _report_rank(self, rank):
+        log, code = self.logs[rank], self.workers[rank].code
+        lines = log.lines()
+        sentences = [line for line in lines if line.startswith("error: ")]
+        if code is None and sentences and not any(line.startswith("Traceback") for line in lines):
+            code = 2  # `telechat.cli.run` had said why, and msrun did not wait for the end
+        if any(NOT_MET in line for line in lines):
+            print("error: the processes did not all find each other in time; start every node with the same -n, --nodes "
+                  "and --master and its own --node_rank, or allow more seconds with --cluster_time_out", file=sys.stderr)
+        elif code == 2 and sentences:
+            print(sentences[-1], file=sys.stderr)
+        else:
+            where = " on this node" if self.nodes > 1 else ""
+            return show_end(log, f"rank {rank} failed first{where}, {describe(code)}", 2 if code == 2 else 1)
+        print(f"rank {rank} failed first; its log is {log.path}", file=sys.stderr)
+        return 2 if code == 2 else 1
+
+
+def show_end(log, headline, status=1):
+    """Print the last lines of a log under a headline; returns ``status``."""
+    print(f"{headline}; the end of {log.path}:", *(f"    {line}" for line in log.lines()[-SHOWN_LINES:]),
+          sep="\n", file=sys.stderr)
+    return status
+
+
+def describe(code):
+    """An exit code of `subprocess` in words."""
+    if code is None:
+        return "by the error in its log"
+    if code == -signal.SIGKILL:
+        return "killed by SIGKILL (by hand, or by the system when memory ran out)"
+    if code == -signal.SIGTERM:
+        return "ended by SIGTERM (MindSpore sends it to itself when it has lost another process)"
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"

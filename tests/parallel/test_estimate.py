@@ -1,0 +1,279 @@
+"""The estimate's formulas against the real slices, tensors and products that they stand for."""
+
+import dataclasses
+import functools
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from telechat import TeleChatConfig, TrainConfig
+from telechat.checkpoint.layout import parameter_shapes
+from telechat.parallel import estimate_speed
+from telechat.parallel.estimate import FLOAT32, Workload, activation_bytes, optimizer_bytes, stage_memory, stage_parts
+from telechat.parallel.estimate_speed import Hardware, predict, search, step_flops, traffic
+from telechat.parallel.parallel_config import ParallelConfig
+from telechat.parallel.plan import local_slices, stage_layers
+from tests.torch_reference import TorchTeleChat
+
+pytestmark = pytest.mark.wide
+
+SMALL = TeleChatConfig(vocab_size=101, hidden_size=32, n_layer=5, n_head=4, num_key_value_heads=2,
+                       ffn_hidden_size=48)
+TIED = dataclasses.replace(SMALL, tie_word_embeddings=True, use_bias=False)
+HARDWARE = Hardware(card_memory=64 * 10 ** 9, card_flops=300e12, efficiency=0.5, link=100e9, node_link=20e9)
+
+
+def mesh(tensor=1, pipeline=1, data=1, **settings):
+    return ParallelConfig(tensor=tensor, pipeline=pipeline, data=data, **settings)
+
+
+def workload(length=16, batch=8, micro=1, width=FLOAT32, rows=64, **settings):
+    return Workload(length, batch, micro, width, width, functools.partial(min, rows), **settings)
+
+
+def own_names(model, parallel, stage):
+    """Names of the parameters of a stage, from their meaning."""
+    layers, last = stage_layers(model, parallel)[stage], stage == parallel.pipeline - 1
+    for name in parameter_shapes(model):
+        layer = re.search(r"\.h\.(\d+)\.", name)
+        if layer:
+            held = int(layer[1]) in layers
+        elif "word_embeddings" in name:
+            held = stage == 0 or (last and model.tie_word_embeddings)
+        else:
+            held = last
+        if held:
+            yield name
+
+
+@pytest.mark.parametrize("tensor, pipeline", [(1, 1), (8, 1), (8, 2), (4, 4), (2, 7), (16, 1)])
+@pytest.mark.parametrize("size", ["7b", "12b", "52b"])
+def test_parameters_of_the_published_models_equal_their_slices(shared, size, tensor, pipeline):
+    model = TeleChatConfig.from_pretrained(shared / "data" / f"telechat_{size}.config.json")
+    parallel, shapes = mesh(tensor, pipeline), parameter_shapes(model)
+    seen = []
+    for stage in range(pipeline):
+        names = list(own_names(model, parallel, stage))
+        seen += names
+        memory = stage_memory(model, parallel, workload(width=2), stage)
+        for rank in (0, tensor - 1):
+            count = sum(math.prod(part.stop - part.start for part in local_slices(name, shapes[name], rank, tensor))
+                        for name in names)
+            assert memory.parameters == count
+            assert memory.weights == memory.gradients == 2 * count
+            assert memory.optimizer == 12 * count  # two moments and a master weight of 4 bytes
+    twice = {"transformer.word_embeddings.weight"} if model.tie_word_embeddings and pipeline > 1 else set()
+    assert sorted(seen) == sorted([*shapes, *twice])
+
+
+def test_parameters_equal_the_published_size(shared):
+    """12B's index states the bytes of its bfloat16 weights."""
+    model = TeleChatConfig.from_pretrained(shared / "data" / "telechat_12b.config.json")
+    assert stage_memory(model, mesh(), workload(width=2), 0).weights == 24_772_864_000
+
+
+@pytest.mark.parametrize("model", [SMALL, TIED])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shard", [False, True])
+def test_weights_and_optimizer_equal_the_tensors_of_a_stage(monkeypatch, model, dtype, shard):
+    """Tensor 2, so that 101 tokens are filled up to 102 rows; data 4, which divides some tensors' rows."""
+    from telechat.parallel import stage as stages
+    from telechat.parallel.mesh import Mesh
+    from telechat.training.optimizer import AdamW
+
+    monkeypatch.setattr(stages, "put_collectives", lambda *arguments: None)  # no process group here
+    parallel, width = mesh(tensor=2, pipeline=2, data=4, shard_optimizer=shard), 4 if dtype == "float32" else 2
+    for rank in (0, 1, 8, 15):
+        place = Mesh.place(rank, 2, 4, 2)
+        stage = stages.build_stage(model, dtype, place, parallel, stages.read_random(model, 0))
+        number = place.pipeline.rank
+        memory = stage_memory(model, parallel, workload(width=width), number)
+        assert memory.weights == sum(parameter.nbytes for parameter in stage.parameters.values())
+        optimizer = AdamW(stage, TrainConfig(dtype=dtype), place.data, shard)
+        groups = zip(optimizer.groups, optimizer.masters, optimizer.first, optimizer.second)
+        held = sum(first.nbytes + second.nbytes + (0 if dtype == "float32" and not optimizer.is_cut(parameter)
+                                                   else master.nbytes)
+                   for group in groups for parameter, master, first, second in zip(*group))
+        assert memory.optimizer == held
+
+
+@pytest.mark.parametrize("model", [SMALL, dataclasses.replace(SMALL, position_embedding="alibi")])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_activations_equal_the_tensors_that_a_forward_pass_keeps(model, recompute):
+    from telechat import TeleChat
+    from telechat.parallel.mesh import Mesh
+    from telechat.parallel.stage import Stage
+    from telechat.training.step import StageCompute
+
+    parallel = mesh(recompute=recompute)
+    compute = StageCompute(Stage.of_model(TeleChat(model)), Mesh.single(), parallel)
+    compute.forward("part", np.full((2, 16), 5, np.int32))
+    part = compute._parts["part"]
+    kept = sum(tensor.nbytes for layer in part.kept for tensor in layer) + part.output.nbytes
+    assert activation_bytes(model, parallel, workload(batch=2), 0) == kept
+
+
+def test_activations_shrink_as_the_papers_say():
+    """Tensor parallelism divides what it cuts, sequence parallelism all; 1F1B keeps as many as stages follow."""
+    step = workload(length=8, batch=4)
+    whole = activation_bytes(SMALL, mesh(), step, 0)
+    half = activation_bytes(SMALL, mesh(tensor=2), step, 0)
+    both = activation_bytes(SMALL, mesh(tensor=2, sequence_parallel=True), step, 0)
+    assert both == whole // 2 < half < whole
+    row = 4 * 8 * 32 * FLOAT32
+    assert half - both == row // 2 * (2 * SMALL.n_layer + 1)  # x and second residual of each layer, output
+    less = activation_bytes(SMALL, mesh(recompute=True), step, 0)
+    assert less == row * (SMALL.n_layer + 1)
+    stages = dict(pipeline=5, stages=[1] * 5)
+    kept = [activation_bytes(SMALL, mesh(**stages), workload(length=8, batch=64, micro=16), stage)
+            for stage in range(5)]
+    layer = (whole - row) // SMALL.n_layer
+    assert kept == [5 * layer + 16 * row, 4 * layer + 32 * row, 3 * layer + 32 * row, 2 * layer + 32 * row,
+                    layer + 17 * row]  # what is sent stays to the step's end
+
+
+@pytest.mark.parametrize("settings", [dict(recompute=True), dict(tensor=2), dict(pipeline=2), dict(data=2),
+                                      dict(tensor=2, sequence_parallel=True)])
+def test_each_kind_of_parallelism_lowers_the_peak(settings):
+    step = workload(length=64, batch=8)
+    peaks = [max(stage_memory(SMALL, parallel, step, stage).peak for stage in range(parallel.pipeline))
+             for parallel in (mesh(), mesh(**settings))]
+    assert peaks[1] < peaks[0]
+
+
+def test_peak_holds_what_must_be_there_at_once():
+    for settings in (dict(), dict(recompute=True), dict(tensor=2, sequence_parallel=True), dict(data=2)):
+        memory = stage_memory(SMALL, mesh(**settings), workload(length=64), 0)
+        states = memory.weights + memory.gradients + memory.optimizer
+        assert states < memory.peak < states + memory.activations + memory.logits + memory.held + 2 * memory.work
+        assert memory.peak > memory.weights + memory.optimizer + memory.activations
+
+
+def test_sharded_optimizer_divides_by_the_data_parallel_size():
+    parts = stage_parts(SMALL, mesh(), 0)
+    whole = optimizer_bytes(parts, mesh(data=2), 2)
+    cut = optimizer_bytes(parts, mesh(data=2, shard_optimizer=True), 2)
+    odd = 2 * 101 * 32 * 12  # embedding and head: 101 rows do not divide
+    assert whole == 12 * parts.parameters and cut == (whole - odd) // 2 + odd
+
+
+@pytest.mark.parametrize("model, length", [(dataclasses.replace(SMALL, num_key_value_heads=4), 12), (TIED, 8)])
+def test_flops_equal_what_torch_counts(model, length):
+    """Torch's counter sees every product of the plain torch model, forward and backward."""
+    model = dataclasses.replace(model, num_key_value_heads=4)  # what the torch model computes
+    torch.manual_seed(0)
+    tensors = {name: torch.randn(shape, requires_grad=True)
+               for name, shape in parameter_shapes(dataclasses.replace(model, use_bias=True)).items()}
+    plain = TorchTeleChat({"n_head": model.n_head, "n_layer": model.n_layer, "hidden_size": model.hidden_size,
+                           "training_seqlen": model.training_seqlen, "layer_norm_epsilon": 1e-5,
+                           "tie_word_embeddings": model.tie_word_embeddings}, tensors)
+    with FlopCounterMode(display=False) as counter:
+        plain(torch.randint(0, model.vocab_size, (3, length))).sum().backward()
+    assert step_flops(model, workload(length=length, batch=3)) == counter.get_total_flops()
+
+
+def test_flops_of_the_ranks_add_up_to_the_step():
+    """Without what is computed again: one more product of the attention's two a layer, or the forward pass."""
+    step, parallel = workload(length=16, batch=8, micro=2), mesh(tensor=2, pipeline=2, data=2)
+    again = 2 * 16 * 32 * 16 * 8 * SMALL.n_layer
+    forward = 2 * SMALL.n_layer * (32 * 32 * 2 + 32 * 32 + 3 * 32 * 48 + 2 * 16 * 32) * 16 * 8
+    for recompute, extra in ((False, again), (True, again + forward)):
+        settings = dataclasses.replace(parallel, recompute=recompute)
+        total = sum(estimate_speed.stage_flops(SMALL, settings, step, stage) * 2 * 2 * 2 for stage in range(2))
+        assert total == step_flops(SMALL, step) + extra
+
+
+def groups_of(parallel, stage=0, model=SMALL, step=None):
+    return {item.group for item in traffic(model, parallel, step or workload(), stage)}
+
+
+def test_there_is_no_communication_along_an_axis_of_one():
+    assert traffic(SMALL, mesh(), workload(), 0) == []
+    assert groups_of(mesh(tensor=2)) == {"tensor", "world"}
+    assert groups_of(mesh(data=2)) == {"data", "world"}
+    assert groups_of(mesh(pipeline=2)) == {"pipeline", "world"}
+    assert groups_of(mesh(pipeline=2), model=TIED) == {"pipeline", "embedding", "world"}
+    assert groups_of(mesh(pipeline=3), stage=1, model=TIED) == {"pipeline", "world"}
+
+
+def sent(parallel, operation=None, step=None):
+    return sum(item.sent_bytes for item in traffic(SMALL, parallel, step or workload(), 0)
+               if operation in (None, item.operation) and item.group != "world")
+
+
+def test_a_sharded_optimizer_sends_what_plain_data_parallelism_does():
+    """A reduce-scatter and a gather are the two halves of an all-reduce (arXiv:1910.02054, section 7.2)."""
+    model = dataclasses.replace(SMALL, vocab_size=100)  # all rows divide
+    plain, sharded = (traffic(model, mesh(data=4, shard_optimizer=shard), workload(), 0) for shard in (False, True))
+    assert sum(item.sent_bytes for item in plain) == pytest.approx(sum(item.sent_bytes for item in sharded))
+    gradients = stage_parts(model, mesh(), 0).parameters * FLOAT32
+    assert sum(item.sent_bytes for item in plain if item.group == "data") == pytest.approx(2 * 3 / 4 * gradients)
+
+
+def test_gradients_are_reduced_once_a_step_and_tensors_once_a_micro_batch():
+    for parallel, same in ((mesh(data=2), True), (mesh(tensor=2), False)):
+        one, four = (sent(parallel, step=workload(length=8, batch=8 * micro, micro=micro)) for micro in (1, 4))
+        assert (one == four) if same else (four == 4 * one)
+
+
+def test_prediction_of_one_card_is_its_products_time():
+    step = workload()
+    prediction = predict(SMALL, mesh(), step, HARDWARE)
+    assert prediction.seconds == estimate_speed.stage_flops(SMALL, mesh(), step, 0) / 150e12
+    assert prediction.tokens_per_second == 8 * 16 / prediction.seconds
+    assert prediction.waiting == prediction.communicating == 0
+
+
+def test_prediction_of_equal_stages_has_the_papers_bubble():
+    """(p − 1) / (m + p − 1) of a step, arXiv:2104.04473, where stages are equal and links fast."""
+    model = dataclasses.replace(SMALL, vocab_size=1, n_layer=8)
+    fast = dataclasses.replace(HARDWARE, link=math.inf, node_link=math.inf)
+    prediction = predict(model, mesh(pipeline=4, stages=[2] * 4), workload(batch=16, micro=8), fast)
+    assert prediction.waiting == pytest.approx(3 / 11, rel=0.01)
+
+
+def test_links_and_latency_slow_a_step():
+    parallel, step = mesh(tensor=4), workload()
+    base = predict(SMALL, parallel, step, HARDWARE).seconds
+    own = sent(parallel, step=step) + 2 * 3 / 4 * 16  # and the loss's four numbers
+    slow = predict(SMALL, parallel, step, dataclasses.replace(HARDWARE, cards_per_node=2)).seconds
+    assert slow - base == pytest.approx(own / 20e9 - own / 100e9)
+    late = predict(SMALL, parallel, step, dataclasses.replace(HARDWARE, latency=1e-3)).seconds
+    assert late - base == pytest.approx(1e-3 * sum(item.calls for item in traffic(SMALL, parallel, step, 0)))
+
+
+def test_search_lists_what_fits_best_first(shared):
+    model = TeleChatConfig.from_pretrained(shared / "data" / "telechat_12b.config.json")
+    step = workload(length=1024, batch=16, width=2)
+    fitting, others = search(model, 8, step, HARDWARE)
+    assert fitting and others
+    assert all(candidate.peak <= HARDWARE.card_memory for candidate in fitting)
+    assert all(candidate.peak > HARDWARE.card_memory for candidate in others)
+    speeds = [candidate.prediction.tokens_per_second for candidate in fitting]
+    assert speeds == sorted(speeds, reverse=True)
+    shapes = [(candidate.parallel.tensor, candidate.parallel.pipeline, candidate.parallel.data)
+              for candidate in fitting + others]
+    expected = [(tensor, pipeline, 8 // tensor // pipeline) for tensor in (1, 2, 4, 8) for pipeline in (1, 2, 4, 8)
+                if tensor * pipeline <= 8]
+    assert sorted(shapes) == sorted(expected)
+    for candidate in fitting:
+        again = dataclasses.replace(step, micro_batches=candidate.micro_batches)
+        assert step.batch_size % (candidate.micro_batches * candidate.parallel.data) == 0
+        assert predict(model, candidate.parallel, again, HARDWARE) == candidate.prediction
+        assert candidate.peak == max(stage_memory(model, candidate.parallel, again, stage).peak
+                                     for stage in range(candidate.parallel.pipeline))
+
+
+def test_search_leaves_out_meshes_that_the_model_or_the_batch_do_not_divide():
+    fitting, others = search(SMALL, 12, workload(batch=2), HARDWARE)
+    shapes = {(candidate.parallel.tensor, candidate.parallel.pipeline) for candidate in fitting + others}
+    assert shapes == {(2, 3)}  # 2 key-value heads, 5 layers and a batch of 2: tensor and data 1 or 2
+
+
+def test_index_tables_are_the_cpus_alone():
+    on_cpu, elsewhere = (stage_memory(SMALL, mesh(), workload(on_cpu=on_cpu), 0).peak for on_cpu in (True, False))
+    assert on_cpu > elsewhere
