@@ -73,11 +73,11 @@ class Launch:
             raise InputError(f"-n {self.processes} counts the processes on all nodes and does not divide by "
                              f"--nodes {self.nodes}; every node runs equally many")
         if not 0 <= self.node_rank < self.nodes:
-            raise InputError(f"--node_rank {self.node_rank} does not exist: --nodes {self.nodes} are numbered "
-                             f"0 to {self.nodes - 1}")
+            raise InputError(f"--node_rank {self.node_rank} does not exist: --nodes {self.nodes} are "
+                             f"numbered 0 to {self.nodes - 1}")
         if self.nodes > 1 and self.master is None:
-            raise InputError(f"--nodes {self.nodes} needs --master HOST:PORT, an address of node 0 and a port that "
-                             "is free there, the same on every node")
+            raise InputError(f"--nodes {self.nodes} needs --master HOST:PORT, an address of node 0 and a port "
+                             "that is free there, the same on every node")
         if not os.path.isfile(self.script):
             raise InputError(f"{self.script} is not a file; give the script to run, as in: "
                              "python tools/launch.py -n 8 tools/train.py --config FILE")
@@ -89,7 +89,7 @@ class Launch:
             find_msrun()
 
     def address(self):
-        """Host and port where the scheduler listens, a free port of this machine unless ``master`` is given."""
+        """Host and port of the scheduler; a free port of this machine unless ``master`` is given."""
         if self.master is None:
             return "127.0.0.1", free_port()
         host, _, port = self.master.rpartition(":")
@@ -104,8 +104,8 @@ class Launch:
         host, port = self.address()
         time_out = self.cluster_time_out or (SEVERAL_NODES_TIME_OUT if self.nodes > 1 else ONE_HOST_TIME_OUT)
         return [sys.executable, find_msrun(), f"--worker_num={self.processes}",
-                f"--local_worker_num={self.local_processes}", f"--master_addr={host}", f"--master_port={port}",
-                f"--node_rank={self.node_rank}", f"--log_dir={log_dir}", "--join=True",
+                f"--local_worker_num={self.local_processes}", f"--master_addr={host}",
+                f"--master_port={port}", f"--node_rank={self.node_rank}", f"--log_dir={log_dir}", "--join=True",
                 f"--cluster_time_out={time_out}",
                 f"--tail_worker_log={self.processes}",  # no such rank: msrun itself shows no log
                 self.script, *self.arguments]
@@ -159,7 +159,7 @@ def write_python(folder, node_rank):
              "set -C  # a python that a worker starts in turn must not overwrite the worker's number",
              '{ echo $$ > "$0.$MS_ROLE.$RANK_ID"; } 2>/dev/null']
     if node_rank > 0:
-        lines += ["# Two nodes on one machine: msrun takes either for the master's and starts two schedulers.",
+        lines += ["# Two nodes on one machine: msrun would start a scheduler on either.",
                   'if [ "$MS_ROLE" = MS_SCHED ]; then exit 0; fi']
     lines.append(f'exec {shlex.quote(sys.executable)} "$@"')
     with open(path, "w", encoding="utf-8") as file:
@@ -185,7 +185,8 @@ def make_log_dir(plan):
 
 def find_msrun():
     """Path of the msrun that belongs to the running interpreter, else of the first on PATH."""
-    path = shutil.which("msrun", path=os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")]))
+    folders = [sysconfig.get_path("scripts"), os.environ.get("PATH", "")]
+    path = shutil.which("msrun", path=os.pathsep.join(folders))
     if path is None:
         raise InputError(f"msrun is missing: install mindspore for {sys.executable}")
     return path
@@ -207,14 +208,15 @@ def check_port(host, port):
     try:
         bind(host, port)
     except socket.gaierror:
-        raise InputError(f"--master {host}:{port}: there is no host of that name; give node 0's address") from None
+        raise InputError(f"--master {host}:{port}: there is no host of that name; "
+                         "give node 0's address") from None
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise InputError(f"--master {host}:{port}: the port is in use; give another one, or on one host "
                              "leave --master out") from None
         if error.errno == errno.EADDRNOTAVAIL:
-            raise InputError(f"--master {host}:{port} is not an address of this machine, which is node 0; give "
-                             "one that it has, or the right --node_rank") from None
+            raise InputError(f"--master {host}:{port} is not an address of this machine, which is node 0; "
+                             "give one that it has, or the right --node_rank") from None
         raise InputError(f"--master {host}:{port}: {error.strerror}; give another port") from None
 
 
@@ -222,5 +224,6 @@ def bind(host, port):
     """Bind a TCP socket and let it go again; raises OSError where that is not possible."""
     family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     with socket.socket(family, kind) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # left-over closed connections do not count
+        # Connections that were closed a moment ago do not count.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)

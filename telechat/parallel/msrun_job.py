@@ -1,4 +1,4 @@
-"""A job under MindSpore's msrun while it runs: rank 0's log on the terminal, who failed first, a clean end."""
+"""A job under MindSpore's msrun: rank 0's log on the terminal, who failed first, a clean end."""
 
 import contextlib
 import os
@@ -119,8 +119,8 @@ class MsrunJob:
         self.ranks, self.nodes, self.log_dir, self.folder = ranks, nodes, log_dir, folder
         node = f"_{ranks[0] // len(ranks)}" if nodes > 1 else ""  # nodes may share the directory
         self.msrun_log = os.path.join(log_dir, f"msrun{node}.log")
-        self.logs = {rank: Log(os.path.join(log_dir, f"worker_{rank}.log"), sys.stdout.buffer if rank == 0 else None)
-                     for rank in ranks}
+        self.logs = {rank: Log(os.path.join(log_dir, f"worker_{rank}.log"),
+                               sys.stdout.buffer if rank == 0 else None) for rank in ranks}
         self.workers = {rank: Process() for rank in ranks}
         self.scheduler = Process()
         self.received = []  # signals, in order
@@ -154,7 +154,7 @@ class MsrunJob:
                     break
                 if self.received and not announced:
                     announced = True
-                    print("waiting for the workers to end; Ctrl-C again kills them", file=sys.stderr, flush=True)
+                    say("waiting for the workers to end; Ctrl-C again kills them")
                 self._hand_on_signals()
                 self._end_what_waits_in_vain()
                 time.sleep(INTERVAL)
@@ -214,7 +214,7 @@ class MsrunJob:
             self._kill_all()
 
     def _kill_all(self):
-        """Kill every process that has our folder in its PATH: msrun, scheduler, workers, what they started."""
+        """Kill all that has our folder in its PATH: msrun, scheduler, workers, what they started."""
         mark = os.fsencode(self.folder)
         for name in filter(str.isdigit, os.listdir("/proc")):
             with contextlib.suppress(OSError):  # it has ended, or is another user's
@@ -239,14 +239,14 @@ class MsrunJob:
         """Say on stderr what went wrong; returns the exit status."""
         codes = {process.code for process in self.workers.values()} - {0, None}
         if self.received and (codes <= BROKEN_OFF or self.received.count(signal.SIGINT) > 1):
-            print(f"interrupted; logs in {self.log_dir}", file=sys.stderr)
+            say(f"interrupted; logs in {self.log_dir}")
             return 128 + self.received[0]
         scheduler = Log(os.path.join(self.log_dir, "scheduler.log"))
-        lost = LOST_RANK.search("\n".join(scheduler.lines())) if self.nodes > 1 and self.ranks[0] == 0 else None
+        lost = LOST_RANK.search("\n".join(scheduler.lines())) if self.ranks[0] == 0 else None
         if lost and int(lost[1]) not in self.ranks:
-            rank = int(lost[1])
-            print(f"rank {rank} failed first, or its connection: it no longer answered; what launch.py says on node "
-                  f"{rank // len(self.ranks)} tells why", file=sys.stderr)
+            node = int(lost[1]) // len(self.ranks)
+            say(f"rank {lost[1]} failed first, or its connection: it no longer answered; "
+                f"what launch.py says on node {node} tells why")
             return 1
         rank = self._first_failure()
         if rank is None or self.scheduler.failed() and self.scheduler.end_time < (self._failed_at or 0):
@@ -261,22 +261,26 @@ class MsrunJob:
         if code is None and sentences and not any(line.startswith("Traceback") for line in lines):
             code = 2  # `telechat.cli.run` had said why, and msrun did not wait for the end
         if any(NOT_MET in line for line in lines):
-            print("error: the processes did not all find each other in time; start every node with the same -n, --nodes "
-                  "and --master and its own --node_rank, or allow more seconds with --cluster_time_out", file=sys.stderr)
+            say("error: the processes did not all find each other in time; start every node with the same "
+                "-n, --nodes and --master and its own --node_rank, or give more --cluster_time_out")
         elif code == 2 and sentences:
-            print(sentences[-1], file=sys.stderr)
+            say(sentences[-1])
         else:
             where = " on this node" if self.nodes > 1 else ""
             return show_end(log, f"rank {rank} failed first{where}, {describe(code)}", 2 if code == 2 else 1)
-        print(f"rank {rank} failed first; its log is {log.path}", file=sys.stderr)
+        say(f"rank {rank} failed first; its log is {log.path}")
         return 2 if code == 2 else 1
 
 
 def show_end(log, headline, status=1):
     """Print the last lines of a log under a headline; returns ``status``."""
-    print(f"{headline}; the end of {log.path}:", *(f"    {line}" for line in log.lines()[-SHOWN_LINES:]),
-          sep="\n", file=sys.stderr)
+    say(f"{headline}; the end of {log.path}:", *(f"    {line}" for line in log.lines()[-SHOWN_LINES:]))
     return status
+
+
+def say(*lines):
+    """Print to stderr, at once: stdout is rank 0's."""
+    print(*lines, sep="\n", file=sys.stderr, flush=True)
 
 
 def describe(code):
