@@ -225,7 +225,7 @@ class Sending:
         self.handle = handle
 
     def wait(self):
-        """Return when whatever is computed next may overwrite the tensor."""
+        """Return when the tensor may be changed."""
         self.handle.wait()
         self.tensor = None
 
@@ -238,14 +238,17 @@ def send(tensor, peer, group):
     arrives in one order, collectives included and whatever the group: a message must be received
     before the next collective that both ranks take part in, which would take it for its own.
     """
-    return Sending(tensor, _handle(_start_send(tensor, peer, group)))
+    sending = Sending(tensor, _handle(_start_send(tensor, peer, group)))
+    if not is_native():
+        # The message is copied and queued by then, ahead of any collective of a compiled graph.
+        sending.handle.wait()
+    return sending
 
 
 def receive(shape, dtype, peer, group):
     """The next tensor from the rank at place ``peer`` of the group, of the shape and dtype it was sent in.
 
-    Whatever is computed from it waits for it. A peer that has died never answers: msrun then ends
-    this process.
+    Waits for it. A peer that has died never answers: msrun then ends this process.
     """
     result = mint.empty(tuple(shape), dtype=dtype)
     _handle(_start_receive(result, peer, group)).wait()
@@ -275,11 +278,7 @@ def _handle(outputs):
 
 
 def barrier(group):
-    """Return when every rank of the group has called it and all it has sent before has arrived.
-
-    A program under msrun should end with one: on CPU a sender waits for a receipt as large as its
-    message, in vain if the receiver has ended in between.
-    """
+    """Return when every rank of the group has called it."""
     if group.size > 1:
         # mint's own barrier works on CPU, but logs an error each time.
         all_reduce(Tensor([0.0], ms.float32), group).asnumpy()

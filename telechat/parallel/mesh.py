@@ -84,8 +84,8 @@ def mesh_shape(parallel, size):
         counts = [unit]
     near_pipeline, near_data, near_tensor = _nearest_shape(size, pipeline, data, tensor)
     raise InputError(
-        f"parallel: {asked}, and there are {size}; start {' or '.join(map(str, counts))} processes, "
-        f"or with {size} set tensor {near_tensor}, pipeline {near_pipeline}, data {near_data}")
+        f"parallel: {asked}, and there are {size}; start {' or '.join(map(str, counts))} processes, or with {size} "
+        f"set tensor {near_tensor}, pipeline {near_pipeline}, data {near_data}")
 
 
 def _nearest_shape(size, pipeline, data, tensor):
@@ -136,7 +136,6 @@ class Mesh:
 
         To be called once, before anything else is done: msrun runs the script in one process more,
         its scheduler, which goes as far as this call and stays in it until the workers have ended.
-        The counterpart at the end is ``barrier(mesh.world)``.
 
         Raises:
             InputError: the mesh does not fit the number of processes (1 where msrun started none).
@@ -152,7 +151,7 @@ class Mesh:
             if ms.get_context("device_target") == "CPU":
                 # Else a collective on CPU gives up after MS_NODE_TIMEOUT seconds, while another rank may
                 # compile or save for longer. When a rank dies, msrun ends the others all the same.
-                os.environ.setdefault("MS_CPU_COMM_OP_TIMEOUT", "3600")
+                os.environ.setdefault("MS_CPU_COMM_OP_TIMEOUT", "86400")
                 ms.set_device("CPU")
             communication.init()
         mesh = Mesh.place(communication.get_rank(), *shape)

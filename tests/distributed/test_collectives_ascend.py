@@ -60,8 +60,7 @@ def test_functions(graphs):
         assert only(graph["reduce_scatter_rows"]) == ("DistCommReduceScatterTensor", [2, "sum", NAME])
         # The second number is this rank's own place.
         assert only(graph["broadcast"]) == ("DistCommBroadcast", [1, rank, NAME])
-        for name in ("all_reduce", "broadcast"):
-            assert not any(operation[0] == "Cast" for operation in graph[name])
+        assert not any(operation[0] == "Cast" for name in ("all_reduce", "broadcast") for operation in graph[name])
 
 
 def test_messages_to_lower_ranks_have_a_group_of_their_own(graphs):

@@ -66,8 +66,7 @@ def test_group_names_fit_hccl():
 def test_single():
     mesh = Mesh.single()
     assert mesh.describe() == "rank 0/1: pipeline 0/1, data 0/1, tensor 0/1"
-    groups = (mesh.tensor, mesh.data, mesh.pipeline, mesh.world, mesh.embedding)
-    assert {group.name for group in groups} == {None}
+    assert {group.name for group in (mesh.tensor, mesh.data, mesh.pipeline, mesh.world, mesh.embedding)} == {None}
     assert Mesh.create(ParallelConfig()) == mesh
 
 

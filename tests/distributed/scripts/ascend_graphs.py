@@ -85,8 +85,7 @@ def operations(cell, *inputs):
             if not node.op_type.startswith("REF::"):
                 continue
             primitive = primitives[node.op_type[len("REF::"):]]
-            attributes = {attribute.name: attribute.s.decode() or attribute.i
-                          for attribute in primitive.attribute
+            attributes = {attribute.name: attribute.s.decode() or attribute.i for attribute in primitive.attribute
                           if attribute.name in ("group", "op", "rank_size")}
             values = [plain(constants[name]) for name in node.input if name in constants]
             found.append([primitive.op_type, attributes, [value for value in values if value is not None]])
