@@ -14,10 +14,10 @@ from mindspore import Parameter, Tensor, nn
 
 from telechat.config import TeleChatConfig
 from telechat.errors import InputError
-from telechat.nn import kernels
 from telechat.nn.block import Block
-from telechat.nn.layers import Embedding, Linear, RMSNorm, scope
-from telechat.nn.positions import causal_mask, sequence_tables
+from telechat.nn.kernels import choose_kernels
+from telechat.nn.layers import Embedding, Linear, RMSNorm, scope, set_kernels
+from telechat.nn.positions import sequence_tables
 
 DTYPES = {"float32": ms.float32, "bfloat16": ms.bfloat16, "float16": ms.float16}
 
@@ -32,11 +32,12 @@ def as_dtype(name):
 class Transformer(nn.Cell):
     """Everything below the head, under the published names."""
 
-    def __init__(self, make, config):
+    def __init__(self, make, config, kernels):
         super().__init__()
-        self.word_embeddings = Embedding(scope(make, "word_embeddings"), config.vocab_size, config.hidden_size)
-        self.h = nn.CellList([Block(scope(make, f"h.{layer}"), config) for layer in range(config.n_layer)])
-        self.ln_f = RMSNorm(scope(make, "ln_f"), config.hidden_size, config.layer_norm_epsilon)
+        self.word_embeddings = Embedding(scope(make, "word_embeddings"), config.vocab_size, config.hidden_size,
+                                         kernels)
+        self.h = nn.CellList([Block(scope(make, f"h.{layer}"), config, kernels) for layer in range(config.n_layer)])
+        self.ln_f = RMSNorm(scope(make, "ln_f"), config.hidden_size, config.layer_norm_epsilon, kernels)
 
 
 class TeleChat(nn.Cell):
@@ -48,24 +49,38 @@ class TeleChat(nn.Cell):
         seed (int): of the random weights.
         tensors (callable): ``tensors(name, shape)`` → numpy array, where the weights are not to be
             random: called once for each parameter, by its published name.
+        kernels (str): "ascend" or "portable" operations; None: what the device has.
+        use_flash_attention (bool): False turns it off, True refuses to go without; None: where it is.
+
+    Raises:
+        InputError: the device cannot do what was asked for.
     """
 
-    def __init__(self, config, dtype="float32", seed=0, tensors=None):
+    def __init__(self, config, dtype="float32", seed=0, tensors=None, kernels=None, use_flash_attention=None):
         super().__init__()
         self.config = config
         self.dtype = as_dtype(dtype)
-        self.compute_dtype = kernels.compute_dtype(self.dtype)
+        self.kernels = choose_kernels(config, self.dtype, kernels, use_flash_attention)
         tensors = tensors or functools.partial(initial_tensor, config, seed)
 
         def make(name, shape):
             # A parameter takes its name from the cells it sits in; Parameter copies the array once.
             return Parameter(Tensor.from_numpy(np.ascontiguousarray(tensors(name, shape))).astype(self.dtype))
 
-        self.transformer = Transformer(scope(make, "transformer"), config)
+        self.transformer = Transformer(scope(make, "transformer"), config, self.kernels)
         self.lm_head = None
         if not config.tie_word_embeddings:
             self.lm_head = Linear(scope(make, "lm_head"), config.hidden_size, config.vocab_size)
         self.set_train(False)
+
+    @property
+    def compute_dtype(self):
+        """Dtype of the activations."""
+        return self.kernels.dtype
+
+    def set_kernels(self, kernels):
+        """Let other `Kernels` compute."""
+        set_kernels(self, kernels)
 
     @property
     def head_weight(self):
@@ -79,7 +94,7 @@ class TeleChat(nn.Cell):
 
     def head(self, x):
         """(N, H) after the last block → float32 logits (N, V)."""
-        logits = kernels.linear(self.transformer.ln_f(x), self.head_weight).astype(ms.float32)
+        logits = self.kernels.linear(self.transformer.ln_f(x), self.head_weight).astype(ms.float32)
         return logits if self.config.logits_scale == 1 else logits * self.config.logits_scale
 
     def __call__(self, input_ids, attention_mask=None):
@@ -101,25 +116,29 @@ class TeleChat(nn.Cell):
         if padding is not None and padding.shape != ids.shape:
             raise InputError(f"attention_mask has shape {padding.shape}, input_ids {ids.shape}: they must agree")
         batch, length = ids.shape
-        cos, sin = map(Tensor, sequence_tables(self.config, length))
-        mask = Tensor(causal_mask(self.config, length, padding))
-        return super().__call__(Tensor(ids), cos, sin, mask).reshape(batch, length, -1)
+        self.kernels.require_device()
+        return super().__call__(Tensor(ids), *self.tables(length, padding)).reshape(batch, length, -1)
 
-    def construct(self, input_ids, cos, sin, mask):
+    def tables(self, length, padding=None):
+        """The arguments of `construct` after the tokens; padding as `__call__`'s attention_mask."""
+        cos, sin = map(self.kernels.rotary_tensor, sequence_tables(self.config, length))
+        return cos, sin, *self.kernels.attention_tensors(self.config, length, padding)
+
+    def construct(self, input_ids, cos, sin, mask, shift, documents):
         """The computation on tensors alone: logits (B·S, V).
 
-        cos, sin (1, 1, S, D) and mask (1 or B, 1 or n, S, S) as telechat/nn/positions.py makes them.
+        cos, sin (1, 1, S, D); mask, shift, documents: of `Kernels.attention_tensors`.
         """
         x = self.embed(input_ids)
         for block in self.transformer.h:
-            x = block(x, cos, sin, mask)
+            x = block(x, cos, sin, (mask, shift, documents))
         return self.head(x)
 
     @classmethod
-    def from_pretrained(cls, directory, dtype="float32"):
+    def from_pretrained(cls, directory, dtype="float32", kernels=None, use_flash_attention=None):
         """Load a checkpoint directory (``config.json`` and ``model*.safetensors``).
 
-        Weights are converted to ``dtype`` one tensor at a time.
+        Weights are converted to ``dtype`` one tensor at a time; the other arguments are the class's.
 
         Raises:
             InputError: files are missing or broken, or tensors do not fit the config.
@@ -131,7 +150,8 @@ class TeleChat(nn.Cell):
         config = TeleChatConfig.from_pretrained(directory)
         reader = CheckpointReader(directory)
         reader.check(parameter_shapes(config))
-        return cls(config, dtype, tensors=lambda name, shape: reader.read(name))
+        return cls(config, dtype, tensors=lambda name, shape: reader.read(name), kernels=kernels,
+                   use_flash_attention=use_flash_attention)
 
     def save_pretrained(self, directory):
         """Write ``config.json`` and safetensors under the published 12B's names, atomically.

@@ -1,10 +1,10 @@
 """From conversations to packs: rows of one length, each holding as many whole conversations as fit."""
 
 import itertools
-import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.context import SpawnContext
 
 import numpy as np
 
@@ -45,7 +45,7 @@ def encode_conversations(tokenizer, chat_format, conversations, workers=None):
             yield _encode(tokenizer, chat_format, conversation)
         return
     chunks = [conversations[start:start + _CHUNK] for start in range(0, len(conversations), _CHUNK)]
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"),
+    pool = ProcessPoolExecutor(workers, SpawnContext(),
                                _start_worker, (tokenizer.path, chat_format))
     try:
         yield from itertools.chain.from_iterable(pool.map(_encode_chunk, chunks))

@@ -9,9 +9,9 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from telechat.nn import kernels
+from telechat.generation.block_table import BlockTable
 from telechat.nn.alibi import alibi_slopes
-from telechat.nn.positions import causal_mask, decoding_tables
+from telechat.nn.positions import decoding_tables
 from telechat.nn.rotary import rotary_tables
 
 SMALLEST_PREFILL = 32
@@ -37,17 +37,15 @@ class PrefillBlock(nn.Cell):
     def __init__(self, functions):
         super().__init__()
         self.functions = functions
-        self.write = ops.ScatterUpdate()
 
     @ms.jit
-    def construct(self, x, cos, sin, mask, index, key_cache, value_cache, *weights):
-        f = self.functions
+    def construct(self, x, cos, sin, mask, shift, documents, index, key_cache, value_cache, *weights):
+        f, kernels = self.functions, self.functions.kernels
         query, key_value = f.project_qkv(x, weights[0], weights[1], weights[2])
         query, key, value = f.heads(query, key_value, cos, sin)
-        writes = (self.write(key_cache, index, key.reshape(-1, f.head_dim)),
-                  self.write(value_cache, index, value.reshape(-1, f.head_dim)))
-        attended = f.merge(kernels.attention(query, key, value, mask, f.scale))
-        return ops.depend(f.finish(x, attended, weights), writes)
+        written = kernels.write_cache(key_cache, value_cache, key, value, index)
+        attended = kernels.merge_heads(kernels.attention(query, key, value, mask, shift, documents, f.scale))
+        return ops.depend(f.finish(x, attended, weights), written)
 
 
 class LastLogits(nn.Cell):
@@ -69,37 +67,28 @@ class Decode(nn.Cell):
         super().__init__(auto_prefix=False)  # the parameters keep the model's names
         config = model.config
         self.model = model
-        self.write = ops.ScatterUpdate()
+        self.kernels = model.kernels
         self.key_value_heads = model.transformer.h[0].functions.key_value_heads
-        cos, sin = decoding_tables(config, max_length)
-        self.cos, self.sin = Tensor(cos), Tensor(sin)
+        self.cos, self.sin = map(model.kernels.rotary_tensor, decoding_tables(config, max_length))
         self.slopes = None
         if config.position_embedding == "alibi":
             self.slopes = Tensor(alibi_slopes(config.n_head)[own_heads(model)].reshape(1, -1, 1, 1))
 
     @ms.jit
-    def construct(self, x, positions, *caches):
-        """x (B, H), positions int32 (B,), caches: keys then values of each layer, (B·m·T, D) → (B, V)."""
-        batch, heads = x.shape[0], self.key_value_heads
-        length = caches[0].shape[0] // (batch * heads)
-        cos = ops.gather(self.cos, positions, 0).reshape(batch, 1, 1, -1)
-        sin = ops.gather(self.sin, positions, 0).reshape(batch, 1, 1, -1)
-        distance = positions.reshape(batch, 1, 1, 1) - ops.arange(length).astype(ms.int32)
-        bias = 0.0 if self.slopes is None else -self.slopes * distance.astype(ms.float32)
-        mask = ops.select(distance >= 0, bias + ops.zeros_like(distance).astype(ms.float32), kernels.MASKED)
-        index = (ops.arange(batch * heads).astype(ms.int32).reshape(batch, heads) * length
-                 + positions.reshape(batch, 1)).reshape(-1)
+    def construct(self, x, positions, places, table, *caches):
+        """One step of all slots: x (B, H) → logits (B, V).
+
+        positions int32 (B,); places, table: of a `BlockTable`, None where the cache has none; caches:
+        keys then values of each layer, of `Kernels.cache_shape`.
+        """
+        cos, sin = ops.gather(self.cos, positions, 0), ops.gather(self.sin, positions, 0)
+        length = caches[0].shape[0] // (x.shape[0] * self.key_value_heads)
+        where = self.kernels.decoding_places(positions, places, table, self.slopes, self.key_value_heads, length)
+        delta = None  # what is still to be added to x: the next norm does it on the way
         for layer, block in enumerate(self.model.transformer.h):
-            f, weights = block.functions, block.weights()
-            key_cache, value_cache = caches[2 * layer], caches[2 * layer + 1]
-            query, key_value = f.project_qkv(x, weights[0], weights[1], weights[2])
-            query, key, value = f.heads(query, key_value, cos, sin)
-            keys = ops.depend(key_cache, self.write(key_cache, index, key.reshape(-1, f.head_dim)))
-            values = ops.depend(value_cache, self.write(value_cache, index, value.reshape(-1, f.head_dim)))
-            shape = (batch, heads, length, f.head_dim)
-            attended = f.merge(kernels.attention(query, keys.reshape(shape), values.reshape(shape), mask, f.scale))
-            x = f.finish(x, attended, weights)
-        return self.model.head(x)
+            x, delta = block.functions.decode(x, delta, cos, sin, where, caches[2 * layer], caches[2 * layer + 1],
+                                              block.weights())
+        return self.model.head(x + delta)
 
 
 class Engine:
@@ -115,6 +104,7 @@ class Engine:
         self.max_length = max_length
         self.slots = self.length = 0
         self._caches = []
+        self._table = None
         self._key_value_heads = model.transformer.h[0].functions.key_value_heads
         self._prefill_block = PrefillBlock(model.transformer.h[0].functions)
         self._last_logits = LastLogits(model)
@@ -125,8 +115,11 @@ class Engine:
         length = bucket(length, SMALLEST_CACHE, self.max_length)
         if (slots, length) != (self.slots, self.length):
             config = self.model.config
+            self.model.kernels.require_device()
             self._caches = []  # freed before the new ones are made
-            shape = (slots * self._key_value_heads * length, config.head_dim)
+            self._table = BlockTable(slots, length) if self.model.kernels.paged else None
+            blocks = (slots, length) if self._table is None else (self._table.count, self._table.block_size)
+            shape = self.model.kernels.cache_shape(*blocks, self._key_value_heads, config.head_dim)
             self._caches = [ops.zeros(shape, self.model.compute_dtype) for _ in range(2 * config.n_layer)]
             self.slots, self.length = slots, length
 
@@ -139,20 +132,33 @@ class Engine:
         ids[0, :count] = prompt
         # Rows past the prompt compute something that nothing reads: the mask is causal, and decoding
         # overwrites their cache entries before it looks at them.
-        cos, sin = rotary_tables(config, np.arange(size), count)
-        heads = np.arange(self._key_value_heads) + slot * self._key_value_heads
-        index = (heads[:, None] * self.length + np.arange(size)).reshape(-1).astype(np.int32)
-        mask = causal_mask(config, size)
-        if mask.shape[1] > 1:
-            mask = np.ascontiguousarray(mask[:, own_heads(self.model)])
-        tables = (Tensor(cos[None, None]), Tensor(sin[None, None]), Tensor(mask), Tensor(index))
+        kernels = self.model.kernels
+        cos, sin = (kernels.rotary_tensor(table[None, None]) for table in rotary_tables(config, np.arange(size), count))
+        visible = kernels.attention_tensors(config, size, heads=own_heads(self.model))
+        tables = (cos, sin, *visible, Tensor(self._prompt_index(slot, size)))
         x = self.model.embed(Tensor(ids))
         for layer, block in enumerate(self.model.transformer.h):
             weights = [None if weight is None else weight.data for weight in block.weights()]
             x = self._prefill_block(x, *tables, *self._caches[2 * layer:2 * layer + 2], *weights)
         return self._last_logits(x, Tensor([count - 1], ms.int32)).asnumpy()[0]
 
+    def _prompt_index(self, slot, size):
+        """Where the first ``size`` tokens of a slot go in the cache."""
+        if self._table is not None:
+            self._table.clear(slot)
+            self._table.grow(slot, size)
+            return self._table.places(slot, np.arange(size))
+        heads = np.arange(self._key_value_heads) + slot * self._key_value_heads
+        return (heads[:, None] * self.length + np.arange(size)).reshape(-1).astype(np.int32)
+
     def decode(self, tokens, positions):
         """Advance every slot: its newest token's id and position → float32 logits (slots, V)."""
         x = self.model.embed(Tensor(np.asarray(tokens, np.int32)[:, None]))
-        return self._decode(x, Tensor(np.asarray(positions, np.int32)), *self._caches).asnumpy()
+        positions = np.asarray(positions, np.int32)
+        places = table = None
+        if self._table is not None:
+            for slot, position in enumerate(positions):
+                self._table.grow(slot, position + 1)
+            places = Tensor(np.array([self._table.places(slot, at) for slot, at in enumerate(positions)], np.int32))
+            table = Tensor(self._table.table)
+        return self._decode(x, Tensor(positions), places, table, *self._caches).asnumpy()

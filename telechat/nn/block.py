@@ -8,87 +8,91 @@ before the next, which is also what training keeps for the backward pass.
 
 from mindspore import nn, ops
 
-from telechat.nn import kernels
 from telechat.nn.layers import Linear, RMSNorm, scope
 
 
 class BlockFunctions(nn.Cell):
-    """The pieces of a block. Activations are (B·S, …), heads (B, heads, S, D).
+    """The pieces of a block. Activations are (B·S, …), heads as `Kernels.split_heads` gives them.
 
     Args:
         head_dim (int): D.
         key_value_heads (int): number of key-value heads held here.
         epsilon (float): of the norms.
         rotary (bool): whether queries and keys are rotated.
+        kernels (Kernels): what computes.
     """
 
-    def __init__(self, head_dim, key_value_heads, epsilon, rotary):
+    def __init__(self, head_dim, key_value_heads, epsilon, rotary, kernels):
         super().__init__()
+        self.kernels = kernels
         self.head_dim = head_dim
         self.key_value_heads = key_value_heads
         self.epsilon = epsilon
         self.rotary = rotary
         self.scale = head_dim ** -0.5
         # What surrounds each pair of products: nothing here. Where the weights are cut over several
-        # devices, telechat/parallel puts its collectives in their place.
+        # devices, telechat/parallel puts its collectives in their place, by `surround`.
         self.enter = self.leave = Unchanged()
+        self.is_surrounded = False
+
+    def surround(self, enter, leave):
+        """Put Cells before and behind each pair of products; the bias is added behind ``leave``."""
+        self.enter, self.leave, self.is_surrounded = enter, leave, True
 
     def project_qkv(self, x, norm, query, key_value):
         """x (B·S, H) → queries (B·S, n·D), keys and values (B·S, m·2D), [k|v] head by head."""
-        x = self.enter(kernels.rms_norm(x, norm, self.epsilon))
-        return kernels.linear(x, query), kernels.linear(x, key_value)
+        x = self.enter(self.kernels.rms_norm(x, norm, self.epsilon))
+        return self.kernels.linear(x, query), self.kernels.linear(x, key_value)
 
     def heads(self, query, key_value, cos, sin):
-        """Split into heads and rotate: query (B, n, S, D), key and value (B, m, S, D).
+        """Split into heads and rotate: n heads of query, m of key and value.
 
         cos and sin are (1 or B, 1, S, D); their shape gives S.
         """
         length = cos.shape[2]
-        query = query.reshape(-1, length, query.shape[-1] // self.head_dim, self.head_dim)
-        query = query.transpose(0, 2, 1, 3)
-        key_value = key_value.reshape(-1, length, self.key_value_heads, 2 * self.head_dim)
-        key, value = ops.Split(-1, 2)(key_value.transpose(0, 2, 1, 3))
+        query = self.kernels.split_heads(query, length, self.head_dim)
+        key, value = ops.Split(-1, 2)(self.kernels.split_heads(key_value, length, 2 * self.head_dim))
         if self.rotary:
-            query, key = kernels.rotate(query, cos, sin), kernels.rotate(key, cos, sin)
+            query, key = self.kernels.rotate(query, cos, sin), self.kernels.rotate(key, cos, sin)
         return query, key, value
 
-    def merge(self, heads):
-        """(B, n, S, D) → (B·S, n·D)."""
-        batch, count, length, dim = heads.shape
-        return heads.transpose(0, 2, 1, 3).reshape(batch * length, count * dim)
+    def attend(self, query, key_value, cos, sin, mask, shift, documents, dropout=None):
+        """Causal self-attention of what `project_qkv` gives: (B·S, n·D).
 
-    def attend(self, query, key_value, cos, sin, mask, dropout=None):
-        """Causal self-attention of what `project_qkv` gives: (B·S, n·D)."""
+        mask, shift, documents: of `Kernels.attention_tensors`.
+        """
         query, key, value = self.heads(query, key_value, cos, sin)
-        return self.merge(kernels.attention(query, key, value, mask, self.scale, dropout))
+        attended = self.kernels.attention(query, key, value, mask, shift, documents, self.scale, dropout)
+        return self.kernels.merge_heads(attended)
 
     def project_attention(self, x, attended, dense, bias=None, dropout=None):
         """Output product of attention, added to the residual x (B·S, H)."""
-        return self._residual(x, kernels.linear(attended, dense), bias, dropout)
+        return self._residual(x, attended, dense, bias, dropout)
 
     def project_gate_up(self, x, norm, gate, up):
         """x (B·S, H) → gate and up, (B·S, F) each."""
-        x = self.enter(kernels.rms_norm(x, norm, self.epsilon))
-        return kernels.linear(x, gate), kernels.linear(x, up)
+        x = self.enter(self.kernels.rms_norm(x, norm, self.epsilon))
+        return self.kernels.linear(x, gate), self.kernels.linear(x, up)
 
     def project_down(self, x, gate, up, down, bias=None, dropout=None):
         """Down product of the feed-forward layer, added to the residual x (B·S, H)."""
-        return self._residual(x, kernels.linear(kernels.swiglu(gate, up), down), bias, dropout)
+        return self._residual(x, self.kernels.swiglu(gate, up), down, bias, dropout)
 
-    def construct(self, x, cos, sin, mask, dropouts, weights):
+    def construct(self, x, cos, sin, visible, dropouts, weights):
         """The whole block: x (B·S, H) → (B·S, H).
 
-        dropouts: attention (B, n, S, S) and the two outputs (B·S, H), None for none; weights as
+        visible: the three of `Kernels.attention_tensors`; dropouts: of attention
+        (`Kernels.dropout_tensor`) and of the two outputs (B·S, H), None for none; weights as
         `Block.weights` gives them.
         """
-        return self.forward(x, cos, sin, mask, dropouts, weights)[0]
+        return self.forward(x, cos, sin, visible, dropouts, weights)[0]
 
-    def forward(self, x, cos, sin, mask, dropouts, weights):
+    def forward(self, x, cos, sin, visible, dropouts, weights):
         """As `construct`, and what the backward pass starts from: the inputs of the products."""
         norm1, query, key_value, dense, dense_bias, norm2, gate, up, down, down_bias = weights
         drop_attention, drop_dense, drop_down = dropouts
         q, kv = self.project_qkv(x, norm1, query, key_value)
-        attended = self.attend(q, kv, cos, sin, mask, drop_attention)
+        attended = self.attend(q, kv, cos, sin, *visible, drop_attention)
         middle = self.project_attention(x, attended, dense, dense_bias, drop_dense)
         g, u = self.project_gate_up(middle, norm2, gate, up)
         y = self.project_down(middle, g, u, down, down_bias, drop_down)
@@ -101,8 +105,35 @@ class BlockFunctions(nn.Cell):
         g, u = self.project_gate_up(x, norm2, gate, up)
         return self.project_down(x, g, u, down, down_bias)
 
-    def _residual(self, x, product, bias, dropout):
-        y = kernels.add_bias(self.leave(product), bias)
+    def decode(self, x, delta, cos, sin, places, key_cache, value_cache, weights):
+        """One new token a sequence: x (B, H) and what is to be added to it → the same pair behind the block.
+
+        delta (B, H), None in the first block; cos, sin (B, D); places and caches: as
+        `Kernels.cached_attention` takes them. Without dropout and gradient.
+        """
+        norm1, query, key_value, dense, dense_bias, norm2, gate, up, down, down_bias = weights
+        kernels = self.kernels
+        if delta is None:
+            normed = kernels.rms_norm(x, norm1, self.epsilon)
+        else:
+            normed, x = kernels.add_rms_norm(x, delta, norm1, self.epsilon)
+        normed = self.enter(normed)
+        attended = kernels.cached_attention(kernels.linear(normed, query), kernels.linear(normed, key_value), cos, sin,
+                                            key_cache, value_cache, places, self.scale, self.rotary)
+        delta = self.contribution(attended, dense, dense_bias)
+        normed, x = kernels.add_rms_norm(x, delta, norm2, self.epsilon)
+        normed = self.enter(normed)
+        inner = kernels.swiglu(kernels.linear(normed, gate), kernels.linear(normed, up))
+        return x, self.contribution(inner, down, down_bias)
+
+    def contribution(self, x, weight, bias):
+        """The product x·weightᵀ + bias that is added to the residual."""
+        if self.is_surrounded:
+            return self.kernels.add_bias(self.leave(self.kernels.linear(x, weight)), bias)
+        return self.kernels.linear(x, weight, bias)
+
+    def _residual(self, x, inner, weight, bias, dropout):
+        y = self.contribution(inner, weight, bias)
         return x + y if dropout is None else x + y * dropout.astype(y.dtype)
 
 
@@ -138,16 +169,17 @@ class MLP(nn.Cell):
 class Block(nn.Cell):
     """One layer of a model: its weights, and `BlockFunctions` applied to them."""
 
-    def __init__(self, make, config):
+    def __init__(self, make, config, kernels):
         super().__init__()
         self.input_layernorm = RMSNorm(scope(make, "input_layernorm"),
-                                       config.hidden_size, config.layer_norm_epsilon)
+                                       config.hidden_size, config.layer_norm_epsilon, kernels)
         self.self_attention = SelfAttention(scope(make, "self_attention"), config)
         self.post_attention_layernorm = RMSNorm(scope(make, "post_attention_layernorm"),
-                                                config.hidden_size, config.layer_norm_epsilon)
+                                                config.hidden_size, config.layer_norm_epsilon, kernels)
         self.mlp = MLP(scope(make, "mlp"), config)
         self.functions = BlockFunctions(config.head_dim, config.num_key_value_heads,
-                                        config.layer_norm_epsilon, config.position_embedding == "rotary")
+                                        config.layer_norm_epsilon, config.position_embedding == "rotary",
+                                        kernels)
 
     def weights(self):
         """The layer's parameters in the order of `BlockFunctions.forward`; None for an absent bias."""
@@ -156,6 +188,6 @@ class Block(nn.Cell):
                 attention.dense.weight, attention.dense.bias, self.post_attention_layernorm.weight,
                 mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight, mlp.down_proj.bias)
 
-    def construct(self, x, cos, sin, mask):
+    def construct(self, x, cos, sin, visible):
         """x (B·S, H) → (B·S, H), without dropout."""
-        return self.functions(x, cos, sin, mask, (None, None, None), self.weights())
+        return self.functions(x, cos, sin, visible, (None, None, None), self.weights())

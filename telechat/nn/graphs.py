@@ -9,7 +9,6 @@ would compile anew for each layer.
 import mindspore as ms
 from mindspore import nn, ops
 
-from telechat.nn import kernels
 from telechat.nn.block import Unchanged
 
 _gradient = ops.GradOperation(get_all=True, sens_param=True)
@@ -23,8 +22,8 @@ class BlockForward(nn.Cell):
         self.functions = functions
 
     @ms.jit
-    def construct(self, x, cos, sin, mask, drop_attention, drop_dense, drop_down, *weights):
-        return self.functions.forward(x, cos, sin, mask, (drop_attention, drop_dense, drop_down), weights)
+    def construct(self, x, cos, sin, mask, shift, documents, drop_attention, drop_dense, drop_down, *weights):
+        return self.functions.forward(x, cos, sin, (mask, shift, documents), (drop_attention, drop_dense, drop_down), weights)
 
 
 class BlockBackward(nn.Cell):
@@ -39,7 +38,7 @@ class BlockBackward(nn.Cell):
         self.functions = functions
 
     @ms.jit
-    def construct(self, dy, x, q, kv, attended, middle, g, u, cos, sin, mask,
+    def construct(self, dy, x, q, kv, attended, middle, g, u, cos, sin, mask, shift, documents,
                   drop_attention, drop_dense, drop_down, *weights):
         norm1, query, key_value, dense, dense_bias, norm2, gate, up, down, down_bias = weights
         f = self.functions
@@ -47,7 +46,7 @@ class BlockBackward(nn.Cell):
         gate_grads = _gradient(f.project_gate_up)(middle, norm2, gate, up, (down_grads[1], down_grads[2]))
         dmiddle = down_grads[0] + gate_grads[0]
         dense_grads = _gradient(f.project_attention)(x, attended, dense, dense_bias, drop_dense, dmiddle)
-        attend_grads = _gradient(f.attend)(q, kv, cos, sin, mask, drop_attention, dense_grads[1])
+        attend_grads = _gradient(f.attend)(q, kv, cos, sin, mask, shift, documents, drop_attention, dense_grads[1])
         qkv_grads = _gradient(f.project_qkv)(x, norm1, query, key_value, (attend_grads[0], attend_grads[1]))
         dx = dense_grads[0] + qkv_grads[0]
         # None arguments have no gradient, so a bias gradient is there only where a bias is.
@@ -63,13 +62,14 @@ class Embed(nn.Cell):
     The forward pass is not compiled: it is one gather, and bfloat16 has none in a CPU graph.
     """
 
-    def __init__(self, config, dtype):
+    def __init__(self, config, dtype, kernels):
         super().__init__()
+        self.kernels = kernels
         self.input_mult = config.input_mult
         self.dtype = dtype
 
     def construct(self, input_ids, dropout, weight):
-        return self.scaled(kernels.embedding(input_ids, weight, self.dtype), dropout)
+        return self.scaled(self.kernels.embedding(input_ids, weight, self.dtype), dropout)
 
     @ms.jit
     def backward(self, dx, input_ids, dropout, weight):
@@ -90,18 +90,19 @@ class HeadLoss(nn.Cell):
     rows at a time, and only for rows whose label counts.
     """
 
-    def __init__(self, config):
+    def __init__(self, config, kernels):
         super().__init__()
+        self.kernels = kernels
         self.epsilon = config.layer_norm_epsilon
         self.scale = config.logits_scale
         self.enter = Unchanged()  # as in a block: what stands before a product
 
     def logits(self, x, norm, head):
-        logits = kernels.linear(self.enter(kernels.rms_norm(x, norm, self.epsilon)), head)
+        logits = self.kernels.linear(self.enter(self.kernels.rms_norm(x, norm, self.epsilon)), head)
         return logits if self.scale == 1 else logits * self.scale
 
     def cross_entropy(self, logits, labels, weights):
-        return kernels.token_cross_entropy(logits, labels, weights)
+        return self.kernels.token_cross_entropy(logits, labels, weights)
 
     @ms.jit
     def construct(self, x, rows, labels, weights, norm, head):
@@ -155,18 +156,23 @@ class Update(nn.Cell):
     """AdamW in place on a group of float32 tensors.
 
     ``tensors`` holds all parameters, then first moments, second moments and gradients. Weight decay
-    goes to those of two and more dimensions.
+    goes to those of two and more dimensions. The scalars behind ``clip`` are those of
+    `Kernels.adamw_scalars`.
     """
 
+    def __init__(self, kernels):
+        super().__init__()
+        self.kernels = kernels
+
     @ms.jit
-    def construct(self, clip, rate, beta1, beta2, epsilon, decay, no_decay, *tensors):
+    def construct(self, clip, step, rate, beta1, beta2, epsilon, decay, no_decay, *tensors):
         count = len(tensors) // 4
-        done = rate
+        done = clip
         for i in range(count):
             parameter = tensors[i]
             gradient = tensors[3 * count + i].astype(ms.float32) * clip
-            updated = kernels.adamw(parameter, tensors[count + i], tensors[2 * count + i], gradient,
-                                    rate, beta1, beta2, epsilon, decay if parameter.ndim > 1 else no_decay)
+            updated = self.kernels.adamw(parameter, tensors[count + i], tensors[2 * count + i], gradient, step,
+                                         rate, beta1, beta2, epsilon, decay if parameter.ndim > 1 else no_decay)
             # Chained, so that the result is there only when the last tensor is updated.
             done = ops.depend(done, updated)
         return done * clip

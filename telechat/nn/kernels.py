@@ -1,134 +1,308 @@
-"""The computing kernels of the model, each one function with one contract.
+"""The seam between the model and the device: what each kernel computes, and which one computes it.
 
-This is the one place that may ask which device runs it. Written in operations that exist on CPU
-and Ascend alike, and in the spelling that was measured to be fast on CPU (a product as one MatMul
-over 2-D activations, RMSNorm by ReduceMean and Rsqrt, softmax attention with an additive mask).
+`Kernels` has one method a kernel, with its contract; behind it are the fused Ascend operations
+(ascend_kernels.py) and operations that every device has (portable_kernels.py). `choose_kernels`
+decides once for a model. Beside parallel/collectives.py this is the one place that asks for the device.
 """
 
+import math
+import sys
+
 import mindspore as ms
-from mindspore import ops
+import numpy as np
+from mindspore import Tensor, nn
 
-# What a masked score gets: finite, so that a row with nothing to attend to stays finite too.
-MASKED = -1e30
+from telechat.errors import InputError
+from telechat.nn import ascend_kernels as ascend
+from telechat.nn import portable_attention
+from telechat.nn import portable_kernels as portable
+from telechat.nn.alibi import alibi_slopes
+from telechat.nn.flash_attention import LARGEST_HEAD, alibi_shift, causal_mask_tensor, document_ends, pack_dropout
+from telechat.nn.positions import causal_mask
 
-_matmul = ops.MatMul(transpose_b=True)
-_bias_add = ops.BiasAdd()
-_batch_matmul = ops.BatchMatMul()
-_batch_matmul_t = ops.BatchMatMul(transpose_b=True)
-_softmax = ops.Softmax(-1)
-_mean = ops.ReduceMean(keep_dims=True)
-_rsqrt = ops.Rsqrt()
-_sigmoid = ops.Sigmoid()
-_gather = ops.Gather()
-_adam = ops.AdamWeightDecay()
+CHOICES = ("ascend", "portable")
+_said = set()  # sentences that `choose_kernels` has printed
 
 
-def compute_dtype(dtype):
-    """The dtype that activations have for weights of ``dtype``.
-
-    float32 on CPU, which has no bfloat16 product and a slow float16 one; elsewhere the weights' own.
-    """
-    return ms.float32 if ms.get_context("device_target") == "CPU" else dtype
+def on_cpu():
+    """Whether this process computes on a CPU."""
+    return ms.get_context("device_target") == "CPU"
 
 
-def embedding(input_ids, weight, dtype):
-    """Rows of ``weight`` (V, H) for int32 ``input_ids`` (N,): (N, H) in ``dtype``."""
-    if weight.dtype == ms.bfloat16 and ms.get_context("device_target") == "CPU":
-        # No bfloat16 Gather on CPU: gather the same bits as int16 (outside compiled graphs only).
-        return _gather(weight.view(ms.int16), input_ids, 0).view(ms.bfloat16).astype(dtype)
-    return _gather(weight, input_ids, 0).astype(dtype)
-
-
-def linear(x, weight, bias=None):
-    """x (N, in), weight (out, in), bias (out,) or None → x·weightᵀ + bias, (N, out) in x's dtype."""
-    return add_bias(_matmul(x, weight.astype(x.dtype)), bias)
-
-
-def add_bias(x, bias):
-    """x (N, H) + bias (H,); x where bias is None."""
-    return x if bias is None else _bias_add(x, bias.astype(x.dtype))
-
-
-def rms_norm(x, weight, epsilon):
-    """RMSNorm (arXiv:1910.07467) of x (N, H) with weight (H,); statistics in float32, x's dtype out."""
-    y = x.astype(ms.float32)
-    y = y * _rsqrt(_mean(y * y, -1) + epsilon)
-    return (y * weight.astype(ms.float32)).astype(x.dtype)
-
-
-def rotate(x, cos, sin):
-    """Rotary positions in the rotate-half form.
-
-    x (B, heads, S, D); cos and sin float32, (1, 1, S, D) or (B, 1, S, D), both halves of D equal.
-    """
-    half = x.shape[-1] // 2
-    first, second = x[..., :half], x[..., half:]
-    rotated = ops.concat((-second, first), -1)
-    return x * cos.astype(x.dtype) + rotated * sin.astype(x.dtype)
-
-
-def attention(query, key, value, mask, scale, dropout=None):
-    """softmax(scale·query·keyᵀ + mask)·value.
+class Kernels(nn.Cell):
+    """The kernels of one model. Made by `choose_kernels`; N is the number of rows, B·S.
 
     Args:
-        query (Tensor): (B, n, S, D).
-        key, value (Tensor): (B, m, T, D), where n is a multiple of m (grouped heads).
-        mask (Tensor): float32, added to the scores, broadcast to (B, n, S, T); `MASKED` hides a key.
-        scale (float): usually D^(−1/2).
-        dropout (Tensor): float32 (B, n, S, T), multiplied into the probabilities; None for none.
-
-    Returns:
-        Tensor: (B, n, S, D) in query's dtype; softmax in float32.
+        dtype: of the activations.
+        fused (bool): norm, rotation, SwiGLU, loss and AdamW by the fused Ascend operations.
+        flash (bool): attention over whole sequences by FlashAttentionScore; activations lie as
+            (B, S, heads, D) then, else as (B, heads, S, D).
+        paged (bool): decoding by ReshapeAndCache and PagedAttention on a cache in blocks.
+        keep_prob (float): 1 − the rate of attention dropout.
+        notes (tuple of str): why an Ascend operation is not used where it was asked for.
     """
-    batch, heads, length, dim = query.shape
-    groups = heads // key.shape[1]
-    if groups > 1:
-        key, value = _repeat_heads(key, groups), _repeat_heads(value, groups)
-    scores = _batch_matmul_t(query * scale, key).astype(ms.float32) + mask
-    probabilities = _softmax(scores)
-    if dropout is not None:
-        probabilities = probabilities * dropout
-    return _batch_matmul(probabilities.astype(query.dtype), value)
+
+    def __init__(self, dtype=ms.float32, fused=False, flash=False, paged=False, keep_prob=1.0, notes=()):
+        super().__init__()
+        self.dtype = dtype
+        self.fused = fused
+        self.flash = flash
+        self.paged = paged
+        self.keep_prob = keep_prob
+        self.notes = notes
+        self.gathers_bits = not fused and on_cpu()
+
+    def describe(self):
+        """Which implementation each kernel has, as one line."""
+        def name(ascend_operation, is_used):
+            return ascend_operation if is_used else "portable"
+        return (f"attention {name('FlashAttentionScore', self.flash)}, decoding {name('PagedAttention', self.paged)}, "
+                f"norm {name('RmsNorm', self.fused)}, rotation {name('RotaryPositionEmbedding', self.fused)}, "
+                f"SwiGLU {name('Swiglu', self.fused)}, loss {name('CrossEntropyLoss', self.fused)}, "
+                f"optimizer {name('AdamW', self.fused)}")
+
+    def require_device(self):
+        """InputError where Ascend operations were chosen and this device has none."""
+        if on_cpu() and (self.fused or self.flash or self.paged):
+            raise InputError('kernels "ascend" cannot run on a CPU; set kernels to "portable" or leave it out')
+
+    def embedding(self, input_ids, weight, dtype):
+        """Rows of ``weight`` (V, H) for int32 ``input_ids`` (N,): (N, H) in ``dtype``."""
+        if self.gathers_bits and weight.dtype == ms.bfloat16:
+            return portable.embedding_of_bits(input_ids, weight, dtype)
+        return portable.embedding(input_ids, weight, dtype)
+
+    def linear(self, x, weight, bias=None):
+        """x (N, in), weight (out, in), bias (out,) or None → x·weightᵀ + bias, (N, out) in x's dtype."""
+        return ascend.linear(x, weight, bias) if self.fused else portable.linear(x, weight, bias)
+
+    def add_bias(self, x, bias):
+        """x (N, H) + bias (H,); x where bias is None."""
+        return portable.add_bias(x, bias)
+
+    def rms_norm(self, x, weight, epsilon):
+        """RMSNorm (arXiv:1910.07467) of x (N, H) with weight (H,); statistics in float32, x's dtype out."""
+        return ascend.rms_norm(x, weight, epsilon) if self.fused else portable.rms_norm(x, weight, epsilon)
+
+    def add_rms_norm(self, x, delta, weight, epsilon):
+        """RMSNorm of x + delta, and the sum; (N, H) each. For inference: it has no gradient."""
+        if self.fused:
+            return ascend.add_rms_norm(x, delta, weight, epsilon)
+        total = x + delta
+        return portable.rms_norm(total, weight, epsilon), total
+
+    def swiglu(self, gate, up):
+        """SiLU(gate)·up (arXiv:2002.05202), elementwise."""
+        return ascend.swiglu(gate, up) if self.fused else portable.swiglu(gate, up)
+
+    def rotary_tensor(self, table):
+        """A float32 table of `rotary_tables` as the tensor that `rotate` takes."""
+        # The fused operation takes all in one dtype, so the table is rounded to it, once for all layers.
+        return Tensor(table).astype(self.dtype) if self.fused else Tensor(table)
+
+    def rotate(self, x, cos, sin):
+        """Rotary positions in the rotate-half form (arXiv:2104.09864).
+
+        x as `split_heads` gives it; cos and sin (1 or B, 1, S, D), both halves of D equal.
+        """
+        if self.flash:
+            shape = (cos.shape[0], cos.shape[2], 1, cos.shape[3])
+            cos, sin = cos.reshape(shape), sin.reshape(shape)
+        return ascend.rotate(x, cos, sin) if self.fused else portable.rotate(x, cos, sin)
+
+    def split_heads(self, x, length, dim):
+        """(B·S, heads·dim) → (B, heads, S, dim), or (B, S, heads, dim) where attention wants it so."""
+        x = x.reshape(-1, length, x.shape[-1] // dim, dim)
+        return x if self.flash else x.transpose(0, 2, 1, 3)
+
+    def merge_heads(self, x):
+        """The inverse of `split_heads`: (B·S, heads·dim)."""
+        x = x if self.flash else x.transpose(0, 2, 1, 3)
+        return x.reshape(x.shape[0] * x.shape[1], x.shape[2] * x.shape[3])
+
+    def attention_tensors(self, config, length, padding=None, documents=None, most=2, heads=slice(None)):
+        """What `attention` needs to know of the tokens, as three tensors, each None where there is nothing to say.
+
+        Args:
+            config (TeleChatConfig): position bias and number of heads.
+            length (int): S.
+            padding (array): (B, S), 0 hides a token from all others; None for no padding.
+            documents (array): int (B, S), tokens attend to those of the same number only; None for
+                one sequence a row.
+            most (int): how many documents a row holds at most, the pads counted as one.
+            heads (slice): the heads computed here.
+
+        Returns:
+            (mask, shift, documents). Portable: the additive mask (1 or B, 1 or n, S, S), None, None; in
+            long sequences None, ALiBi's slopes (n,), the documents (B, S). Flash: the shared causal
+            mask, ALiBi's bias, and where documents end (see flash_attention.py).
+
+        Raises:
+            InputError: flash attention cannot serve these documents.
+        """
+        alibi = config.position_embedding == "alibi"
+        slopes = alibi_slopes(config.n_head)[heads] if alibi else None
+        if not self.flash and length <= portable_attention.SHORT:
+            mask = causal_mask(config, length, padding, documents)
+            return Tensor(mask if mask.shape[1] == 1 else np.ascontiguousarray(mask[:, heads])), None, None
+        if padding is not None:
+            # Who sees its own kind only, pads and tokens apart, sees what it should.
+            shown = (np.asarray(padding) != 0).astype(np.int32)
+            documents = shown if documents is None else np.where(shown, documents, -1)
+        if not self.flash:
+            return (None, None if slopes is None else Tensor(slopes),
+                    None if documents is None else Tensor(documents.astype(np.int32)))
+        shift = Tensor(alibi_shift(slopes, length)).astype(self.dtype) if alibi else None
+        return causal_mask_tensor(), shift, None if documents is None else Tensor(document_ends(documents, most))
+
+    def dropout_tensor(self, mask):
+        """A mask of `dropout_mask`, float32 (B, n, S, S), as `attention` takes it; None for None."""
+        if mask is None:
+            return None
+        return Tensor(pack_dropout(mask)) if self.flash else Tensor(mask)
+
+    def attention(self, query, key, value, mask, shift, documents, scale, dropout=None):
+        """softmax(scale·query·keyᵀ + bias)·value over the tokens that each one may see.
+
+        Args:
+            query (Tensor): n heads as `split_heads` gives them.
+            key, value (Tensor): m heads likewise, where n is a multiple of m (grouped heads).
+            mask, shift, documents (Tensor): of `attention_tensors`.
+            scale (float): usually D^(−1/2).
+            dropout (Tensor): of `dropout_tensor`, multiplied into the probabilities; None for none.
+
+        Returns:
+            Tensor: query's shape and dtype; softmax in float32.
+        """
+        if self.flash:
+            keep_prob = 1.0 if dropout is None else self.keep_prob
+            return ascend.attention(query, key, value, mask, shift, documents, scale, dropout, keep_prob)
+        if mask is None:
+            return portable_attention.long_attention(query, key, value, shift, documents, scale)
+        return portable.attention(query, key, value, mask, scale, dropout)
+
+    def cache_shape(self, slots, length, heads, dim):
+        """Shape of a layer's cache of keys, or of values, with a `BlockTable`'s blocks where it is ``paged``.
+
+        slots sequences of length tokens, or blocks of that many; heads key-value heads of size dim.
+        """
+        return (slots, length, heads, dim) if self.paged else (slots * heads * length, dim)
+
+    def write_cache(self, key_cache, value_cache, key, value, index):
+        """Write keys and values of m heads, as `split_heads` gives them, to their places.
+
+        index int32: of `BlockTable.places`, or the row of each head's token. Returns something to depend on.
+        """
+        if self.paged:
+            return ascend.write_cache(key_cache, value_cache, self.merge_heads(key), self.merge_heads(value), index)
+        return portable.write_cache(key_cache, value_cache, key, value, index)
+
+    def decoding_places(self, positions, places, table, slopes, heads, length):
+        """What `cached_attention` needs to know of one new token a sequence, the same for all layers.
+
+        positions int32 (B,); where ``paged`` places (B,) and table of a `BlockTable`; else ALiBi's
+        slopes (1, n, 1, 1) or None, the number of key-value heads and the tokens that the cache holds of each.
+        """
+        if self.paged:
+            return places, table, positions + 1
+        return portable.decoding_places(positions, slopes, heads, length)
+
+    def cached_attention(self, query, key_value, cos, sin, key_cache, value_cache, places, scale, rotary):
+        """Write one new token a sequence to the cache and attend to all of the sequence.
+
+        query (B, n·D); key_value (B, m·2D), [k|v] head by head; cos, sin (B, D), used where ``rotary``;
+        places: of `decoding_places`. Returns (B, n·D). Without gradient.
+        """
+        attend = ascend.cached_attention if self.paged else portable.cached_attention
+        return attend(query, key_value, cos, sin, key_cache, value_cache, places, scale, rotary)
+
+    def token_cross_entropy(self, logits, labels, weights):
+        """Weighted cross entropies of tokens, and the gradient of their sum in the logits.
+
+        Args:
+            logits (Tensor): (N, V), any float dtype; computed in float32.
+            labels (Tensor): int32 (N,), each in [0, V).
+            weights (Tensor): float32 (N,); 0 leaves a token out.
+
+        Returns:
+            (Tensor, Tensor): the weighted losses, float32 (N,); the gradient, (N, V) in float32.
+        """
+        if self.fused:
+            return ascend.token_cross_entropy(logits, labels, weights)
+        return portable.token_cross_entropy(logits, labels, weights)
+
+    def adamw_scalars(self, updates, rate, betas, epsilon, decay):
+        """The arguments of `adamw` after the tensors, for the ``updates``-th update, 1 first.
+
+        Returns:
+            list: step, rate, beta1, beta2, epsilon, decay, and 0 as the decay of what has none.
+        """
+        if self.fused:
+            # The operation adds 1 to the step: mint.optim.AdamW, which calls it, starts at 0.
+            numbers = [ms.mutable(float(value)) for value in (rate, *betas, epsilon, decay, 0.0)]
+            return [Tensor(updates - 1, ms.float32), *numbers]
+        # The portable kernel has no bias correction. With c1 = 1 − β1^t and c2 = 1 − β2^t it gets
+        # rate·√c2/c1, eps·√c2 and decay·c1/√c2, which makes it torch's AdamW.
+        c1, root_c2 = 1 - betas[0] ** updates, math.sqrt(1 - betas[1] ** updates)
+        numbers = (rate * root_c2 / c1, *betas, epsilon * root_c2, decay * c1 / root_c2, 0.0)
+        return [Tensor(value, ms.float32) for value in (updates, *numbers)]
+
+    def adamw(self, parameter, first_moment, second_moment, gradient, step, rate, beta1, beta2, epsilon, decay):
+        """One step of torch's AdamW (arXiv:1711.05101) in place on float32 tensors of one shape.
+
+        Scalars are those of `adamw_scalars`. Returns something to depend on.
+        """
+        if self.fused:
+            return ascend.adamw(parameter, first_moment, second_moment, gradient, step, rate, beta1, beta2, epsilon,
+                                decay)
+        return portable.adamw(parameter, first_moment, second_moment, gradient, rate, beta1, beta2, epsilon, decay)
 
 
-def _repeat_heads(x, groups):
-    batch, heads, length, dim = x.shape
-    x = ops.broadcast_to(x.reshape(batch, heads, 1, length, dim), (batch, heads, groups, length, dim))
-    return x.reshape(batch, heads * groups, length, dim)
-
-
-def swiglu(gate, up):
-    """SiLU(gate)·up (arXiv:2002.05202), elementwise."""
-    return gate * _sigmoid(gate) * up
-
-
-def token_cross_entropy(logits, labels, weights):
-    """Weighted cross entropies of tokens, and the gradient of their sum in the logits.
+def choose_kernels(config, dtype, kernels=None, use_flash_attention=None):
+    """The `Kernels` of a model.
 
     Args:
-        logits (Tensor): (N, V), any float dtype; computed in float32.
-        labels (Tensor): int32 (N,), each in [0, V).
-        weights (Tensor): float32 (N,); 0 leaves a token out.
+        config (TeleChatConfig): sizes, position bias, dropout.
+        dtype: of the weights, a MindSpore dtype.
+        kernels (str): "ascend" or "portable"; None: what the device has. "ascend" on a CPU gives
+            kernels whose graphs can be compiled but not run (`Kernels.require_device`).
+        use_flash_attention (bool): False: portable attention in training and prefill; True: refuse
+            to go without; None: flash attention where it can serve the model.
 
-    Returns:
-        (Tensor, Tensor): the weighted losses, float32 (N,); the gradient, (N, V) in float32.
+    Raises:
+        InputError: an argument is wrong, or flash attention was asked for and cannot be had.
     """
-    logits = logits.astype(ms.float32)
-    shifted = logits - ops.ReduceMax(keep_dims=True)(logits, -1)
-    exponentials = ops.exp(shifted)
-    total = ops.ReduceSum(keep_dims=True)(exponentials, -1)
-    rows = ops.arange(0, labels.shape[0]).astype(ms.int32)
-    index = ops.stack((rows, labels), -1)
-    losses = ops.log(total).reshape(-1) - ops.gather_nd(shifted, index)
-    gradient = exponentials * (weights.reshape(-1, 1) / total)
-    gradient = ops.tensor_scatter_add(gradient, index, -weights)
-    return losses * weights, gradient
+    if kernels not in (None, *CHOICES):
+        raise InputError(f'kernels must be "ascend" or "portable", not {kernels!r}')
+    if use_flash_attention not in (None, True, False):
+        raise InputError(f"use_flash_attention must be true or false, not {use_flash_attention!r}")
+    if (kernels or ("portable" if on_cpu() else "ascend")) == "portable":
+        if use_flash_attention:
+            where = "a CPU has no such kernel" if on_cpu() else 'kernels is "portable"'
+            raise InputError(f"use_flash_attention is true and {where}; set it to false or leave it out")
+        # A CPU has no bfloat16 product and a slow float16 one: it computes in float32.
+        return Kernels(ms.float32 if on_cpu() else dtype, keep_prob=1 - config.attention_dropout)
+    obstacle = _flash_obstacle(config, dtype)
+    if obstacle and use_flash_attention:
+        raise InputError(f"use_flash_attention is true and {obstacle}; set it to false or leave it out")
+    notes = []
+    if obstacle and use_flash_attention is None:
+        notes.append(f"attention by portable operations: {obstacle}")
+    paged_obstacle = obstacle or ("PagedAttention takes no ALiBi" if config.position_embedding == "alibi" else None)
+    if paged_obstacle:
+        notes.append(f"decoding by portable operations: {paged_obstacle}")
+    for note in notes:
+        if note not in _said:
+            _said.add(note)
+            print(f"kernels: {note}", file=sys.stderr, flush=True)
+    return Kernels(dtype, fused=True, flash=not obstacle and use_flash_attention is not False, paged=not paged_obstacle,
+                   keep_prob=1 - config.attention_dropout, notes=tuple(notes))
 
 
-def adamw(parameter, first_moment, second_moment, gradient, rate, beta1, beta2, epsilon, decay):
-    """One AdamW step in place on float32 tensors, in the form without bias correction.
-
-    The caller folds the correction into ``rate``, ``epsilon`` and ``decay`` (training/optimizer.py).
-    Scalars are float32 tensors. Returns something to depend on.
-    """
-    return _adam(parameter, first_moment, second_moment, rate, beta1, beta2, epsilon, decay, gradient)
+def _flash_obstacle(config, dtype):
+    """Why FlashAttentionScore cannot serve a model, or None."""
+    if dtype not in (ms.float16, ms.bfloat16):
+        return f"flash attention takes float16 and bfloat16, not {str(dtype).lower()}"
+    if config.head_dim % 16 or config.head_dim > LARGEST_HEAD:
+        return f"flash attention takes heads of a multiple of 16 up to {LARGEST_HEAD}, not {config.head_dim}"
+    return None

@@ -3,7 +3,7 @@
 import numpy as np
 
 from telechat.nn.alibi import alibi_bias
-from telechat.nn.kernels import MASKED
+from telechat.nn.portable_kernels import MASKED
 from telechat.nn.rotary import rotary_tables
 
 
@@ -28,13 +28,14 @@ def decoding_tables(config, max_length):
     return cos, sin
 
 
-def causal_mask(config, length, attention_mask=None):
+def causal_mask(config, length, attention_mask=None, documents=None):
     """Additive mask of causal self-attention, with ALiBi's bias where the model has it.
 
     Args:
         config (TeleChatConfig): ``position_embedding`` and ``n_head`` decide.
         length (int): S.
         attention_mask (array, shape (B, S)): 0 hides a token (padding); None for no padding.
+        documents (array of int, shape (B, S)): tokens see those of the same number only; None: all.
 
     Returns:
         float32 array of shape (1 or B, 1 or n_head, S, S).
@@ -43,5 +44,8 @@ def causal_mask(config, length, attention_mask=None):
     visible = (positions[:, None] >= positions[None, :])[None, None]
     if attention_mask is not None:
         visible = visible & (np.asarray(attention_mask) != 0)[:, None, None, :]
+    if documents is not None:
+        documents = np.asarray(documents)
+        visible = visible & (documents[:, None, :, None] == documents[:, None, None, :])
     bias = alibi_bias(config.n_head, positions, positions)[None] if config.position_embedding == "alibi" else 0
     return np.where(visible, bias, MASKED).astype(np.float32)

@@ -6,7 +6,6 @@ import mindspore as ms
 from telechat.checkpoint.layout import parameter_shapes
 from telechat.checkpoint.reader import CheckpointReader
 from telechat.config import TeleChatConfig
-from telechat.nn import kernels
 from telechat.parallel.collectives import GatherRows
 from telechat.parallel.plan import check_mesh
 from telechat.parallel.stage import build_stage
@@ -35,6 +34,7 @@ class TensorParallelModel(nn.Cell):
     def __init__(self, stage, tensor):
         super().__init__(auto_prefix=False)
         self.config = stage.config
+        self.kernels = stage.kernels
         self.compute_dtype = stage.compute_dtype
         self.transformer = _Blocks(stage.blocks)
         self.ln_f = stage.ln_f
@@ -54,12 +54,12 @@ class TensorParallelModel(nn.Cell):
 
     def head(self, x):
         """(N, H) after the last block → float32 logits (N, V), the same on every rank."""
-        logits = kernels.linear(self.ln_f(x), self.head_weight).astype(ms.float32)
+        logits = self.kernels.linear(self.ln_f(x), self.head_weight).astype(ms.float32)
         logits = self._gather(logits.transpose(1, 0)).transpose(1, 0)[:, :self.config.vocab_size]
         return logits if self.config.logits_scale == 1 else logits * self.config.logits_scale
 
 
-def load_tensor_parallel(directory, dtype, mesh, parallel):
+def load_tensor_parallel(directory, dtype, mesh, parallel, kernels=None):
     """Read this rank's part of a checkpoint directory.
 
     Raises:
@@ -69,4 +69,4 @@ def load_tensor_parallel(directory, dtype, mesh, parallel):
     check_mesh(config, parallel)
     reader = CheckpointReader(directory)
     reader.check(parameter_shapes(config))
-    return TensorParallelModel(build_stage(config, dtype, mesh, parallel, reader.read), mesh.tensor)
+    return TensorParallelModel(build_stage(config, dtype, mesh, parallel, reader.read, kernels), mesh.tensor)

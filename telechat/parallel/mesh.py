@@ -147,15 +147,17 @@ class Mesh:
         import mindspore as ms
         from mindspore import communication
 
+        from telechat.parallel.collectives import is_native
+
         if not communication.GlobalComm.INITED:
-            if ms.get_context("device_target") == "CPU":
+            if not is_native():
                 # Else a collective on CPU gives up after MS_NODE_TIMEOUT seconds, while another rank may
                 # compile or save for longer. When a rank dies, msrun ends the others all the same.
                 os.environ.setdefault("MS_CPU_COMM_OP_TIMEOUT", "86400")
                 ms.set_device("CPU")
             communication.init()
         mesh = Mesh.place(communication.get_rank(), *shape)
-        return mesh.create_groups(separate_return=ms.get_context("device_target") != "CPU")
+        return mesh.create_groups(separate_return=is_native())
 
     def create_groups(self, separate_return):
         """Create this rank's groups in MindSpore, in the same order of kinds on every rank.

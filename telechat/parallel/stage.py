@@ -6,9 +6,9 @@ from mindspore import Parameter, Tensor
 
 from telechat.checkpoint.layout import parameter_shapes
 from telechat.model import as_dtype, initial_tensor
-from telechat.nn import kernels
 from telechat.nn.block import Block
-from telechat.nn.layers import Embedding, Linear, RMSNorm, scope
+from telechat.nn.kernels import choose_kernels
+from telechat.nn.layers import Embedding, Linear, RMSNorm, scope, set_kernels
 from telechat.parallel.collectives import CopyTo, GatherRows, ReduceFrom, ScatterRows
 from telechat.parallel.plan import block_shape, is_vocabulary, local_slices, stage_layers, vocabulary_rows
 
@@ -27,7 +27,8 @@ class Stage:
         first_token (int): the token of the embedding's first row here.
     """
 
-    def __init__(self, config, layers, blocks, word_embeddings, ln_f, lm_head, parameters, slices, first_token, dtype):
+    def __init__(self, config, layers, blocks, word_embeddings, ln_f, lm_head, parameters, slices, first_token, dtype,
+                 kernels):
         self.config = config
         self.layers = layers
         self.blocks = blocks
@@ -38,9 +39,21 @@ class Stage:
         self.slices = slices
         self.first_token = first_token
         self.dtype = dtype
-        self.compute_dtype = kernels.compute_dtype(dtype)
+        self.kernels = kernels
         self.first = layers[0] == 0
         self.last = layers[-1] == config.n_layer - 1
+
+    @property
+    def compute_dtype(self):
+        """Dtype of the activations."""
+        return self.kernels.dtype
+
+    def set_kernels(self, kernels):
+        """Let other kernels compute."""
+        self.kernels = kernels
+        for cell in (*self.blocks, self.word_embeddings, self.ln_f, self.lm_head):
+            if cell is not None:
+                set_kernels(cell, kernels)
 
     @property
     def functions(self):
@@ -74,10 +87,10 @@ class Stage:
         parameters = {parameter.name: parameter for parameter in model.get_parameters()}
         slices = {name: tuple(slice(0, length) for length in p.shape) for name, p in parameters.items()}
         return cls(model.config, range(model.config.n_layer), list(transformer.h), transformer.word_embeddings,
-                   transformer.ln_f, model.lm_head, parameters, slices, 0, model.dtype)
+                   transformer.ln_f, model.lm_head, parameters, slices, 0, model.dtype, model.kernels)
 
 
-def build_stage(config, dtype, mesh, parallel, read):
+def build_stage(config, dtype, mesh, parallel, read, kernels=None, use_flash_attention=None):
     """The share of the process at ``mesh``'s place.
 
     Args:
@@ -86,11 +99,13 @@ def build_stage(config, dtype, mesh, parallel, read):
         mesh (Mesh): this process's place.
         parallel (ParallelConfig): stages, sequence parallelism.
         read (callable): ``read(name, slices)`` → numpy array of that part of the whole parameter.
+        kernels, use_flash_attention: as `choose_kernels` takes them.
 
     Returns:
         Stage
     """
     tensor, dtype = mesh.tensor, as_dtype(dtype)
+    kernels = choose_kernels(config, dtype, kernels, use_flash_attention)
     layers = stage_layers(config, parallel)[mesh.pipeline.rank]
     first, last = layers[0] == 0, layers[-1] == config.n_layer - 1
     shapes = parameter_shapes(config)
@@ -109,24 +124,26 @@ def build_stage(config, dtype, mesh, parallel, read):
     make_inner = scope(make, "transformer")
     word_embeddings = ln_f = lm_head = None
     if first or (last and config.tie_word_embeddings):
-        word_embeddings = Embedding(scope(make_inner, "word_embeddings"), rows, config.hidden_size)
+        word_embeddings = Embedding(scope(make_inner, "word_embeddings"), rows, config.hidden_size, kernels)
     shape = block_shape(config, tensor.size)
-    blocks = [Block(scope(make_inner, f"h.{layer}"), shape) for layer in layers]
+    blocks = [Block(scope(make_inner, f"h.{layer}"), shape, kernels) for layer in layers]
     if last:
-        ln_f = RMSNorm(scope(make_inner, "ln_f"), config.hidden_size, config.layer_norm_epsilon)
+        ln_f = RMSNorm(scope(make_inner, "ln_f"), config.hidden_size, config.layer_norm_epsilon, kernels)
         if not config.tie_word_embeddings:
             lm_head = Linear(scope(make, "lm_head"), config.hidden_size, rows)
     for block in blocks:
         put_collectives(block.functions, tensor, parallel.sequence_parallel)
     return Stage(config, layers, blocks, word_embeddings, ln_f, lm_head, parameters, slices,
-                 tensor.rank * rows, dtype)
+                 tensor.rank * rows, dtype, kernels)
 
 
 def put_collectives(functions, tensor, sequence_parallel):
     """Surround a block's pairs of products with the collectives of tensor (and sequence) parallelism."""
     if tensor.size > 1:
-        functions.enter = GatherRows(tensor) if sequence_parallel else CopyTo(tensor)
-        functions.leave = ScatterRows(tensor) if sequence_parallel else ReduceFrom(tensor)
+        if sequence_parallel:
+            functions.surround(GatherRows(tensor), ScatterRows(tensor))
+        else:
+            functions.surround(CopyTo(tensor), ReduceFrom(tensor))
 
 
 def read_random(config, seed):

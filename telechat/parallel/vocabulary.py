@@ -9,9 +9,9 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
 
-from telechat.nn import kernels
 from telechat.parallel.collectives import (AllReduceMax, AllReduceSum, CopyTo, ReduceFrom, ScatterRows, all_gather_rows)
 from telechat.nn.graphs import Embed, HeadLoss
+from telechat.nn.portable_kernels import MASKED
 
 
 class VocabularyEmbed(Embed):
@@ -23,10 +23,11 @@ class VocabularyEmbed(Embed):
         first (int): token of the first row here.
         tensor (Group): the tensor-parallel ranks.
         sequence_parallel (bool): whether a rank keeps only its rows of the result.
+        kernels (Kernels): what computes.
     """
 
-    def __init__(self, config, dtype, first, tensor, sequence_parallel):
-        super().__init__(config, dtype)
+    def __init__(self, config, dtype, first, tensor, sequence_parallel, kernels):
+        super().__init__(config, dtype, kernels)
         self.first = first
         self.tensor = tensor
         self.sequence_parallel = sequence_parallel
@@ -34,7 +35,7 @@ class VocabularyEmbed(Embed):
 
     def construct(self, input_ids, dropout, weight):
         rows, inside = self._own(input_ids, weight.shape[0])
-        x = self.leave(kernels.embedding(rows, weight, self.dtype) * inside.astype(self.dtype))
+        x = self.leave(self.kernels.embedding(rows, weight, self.dtype) * inside.astype(self.dtype))
         return self.scaled(x, dropout)
 
     def backward(self, dx, input_ids, dropout, weight):
@@ -57,8 +58,8 @@ class VocabularyHeadLoss(HeadLoss):
     x must hold all rows: in the sequence-parallel region the caller gathers them first.
     """
 
-    def __init__(self, config, first, rows, tensor):
-        super().__init__(config)
+    def __init__(self, config, first, rows, tensor, kernels):
+        super().__init__(config, kernels)
         self.first = first
         self.enter = CopyTo(tensor)
         self.maximum = AllReduceMax(tensor)
@@ -67,10 +68,10 @@ class VocabularyHeadLoss(HeadLoss):
         self.padding = None
         if first + rows > config.vocab_size:
             beyond = np.arange(first, first + rows) >= config.vocab_size
-            self.padding = Tensor(np.where(beyond, np.float32(kernels.MASKED), np.float32(0)))
+            self.padding = Tensor(np.where(beyond, np.float32(MASKED), np.float32(0)))
 
     def cross_entropy(self, logits, labels, weights):
-        """As `kernels.token_cross_entropy`, over all ranks' logits; the gradient is that of the own ones."""
+        """As `Kernels.token_cross_entropy`, over all ranks' logits; the gradient is that of the own ones."""
         logits = logits.astype(ms.float32)
         if self.padding is not None:
             logits = logits + self.padding
@@ -89,8 +90,9 @@ class VocabularyHeadLoss(HeadLoss):
 def embed_for(stage, tensor, sequence_parallel):
     """The embedding of a `Stage`: plain on one rank, else of its part of the vocabulary."""
     if tensor.size == 1:
-        return Embed(stage.config, stage.compute_dtype)
-    return VocabularyEmbed(stage.config, stage.compute_dtype, stage.first_token, tensor, sequence_parallel)
+        return Embed(stage.config, stage.compute_dtype, stage.kernels)
+    return VocabularyEmbed(stage.config, stage.compute_dtype, stage.first_token, tensor, sequence_parallel,
+                           stage.kernels)
 
 
 def head_loss_for(stage, tensor):
@@ -98,5 +100,5 @@ def head_loss_for(stage, tensor):
     if not stage.last:
         return None
     if tensor.size == 1:
-        return HeadLoss(stage.config)
-    return VocabularyHeadLoss(stage.config, stage.first_token, stage.head_weight.shape[0], tensor)
+        return HeadLoss(stage.config, stage.kernels)
+    return VocabularyHeadLoss(stage.config, stage.first_token, stage.head_weight.shape[0], tensor, stage.kernels)

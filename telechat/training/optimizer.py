@@ -35,7 +35,8 @@ class AdamW:
         self.first = [[ops.zeros(master.shape, ms.float32) for master in group] for group in self.masters]
         self.second = [[ops.zeros(master.shape, ms.float32) for master in group] for group in self.masters]
         self._squared_norm = SquaredNorm()
-        self._update = Update()
+        self._update = Update(stage.kernels)
+        self._kernels = stage.kernels
 
     def is_cut(self, parameter):
         """Whether a parameter's state is cut along its rows over the data-parallel ranks."""
@@ -77,18 +78,12 @@ class AdamW:
         return total
 
     def update(self, gradients, rate, norm):
-        """Clip by the global ``norm`` and step with learning rate ``rate``.
-
-        The kernel has no bias correction, so with c1 = 1 − β1^t and c2 = 1 − β2^t it gets
-        rate·√c2/c1, eps·√c2 and decay·c1/√c2, which makes it torch's AdamW.
-        """
+        """Clip by the global ``norm`` and step with learning rate ``rate``."""
         self.updates += 1
         config = self.config
-        beta1, beta2 = config.betas
-        c1, root_c2 = 1 - beta1 ** self.updates, (1 - beta2 ** self.updates) ** 0.5
         clip = min(1.0, config.max_grad_norm / (norm + 1e-6)) if config.max_grad_norm else 1.0
-        scalars = [Tensor(value, ms.float32) for value in (
-            clip, rate * root_c2 / c1, beta1, beta2, config.eps * root_c2, config.weight_decay * c1 / root_c2, 0.0)]
+        scalars = [Tensor(clip, ms.float32), *self._kernels.adamw_scalars(self.updates, rate, config.betas, config.eps,
+                                                                        config.weight_decay)]
         done = [self._update(*scalars, *masters, *first, *second, *grads)
                 for masters, first, second, grads in zip(self.masters, self.first, self.second, gradients) if masters]
         # A later read of a parameter must see the update: wait for every group.

@@ -7,7 +7,7 @@ from mindspore import Tensor
 
 from telechat.nn.dropout import dropout_mask
 from telechat.nn.graphs import Accumulate, BlockBackward, BlockForward
-from telechat.nn.positions import causal_mask, sequence_tables
+from telechat.nn.positions import sequence_tables
 from telechat.parallel.collectives import all_gather_rows
 from telechat.parallel.vocabulary import embed_for, head_loss_for
 
@@ -31,7 +31,7 @@ class _Part:
     """What a micro-batch leaves between its forward and its backward pass."""
 
     input_ids: np.ndarray
-    tables: tuple  # cos, sin, mask
+    tables: tuple  # cos, sin, and the three of `Kernels.attention_tensors`
     place: tuple  # (step, number of the micro-batch): which dropout masks are drawn
     kept: list = dataclasses.field(default_factory=list)  # for each layer what its backward pass starts from
     output: Tensor = None
@@ -51,6 +51,7 @@ class StageCompute:
     def __init__(self, stage, mesh, parallel, seed=0, mask_padding=False):
         self.stage = stage
         self.config = stage.config
+        self.kernels = stage.kernels
         self.tensor = mesh.tensor
         self.parallel = parallel
         self.seed = seed
@@ -150,17 +151,22 @@ class StageCompute:
         return self.stage.ln_f.weight.data, self.stage.head_weight.data
 
     def _tables(self, input_ids):
-        """cos, sin and mask for a micro-batch; kept while the length stays the same."""
+        """Rotary tables and what attention needs to know of a micro-batch; kept while the length stays the same."""
         length = input_ids.shape[1]
         if length not in self._positions:
-            tables = (*sequence_tables(self.config, length), self._own_heads(causal_mask(self.config, length)))
-            self._positions = {length: tuple(map(Tensor, tables))}
-        cos, sin, mask = self._positions[length]
+            self._positions = {length: (*map(self.kernels.rotary_tensor, sequence_tables(self.config, length)),
+                                        *self._visible(length))}
+        tables = self._positions[length]
         if self.mask_padding:
             # Only pads before the first other token: a pad id further on was put there by the data.
             shown = np.cumsum(input_ids != self.config.pad_token_id, axis=1) > 0
-            mask = Tensor(self._own_heads(causal_mask(self.config, length, shown)))
-        return cos, sin, mask
+            tables = (*tables[:2], *self._visible(length, shown))
+        return tables
+
+    def _visible(self, length, padding=None):
+        width = self.config.n_head // self.tensor.size
+        heads = slice(self.tensor.rank * width, (self.tensor.rank + 1) * width)
+        return self.kernels.attention_tensors(self.config, length, padding, heads=heads)
 
     def _drops(self, job, layer):
         """Dropout masks of a block: attention, and the two outputs added to the residual."""
@@ -168,8 +174,8 @@ class StageCompute:
         hidden = (batch * length, self.config.hidden_size)
         attention = self._drop((batch, self.config.n_head, length, length), self.config.attention_dropout, job, layer, 0)
         outputs = [self._drop(hidden, self.config.hidden_dropout, job, layer, site) for site in (1, 2)]
-        return tuple(None if mask is None else Tensor(mask)
-                     for mask in (self._own_heads(attention), *map(self._own_rows, outputs)))
+        outputs = [None if mask is None else Tensor(self._own_rows(mask)) for mask in outputs]
+        return (self.kernels.dropout_tensor(self._own_heads(attention)), *outputs)
 
     def _embedding_drop(self, job):
         shape = (job.input_ids.size, self.config.hidden_size)
@@ -180,9 +186,9 @@ class StageCompute:
         return dropout_mask(shape, rate, self.seed, *job.place, layer, site)
 
     def _own_heads(self, array):
-        """The part of (B, n, …) that belongs to this rank's heads; what is the same for all stays."""
-        if array is None or array.shape[1] == 1:
-            return array
+        """The part of (B, n, …) that belongs to this rank's heads."""
+        if array is None:
+            return None
         width = array.shape[1] // self.tensor.size
         return np.ascontiguousarray(array[:, self.tensor.rank * width:(self.tensor.rank + 1) * width])
 

@@ -30,6 +30,8 @@ class TrainConfig:
     mask_padding: bool = False  # hide the pad tokens on the left from attention; the official recipe does not
     seed: int = 0
     dtype: str = "float32"  # of the working weights; master weights and moments are float32
+    kernels: str = None  # "ascend" or "portable" operations; None: what the device has
+    use_flash_attention: bool = None  # False: off; True: refuse to go without; None: where it can be had
 
     def __post_init__(self):
         object.__setattr__(self, "betas", tuple(self.betas) if isinstance(self.betas, (list, tuple)) else self.betas)

@@ -9,7 +9,7 @@ from mindspore import Tensor
 
 from telechat.errors import InputError
 from telechat.model import as_dtype, check_ids
-from telechat.nn import kernels
+from telechat.nn.kernels import choose_kernels
 from telechat.parallel.collectives import all_reduce, receive, send
 from telechat.parallel.mesh import Mesh
 from telechat.parallel.parallel_config import ParallelConfig
@@ -57,7 +57,10 @@ class Trainer:
         if model.dtype != dtype:
             for parameter in (model.parameters.values() if isinstance(model, Stage) else model.get_parameters()):
                 parameter.set_dtype(dtype)
-            model.dtype, model.compute_dtype = dtype, kernels.compute_dtype(dtype)
+        if model.dtype != dtype or (config.kernels, config.use_flash_attention) != (None, None):
+            model.dtype = dtype
+            model.set_kernels(choose_kernels(model.config, dtype, config.kernels, config.use_flash_attention))
+        model.kernels.require_device()
         self.stage = model if isinstance(model, Stage) else Stage.of_model(model)
         self.parallel = parallel or ParallelConfig()
         self.compute = StageCompute(self.stage, self.mesh, self.parallel, config.seed, config.mask_padding)

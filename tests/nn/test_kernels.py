@@ -5,7 +5,7 @@ import pytest
 import torch
 from mindspore import Tensor, ops
 
-from telechat.nn import kernels
+from telechat.nn import portable_kernels as kernels
 
 RANDOM = np.random.default_rng(7)
 

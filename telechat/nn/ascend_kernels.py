@@ -1,0 +1,100 @@
+"""The computing kernels as fused Ascend operations; `telechat.nn.kernels` says what each computes.
+
+None of them runs on a CPU: there only their graphs can be compiled (tests/ascend).
+"""
+
+import mindspore as ms
+from mindspore import ops
+from mindspore.ops import auto_generate
+
+from telechat.nn.flash_attention import flash_attention, with_filler
+
+_dense = auto_generate.Dense()
+_cross_entropy = auto_generate.CrossEntropyLoss()
+_cross_entropy_gradient = auto_generate.CrossEntropyLossGrad()
+_adamw = auto_generate.AdamW()
+_reshape_and_cache = auto_generate.ReshapeAndCache()
+# Cosine format 2: both halves of a row equal, rotate-half.
+_rotate_pair = auto_generate.ApplyRotaryPosEmb(2)
+_split = ops.Split(-1, 2)
+_CAUSAL = 2  # sparse_mode
+
+
+def linear(x, weight, bias):
+    """One operation, the bias included."""
+    return _dense(x, weight, bias)
+
+
+def rms_norm(x, weight, epsilon):
+    """RmsNorm; its second result is for the gradient."""
+    return ops.rms_norm(x, weight, epsilon)[0]
+
+
+def add_rms_norm(x, delta, weight, epsilon):
+    """AddRmsNorm. Only for inference: the gradient that MindSpore gives it leaves that of the sum out."""
+    normed, _, total = auto_generate.add_rms_norm(x, delta, weight, epsilon)
+    return normed, total
+
+
+def swiglu(gate, up):
+    """Swiglu, which takes both in one tensor."""
+    return ops.swiglu(ops.concat((gate, up), -1), -1)
+
+
+def rotate(x, cos, sin):
+    """RotaryPositionEmbedding in mode 0, rotate-half; all of one dtype."""
+    return ops.rotary_position_embedding(x, cos, sin, 0)
+
+
+def attention(query, key, value, mask, shift, documents, scale, dropout, keep_prob):
+    """Causal FlashAttentionScore over (B, S, heads, D); with documents over all tokens in a row."""
+    if documents is None:
+        return flash_attention(query, key, value, scale, "BSND", mask, _CAUSAL, shift, dropout, keep_prob)
+    attended = flash_attention(with_filler(query, documents), with_filler(key, documents),
+                               with_filler(value, documents), scale, "TND", mask, _CAUSAL, shift, dropout, keep_prob,
+                               documents)
+    return attended[:query.shape[0] * query.shape[1]].reshape(query.shape)
+
+
+def token_cross_entropy(logits, labels, weights):
+    """CrossEntropyLoss and its gradient operation."""
+    labels = labels.astype(ms.int64)
+    losses, log_probabilities, _, _ = _cross_entropy(logits.astype(ms.float32), labels, None, "none", -100, 0.0, 0.0,
+                                                     False)
+    gradient = _cross_entropy_gradient(weights, log_probabilities, labels, None, None, None, "none", -100, 0.0, 0.0)
+    return losses * weights, gradient
+
+
+def adamw(parameter, first_moment, second_moment, gradient, step, rate, beta1, beta2, epsilon, decay):
+    """AdamW, bias correction included; its fourth tensor is for amsgrad alone."""
+    return _adamw(parameter, first_moment, second_moment, second_moment, gradient, step, rate, beta1, beta2, decay,
+                  epsilon, False, False)
+
+
+def write_cache(key_cache, value_cache, key, value, slots):
+    """ReshapeAndCache of (N, m·D) into caches (blocks, block size, m, D)."""
+    return _reshape_and_cache(key, value, key_cache, value_cache, slots)
+
+
+def rotate_token(query, key, cos, sin, lengths):
+    """ApplyRotaryPosEmb: (B, n·D) and (B, m·D), cos and sin (B, D)."""
+    return _rotate_pair(query, key, cos, sin, lengths)
+
+
+def cached_attention(query, key_value, cos, sin, key_cache, value_cache, places, scale, rotary):
+    """Rotation, ReshapeAndCache and PagedAttention."""
+    slots, table, lengths = places
+    batch, dim = query.shape[0], key_cache.shape[3]
+    key, value = _split(key_value.reshape(batch, -1, 2 * dim))
+    key, value = key.reshape(batch, -1), value.reshape(batch, -1)
+    if rotary:
+        query, key = rotate_token(query, key, cos, sin, lengths)
+    written = write_cache(key_cache, value_cache, key, value, slots)
+    return paged_attention(ops.depend(query, written), key_cache, value_cache, table, lengths, scale)
+
+
+def paged_attention(query, key_cache, value_cache, table, lengths, scale):
+    """PagedAttention of (B, n·D) over the first ``lengths`` tokens of each sequence's blocks."""
+    kv_heads, dim = key_cache.shape[2], key_cache.shape[3]
+    operation = auto_generate.PagedAttention(query.shape[1] // dim, scale, kv_heads)
+    return operation(query, key_cache, value_cache, table, lengths)

@@ -1,0 +1,165 @@
+"""The computing kernels in operations that every device has; `telechat.nn.kernels` says what each computes.
+
+They are spelt as was measured to be fast on CPU: a product as one MatMul over 2-D activations,
+RMSNorm by ReduceMean and Rsqrt, softmax attention with an additive mask.
+"""
+
+import mindspore as ms
+from mindspore import ops
+
+# What a masked score gets: finite, so that a row with nothing to attend to stays finite too.
+MASKED = -1e30
+
+_matmul = ops.MatMul(transpose_b=True)
+_bias_add = ops.BiasAdd()
+_batch_matmul = ops.BatchMatMul()
+_batch_matmul_t = ops.BatchMatMul(transpose_b=True)
+_softmax = ops.Softmax(-1)
+_mean = ops.ReduceMean(keep_dims=True)
+_rsqrt = ops.Rsqrt()
+_sigmoid = ops.Sigmoid()
+_gather = ops.Gather()
+_adam = ops.AdamWeightDecay()
+_write = ops.ScatterUpdate()
+_split = ops.Split(-1, 2)
+
+
+def embedding(input_ids, weight, dtype):
+    """Rows of the table."""
+    return _gather(weight, input_ids, 0).astype(dtype)
+
+
+def embedding_of_bits(input_ids, weight, dtype):
+    """As `embedding` of a bfloat16 table where there is no bfloat16 Gather: the same bits as int16.
+
+    Outside compiled graphs only.
+    """
+    return _gather(weight.view(ms.int16), input_ids, 0).view(ms.bfloat16).astype(dtype)
+
+
+def linear(x, weight, bias=None):
+    """x (N, in), weight (out, in), bias (out,) or None → x·weightᵀ + bias, (N, out) in x's dtype."""
+    return add_bias(_matmul(x, weight.astype(x.dtype)), bias)
+
+
+def add_bias(x, bias):
+    """x (N, H) + bias (H,); x where bias is None."""
+    return x if bias is None else _bias_add(x, bias.astype(x.dtype))
+
+
+def rms_norm(x, weight, epsilon):
+    """RMSNorm (arXiv:1910.07467) of x (N, H) with weight (H,); statistics in float32, x's dtype out."""
+    y = x.astype(ms.float32)
+    y = y * _rsqrt(_mean(y * y, -1) + epsilon)
+    return (y * weight.astype(ms.float32)).astype(x.dtype)
+
+
+def rotate(x, cos, sin):
+    """Rotary positions in the rotate-half form.
+
+    x (B, heads, S, D); cos and sin float32, (1, 1, S, D) or (B, 1, S, D), both halves of D equal.
+    """
+    half = x.shape[-1] // 2
+    first, second = x[..., :half], x[..., half:]
+    rotated = ops.concat((-second, first), -1)
+    return x * cos.astype(x.dtype) + rotated * sin.astype(x.dtype)
+
+
+def attention(query, key, value, mask, scale, dropout=None):
+    """softmax(scale·query·keyᵀ + mask)·value.
+
+    Args:
+        query (Tensor): (B, n, S, D).
+        key, value (Tensor): (B, m, T, D), where n is a multiple of m (grouped heads).
+        mask (Tensor): float32, added to the scores, broadcast to (B, n, S, T); `MASKED` hides a key.
+        scale (float): usually D^(−1/2).
+        dropout (Tensor): float32 (B, n, S, T), multiplied into the probabilities; None for none.
+
+    Returns:
+        Tensor: (B, n, S, D) in query's dtype; softmax in float32.
+    """
+    batch, heads, length, dim = query.shape
+    groups = heads // key.shape[1]
+    if groups > 1:
+        key, value = _repeat_heads(key, groups), _repeat_heads(value, groups)
+    scores = _batch_matmul_t(query * scale, key).astype(ms.float32) + mask
+    probabilities = _softmax(scores)
+    if dropout is not None:
+        probabilities = probabilities * dropout
+    return _batch_matmul(probabilities.astype(query.dtype), value)
+
+
+def write_cache(key_cache, value_cache, key, value, index):
+    """By rows: a cache is (sequences·heads·tokens, D)."""
+    dim = key_cache.shape[-1]
+    return _write(key_cache, index, key.reshape(-1, dim)), _write(value_cache, index, value.reshape(-1, dim))
+
+
+def decoding_places(positions, slopes, heads, length):
+    """The rows of the cache to write, and the additive mask over all its tokens."""
+    batch = positions.shape[0]
+    distance = positions.reshape(batch, 1, 1, 1) - ops.arange(length).astype(ms.int32)
+    bias = 0.0 if slopes is None else -slopes * distance.astype(ms.float32)
+    mask = ops.select(distance >= 0, bias + ops.zeros_like(distance).astype(ms.float32), MASKED)
+    index = (ops.arange(batch * heads).astype(ms.int32).reshape(batch, heads) * length
+             + positions.reshape(batch, 1)).reshape(-1)
+    return index, mask
+
+
+def cached_attention(query, key_value, cos, sin, key_cache, value_cache, places, scale, rotary):
+    """Over all the tokens that the cache has room for, which the mask hides where there are none yet."""
+    index, mask = places
+    batch, dim = query.shape[0], key_cache.shape[-1]
+    query = query.reshape(batch, -1, 1, dim)
+    key, value = _split(key_value.reshape(batch, -1, 1, 2 * dim))
+    heads = key.shape[1]
+    if rotary:
+        cos, sin = cos.reshape(batch, 1, 1, dim), sin.reshape(batch, 1, 1, dim)
+        query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+    keys = ops.depend(key_cache, _write(key_cache, index, key.reshape(-1, dim)))
+    values = ops.depend(value_cache, _write(value_cache, index, value.reshape(-1, dim)))
+    shape = (batch, heads, key_cache.shape[0] // (batch * heads), dim)
+    return attention(query, keys.reshape(shape), values.reshape(shape), mask, scale).reshape(batch, -1)
+
+
+def _repeat_heads(x, groups):
+    batch, heads, length, dim = x.shape
+    x = ops.broadcast_to(x.reshape(batch, heads, 1, length, dim), (batch, heads, groups, length, dim))
+    return x.reshape(batch, heads * groups, length, dim)
+
+
+def swiglu(gate, up):
+    """SiLU(gate)·up (arXiv:2002.05202), elementwise."""
+    return gate * _sigmoid(gate) * up
+
+
+def token_cross_entropy(logits, labels, weights):
+    """Weighted cross entropies of tokens, and the gradient of their sum in the logits.
+
+    Args:
+        logits (Tensor): (N, V), any float dtype; computed in float32.
+        labels (Tensor): int32 (N,), each in [0, V).
+        weights (Tensor): float32 (N,); 0 leaves a token out.
+
+    Returns:
+        (Tensor, Tensor): the weighted losses, float32 (N,); the gradient, (N, V) in float32.
+    """
+    logits = logits.astype(ms.float32)
+    shifted = logits - ops.ReduceMax(keep_dims=True)(logits, -1)
+    exponentials = ops.exp(shifted)
+    total = ops.ReduceSum(keep_dims=True)(exponentials, -1)
+    rows = ops.arange(0, labels.shape[0]).astype(ms.int32)
+    index = ops.stack((rows, labels), -1)
+    losses = ops.log(total).reshape(-1) - ops.gather_nd(shifted, index)
+    gradient = exponentials * (weights.reshape(-1, 1) / total)
+    gradient = ops.tensor_scatter_add(gradient, index, -weights)
+    return losses * weights, gradient
+
+
+def adamw(parameter, first_moment, second_moment, gradient, rate, beta1, beta2, epsilon, decay):
+    """One AdamW step in place on float32 tensors, in the form without bias correction.
+
+    The caller folds the correction into ``rate``, ``epsilon`` and ``decay`` (training/optimizer.py).
+    Scalars are float32 tensors. Returns something to depend on.
+    """
+    return _adam(parameter, first_moment, second_moment, rate, beta1, beta2, epsilon, decay, gradient)
