@@ -4,6 +4,7 @@ import argparse
 import sys
 
 from telechat.errors import InputError
+from telechat.version import check_mindspore
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -22,6 +23,7 @@ class ArgumentParser(argparse.ArgumentParser):
 def run(main):
     """Run ``main()`` and exit: 0, or its return value, or 2 with one sentence on bad input."""
     try:
+        check_mindspore()
         status = main()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -7,7 +7,7 @@ what a slot computes does not depend on its neighbours.
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, nn, ops
+from mindspore import Parameter, Tensor, nn, ops
 
 from telechat.generation.block_table import BlockTable
 from telechat.nn.alibi import alibi_slopes
@@ -104,6 +104,7 @@ class Engine:
         self.max_length = max_length
         self.slots = self.length = 0
         self._caches = []
+        self._kept = {}  # (slots, length) → caches
         self._table = None
         self._key_value_heads = model.transformer.h[0].functions.key_value_heads
         self._prefill_block = PrefillBlock(model.transformer.h[0].functions)
@@ -116,12 +117,28 @@ class Engine:
         if (slots, length) != (self.slots, self.length):
             config = self.model.config
             self.model.kernels.require_device()
-            self._caches = []  # freed before the new ones are made
+            for parameter in self._caches:  # freed before the new ones are made
+                parameter.set_data(ops.zeros((1, *parameter.shape[1:]), parameter.dtype), slice_shape=True)
             self._table = BlockTable(slots, length) if self.model.kernels.paged else None
             blocks = (slots, length) if self._table is None else (self._table.count, self._table.block_size)
             shape = self.model.kernels.cache_shape(*blocks, self._key_value_heads, config.head_dim)
-            self._caches = [ops.zeros(shape, self.model.compute_dtype) for _ in range(2 * config.n_layer)]
+            self._caches = self._cache_parameters(slots, length, shape)
             self.slots, self.length = slots, length
+
+    def _cache_parameters(self, slots, length, shape):
+        """The caches, keys then values of each layer, full of zeros.
+
+        They are Parameters because a graph that writes to a plain tensor works on a copy of it. A graph
+        is compiled for its Parameters, so those of each size are kept, emptied, for the next time.
+        """
+        count = 2 * self.model.config.n_layer
+        if (slots, length) not in self._kept:
+            empty = ops.zeros((1, *shape[1:]), self.model.compute_dtype)
+            self._kept[slots, length] = [Parameter(empty, name=f"cache.{number}", requires_grad=False)
+                                         for number in range(count)]
+        for parameter in self._kept[slots, length]:
+            parameter.set_data(ops.zeros(shape, self.model.compute_dtype), slice_shape=True)
+        return self._kept[slots, length]
 
     def prefill(self, slot, prompt):
         """Run a prompt into ``slot``; float32 logits (V,) of the token that follows it."""
@@ -139,7 +156,8 @@ class Engine:
         x = self.model.embed(Tensor(ids))
         for layer, block in enumerate(self.model.transformer.h):
             weights = [None if weight is None else weight.data for weight in block.weights()]
-            x = self._prefill_block(x, *tables, *self._caches[2 * layer:2 * layer + 2], *weights)
+            caches = [parameter.data for parameter in self._caches[2 * layer:2 * layer + 2]]
+            x = self._prefill_block(x, *tables, *caches, *weights)
         return self._last_logits(x, Tensor([count - 1], ms.int32)).asnumpy()[0]
 
     def _prompt_index(self, slot, size):

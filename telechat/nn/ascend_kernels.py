@@ -9,6 +9,7 @@ from mindspore.ops import auto_generate
 
 from telechat.nn.flash_attention import flash_attention, with_filler
 
+_matmul = ops.MatMul(transpose_b=True)
 _dense = auto_generate.Dense()
 _cross_entropy = auto_generate.CrossEntropyLoss()
 _cross_entropy_gradient = auto_generate.CrossEntropyLossGrad()
@@ -21,8 +22,12 @@ _CAUSAL = 2  # sparse_mode
 
 
 def linear(x, weight, bias):
-    """One operation, the bias included."""
-    return _dense(x, weight, bias)
+    """One operation, the bias included.
+
+    Without a bias a MatMul: the gradient of Dense would transpose its arguments in operations of their own.
+    """
+    weight = weight.astype(x.dtype)
+    return _matmul(x, weight) if bias is None else _dense(x, weight, bias.astype(x.dtype))
 
 
 def rms_norm(x, weight, epsilon):

@@ -77,12 +77,12 @@ class AdamW:
                 total += float(self._squared_norm(*counted).asnumpy().sum(dtype=np.float64))
         return total
 
-    def update(self, gradients, rate, norm):
-        """Clip by the global ``norm`` and step with learning rate ``rate``."""
+    def update(self, gradients, rate, norm, scale=1.0):
+        """Clip by the global ``norm`` and step with learning rate ``rate``; gradients are ``scale`` times too large."""
         self.updates += 1
         config = self.config
         clip = min(1.0, config.max_grad_norm / (norm + 1e-6)) if config.max_grad_norm else 1.0
-        scalars = [Tensor(clip, ms.float32), *self._kernels.adamw_scalars(self.updates, rate, config.betas, config.eps,
+        scalars = [Tensor(clip / scale, ms.float32), *self._kernels.adamw_scalars(self.updates, rate, config.betas, config.eps,
                                                                         config.weight_decay)]
         done = [self._update(*scalars, *masters, *first, *second, *grads)
                 for masters, first, second, grads in zip(self.masters, self.first, self.second, gradients) if masters]

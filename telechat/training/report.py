@@ -47,12 +47,18 @@ class Report:
         left = duration(typical * (self.total_steps - number))
         width = len(str(self.total_steps))
         outcome = f"loss {result.loss:.4f}" if not result.skipped else f"loss {result.loss:.4g} not finite: skipped"
+        scale = ""
+        if result.loss_scale is not None:
+            scale = f"scale {result.loss_scale:g} " + (f"after {result.overflows} overflows " if result.overflows else "")
         print(f"step {number:{width}d}/{self.total_steps} {outcome} lr {result.learning_rate:.2e} "
-              f"grad {result.grad_norm:.3g} {tokens / seconds:.0f} tok/s {seconds * 1e3:.0f} ms left {left}",
+              f"grad {result.grad_norm:.3g} {scale}{tokens / seconds:.0f} tok/s {seconds * 1e3:.0f} ms left {left}",
               flush=True)
-        self._write({"step": number, "loss": result.loss, "learning_rate": result.learning_rate,
-                     "grad_norm": result.grad_norm, "tokens": tokens, "seconds": round(seconds, 4),
-                     "skipped": result.skipped, "time": round(time.time(), 1)})
+        record = {"step": number, "loss": result.loss, "learning_rate": result.learning_rate,
+                  "grad_norm": result.grad_norm, "tokens": tokens, "seconds": round(seconds, 4),
+                  "skipped": result.skipped, "time": round(time.time(), 1)}
+        if result.loss_scale is not None:
+            record.update(loss_scale=result.loss_scale, overflows=result.overflows)
+        self._write(record)
 
     def evaluation(self, number, loss):
         """Record the evaluation loss after step ``number``."""

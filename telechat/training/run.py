@@ -15,7 +15,8 @@ from telechat.config import TeleChatConfig
 from telechat.data.packed_dataset import PackedDataset
 from telechat.data.tokenizer import Tokenizer
 from telechat.errors import InputError
-from telechat.model import TeleChat
+from telechat.model import TeleChat, as_dtype
+from telechat.nn.kernels import choose_kernels
 from telechat.parallel.collectives import all_reduce, gather_objects
 from telechat.parallel.mesh import Mesh
 from telechat.parallel.pipeline import bubble_fraction
@@ -58,6 +59,9 @@ class TrainingRun:
         self.config = self._with_total_steps(config)
         self.checkpoint = found[-1] if resume else None
         self.model_config = self._model_config()
+        self.kernels = choose_kernels(self.model_config, as_dtype(config.train.dtype), config.train.kernels,
+                                      config.train.use_flash_attention)
+        self.kernels.require_device()
         self._check_data()
         self._check_mesh()
         self.tokenizer = self._tokenizer()
@@ -143,6 +147,7 @@ class TrainingRun:
             f"warm-up {config.train.resolved_warmup_steps}",
             f"optimizer   AdamW, lr {config.train.learning_rate:g} {config.train.lr_schedule}, "
             f"{config.train.dtype}, clip {config.train.max_grad_norm:g}",
+            f"kernels     {self.kernels.describe()}",
             f"memory      about {total / 1e9:.2f} GB expected ({parts})",
             f"output      {config.output_dir}",
         ] + self._describe_mesh()
@@ -232,14 +237,18 @@ class TrainingRun:
         source = self.checkpoint or self.config.load_checkpoint
         config, train = self.model_config, self.config.train
         if self.mesh.world.size == 1:
-            return TeleChat.from_pretrained(source, train.dtype) if source else TeleChat(config, train.dtype, train.seed)
+            wanted = {"kernels": train.kernels, "use_flash_attention": train.use_flash_attention}
+            if source:
+                return TeleChat.from_pretrained(source, train.dtype, **wanted)
+            return TeleChat(config, train.dtype, train.seed, **wanted)
         if source:
             reader = CheckpointReader(source)
             reader.check(parameter_shapes(config))
             read = reader.read
         else:
             read = read_random(config, train.seed)
-        return build_stage(config, train.dtype, self.mesh, self.config.parallel, read)
+        return build_stage(config, train.dtype, self.mesh, self.config.parallel, read, train.kernels,
+                           train.use_flash_attention)
 
     def _data_identity(self):
         return json.loads(json.dumps(self.dataset.info))

@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 from telechat.errors import InputError
+from telechat.training.loss_scale import LARGEST
 
 SCHEDULES = ("cosine", "linear", "constant")
 
@@ -30,6 +31,8 @@ class TrainConfig:
     mask_padding: bool = False  # hide the pad tokens on the left from attention; the official recipe does not
     seed: int = 0
     dtype: str = "float32"  # of the working weights; master weights and moments are float32
+    loss_scale: float = 65536.0  # the first one, in float16 only
+    loss_scale_window: int = 1000  # steps without an overflow after which it doubles
     kernels: str = None  # "ascend" or "portable" operations; None: what the device has
     use_flash_attention: bool = None  # False: off; True: refuse to go without; None: where it can be had
 
@@ -37,13 +40,18 @@ class TrainConfig:
         object.__setattr__(self, "betas", tuple(self.betas) if isinstance(self.betas, (list, tuple)) else self.betas)
         if self.lr_schedule not in SCHEDULES:
             raise InputError(f"lr_schedule must be one of {', '.join(SCHEDULES)}, not {self.lr_schedule!r}")
-        if self.dtype not in ("float32", "bfloat16"):
-            raise InputError(f"dtype must be float32 or bfloat16 for training, not {self.dtype!r}")
+        if self.dtype not in ("float32", "bfloat16", "float16"):
+            raise InputError(f"dtype must be float32, bfloat16 or float16, not {self.dtype!r}")
+        if self.kernels not in (None, "ascend", "portable"):
+            raise InputError(f'kernels must be "ascend" or "portable", not {self.kernels!r}')
+        if self.use_flash_attention not in (None, True, False):
+            raise InputError(f"use_flash_attention must be true or false, not {self.use_flash_attention!r}")
         if not isinstance(self.mask_padding, bool):
             raise InputError(f"mask_padding must be true or false, not {self.mask_padding!r}")
         if self.warmup_steps is not None and self.warmup_ratio is not None:
             raise InputError("give warmup_steps or warmup_ratio, not both")
-        for name, least in (("total_steps", 1), ("micro_batches", 1), ("seed", 0)):
+        self._number("loss_scale", 1, LARGEST)
+        for name, least in (("total_steps", 1), ("micro_batches", 1), ("seed", 0), ("loss_scale_window", 1)):
             self._whole(name, least)
         if self.warmup_steps is not None:
             self._whole("warmup_steps", 0)

@@ -16,6 +16,7 @@ from telechat.parallel.parallel_config import ParallelConfig
 from telechat.parallel.pipeline import run_schedule
 from telechat.parallel.plan import cut_axis
 from telechat.parallel.stage import Stage
+from telechat.training.loss_scale import LossScale
 from telechat.training.optimizer import AdamW
 from telechat.training.schedule import learning_rate
 from telechat.training.step import StageCompute
@@ -29,7 +30,8 @@ class StepResult:
 
     ``loss`` is the mean cross entropy over the counted tokens, ``grad_norm`` the global norm before
     clipping, ``tokens`` the number of counted tokens; ``skipped`` where a loss or gradient was not
-    finite and nothing was changed.
+    finite and nothing was changed. In float16 ``loss_scale`` is the scale it was computed with, after
+    ``overflows`` attempts with larger ones.
     """
 
     loss: float
@@ -37,6 +39,8 @@ class StepResult:
     learning_rate: float
     tokens: int
     skipped: bool = False
+    loss_scale: float = None
+    overflows: int = 0
 
 
 class Trainer:
@@ -54,6 +58,7 @@ class Trainer:
         self.mesh = mesh or Mesh.single()
         self.step = 0  # batches seen; skipped ones count
         dtype = as_dtype(config.dtype)
+        self.loss_scale = LossScale(config.loss_scale, config.loss_scale_window) if config.dtype == "float16" else None
         if model.dtype != dtype:
             for parameter in (model.parameters.values() if isinstance(model, Stage) else model.get_parameters()):
                 parameter.set_dtype(dtype)
@@ -84,21 +89,36 @@ class Trainer:
         inputs, targets, tokens = *self._own_parts(inputs, targets), int((targets >= 0).sum())
         # Every micro-batch divides by the whole batch's count, so that cutting changes nothing.
         weight = 1.0 / max(tokens, 1)
+        overflows = 0
+        while True:
+            loss, norm, gradients, scale = self._gradients(inputs, targets, weight)
+            # The same batch again with a smaller scale, so that an overflow loses no data.
+            if math.isfinite(norm) or not math.isfinite(loss) or self.loss_scale is None:
+                break
+            if not self.loss_scale.back_off():
+                break
+            overflows += 1
+        rate = learning_rate(self.config, self.step)
+        finite = math.isfinite(loss) and math.isfinite(norm)
+        if finite and tokens:
+            self.optimizer.update(gradients, rate, norm, scale)
+        if finite and self.loss_scale is not None:
+            self.loss_scale.succeed()
+        self.step += 1
+        return StepResult(loss, norm, rate, tokens, not finite, None if self.loss_scale is None else scale, overflows)
+
+    def _gradients(self, inputs, targets, weight):
+        """Loss, norm, gradients times the loss scale, and that scale."""
+        scale = 1.0 if self.loss_scale is None else self.loss_scale.value
         data = self.mesh.data
         parts = [(ids, (self.step, part * data.size + data.rank)) for part, ids in enumerate(inputs)]
         loss = run_schedule(self.compute, self.mesh.pipeline, parts, self._rows(inputs[0]),
                             self.stage.config.hidden_size,
-                            lambda part: self.compute.loss_and_gradient(part, targets[part], weight))
+                            lambda part: self.compute.loss_and_gradient(part, targets[part], weight * scale))
         gradients = self.optimizer.reduce(self._complete(self.compute.take_gradients()))
         loss, square = self._sum_over_world(loss if self.mesh.tensor.rank == 0 else 0.0,
                                             self.optimizer.squared_norm(gradients, self._counts))
-        norm = math.sqrt(square)
-        rate = learning_rate(self.config, self.step)
-        finite = math.isfinite(loss) and math.isfinite(norm)
-        if finite and tokens:
-            self.optimizer.update(gradients, rate, norm)
-        self.step += 1
-        return StepResult(loss, norm, rate, tokens, skipped=not finite)
+        return loss / scale, math.sqrt(square) / scale, gradients, scale
 
     def evaluate(self, batches):
         """Mean loss over the counted tokens of ``batches``, pairs as in `train_step`; no dropout."""

@@ -68,6 +68,8 @@ def save_training_checkpoint(output_dir, trainer, info, extra_from=None, tokeniz
         barrier(world)
         if lead:
             values = {"step": trainer.step, "updates": trainer.optimizer.updates, **info}
+            if trainer.loss_scale is not None:
+                values["loss_scale"] = [trainer.loss_scale.value, trainer.loss_scale.good_steps]
             with open(os.path.join(partial, _STATE, "state.json"), "w", encoding="utf-8") as file:
                 json.dump(values, file, indent=1)
             _flush(partial)
@@ -172,6 +174,8 @@ def restore(path, trainer, info):
     trainer.optimizer.take_masters()
     trainer.step = saved["step"]
     trainer.optimizer.updates = saved["updates"]
+    if trainer.loss_scale is not None and "loss_scale" in saved:
+        trainer.loss_scale.value, trainer.loss_scale.good_steps = saved["loss_scale"]
 
 
 class _StateFiles:
