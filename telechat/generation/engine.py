@@ -7,7 +7,7 @@ what a slot computes does not depend on its neighbours.
 
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, Tensor, nn, ops
+from mindspore import Tensor, nn, ops
 
 from telechat.generation.block_table import BlockTable
 from telechat.nn.alibi import alibi_slopes
@@ -16,6 +16,8 @@ from telechat.nn.rotary import rotary_tables
 
 SMALLEST_PREFILL = 32
 SMALLEST_CACHE = 128
+LAYERS_A_GRAPH = 8  # in decoding; deeper models take several calls of one graph
+BLOCK_TENSORS = 12  # of a block in `DecodeBlocks`: two caches and ten weights
 
 
 def bucket(length, smallest, largest):
@@ -48,47 +50,72 @@ class PrefillBlock(nn.Cell):
         return ops.depend(f.finish(x, attended, weights), written)
 
 
-class LastLogits(nn.Cell):
-    """Logits at one position of a prompt."""
+class Logits(nn.Cell):
+    """Logits of rows of activations: x and what is to be added to it (N, H), None for nothing → (R, V)."""
 
     def __init__(self, model):
         super().__init__(auto_prefix=False)  # the parameters keep the model's names
         self.model = model
 
     @ms.jit
-    def construct(self, x, row):
-        return self.model.head(ops.gather(x, row, 0))
+    def construct(self, x, delta, rows):
+        x = x if delta is None else x + delta
+        return self.model.head(x if rows is None else ops.gather(x, rows, 0))
 
 
 class Decode(nn.Cell):
-    """All blocks for one new token in every slot, from its embedding to its logits."""
+    """One new token in every slot: the tables of its position, and blocks up to the logits or up to another graph."""
 
     def __init__(self, model, max_length):
         super().__init__(auto_prefix=False)  # the parameters keep the model's names
         config = model.config
         self.model = model
         self.kernels = model.kernels
-        self.key_value_heads = model.transformer.h[0].functions.key_value_heads
+        self.functions = model.transformer.h[0].functions
         self.cos, self.sin = map(model.kernels.rotary_tensor, decoding_tables(config, max_length))
         self.slopes = None
         if config.position_embedding == "alibi":
             self.slopes = Tensor(alibi_slopes(config.n_head)[own_heads(model)].reshape(1, -1, 1, 1))
 
+    def tables(self, positions, places, table, cache_rows):
+        """cos and sin (B, D), and what `Kernels.cached_attention` needs to know."""
+        cos, sin = ops.gather(self.cos, positions, 0), ops.gather(self.sin, positions, 0)
+        heads = self.functions.key_value_heads
+        length = cache_rows // (positions.shape[0] * heads)
+        return cos, sin, self.kernels.decoding_places(positions, places, table, self.slopes, heads, length)
+
     @ms.jit
     def construct(self, x, positions, places, table, *caches):
-        """One step of all slots: x (B, H) → logits (B, V).
+        """The whole model in one graph: x (B, H), positions int32 (B,) → logits (B, V).
 
-        positions int32 (B,); places, table: of a `BlockTable`, None where the cache has none; caches:
-        keys then values of each layer, of `Kernels.cache_shape`.
+        places, table: of a `BlockTable`, None where the cache has none; caches: keys then values of
+        each layer, Parameters: of plain tensors the graph would write to a copy.
         """
-        cos, sin = ops.gather(self.cos, positions, 0), ops.gather(self.sin, positions, 0)
-        length = caches[0].shape[0] // (x.shape[0] * self.key_value_heads)
-        where = self.kernels.decoding_places(positions, places, table, self.slopes, self.key_value_heads, length)
+        cos, sin, where = self.tables(positions, places, table, caches[0].shape[0])
         delta = None  # what is still to be added to x: the next norm does it on the way
         for layer, block in enumerate(self.model.transformer.h):
             x, delta = block.functions.decode(x, delta, cos, sin, where, caches[2 * layer], caches[2 * layer + 1],
                                               block.weights())
         return self.model.head(x + delta)
+
+
+class DecodeBlocks(Decode):
+    """Some consecutive blocks, anywhere in the model: weights and caches are arguments, plain tensors.
+
+    So compile time does not grow with depth, and calling takes 7 µs an argument.
+    """
+
+    @ms.jit
+    def construct(self, x, delta, positions, places, table, *tensors):
+        """x and what is to be added to it, (B, H) each → the same behind the blocks.
+
+        tensors: for each block the cache of its keys, that of its values, and its weights.
+        """
+        cos, sin, where = self.tables(positions, places, table, tensors[0].shape[0])
+        for first in range(0, len(tensors), BLOCK_TENSORS):
+            x, delta = self.functions.decode(x, delta, cos, sin, where, tensors[first], tensors[first + 1],
+                                             tensors[first + 2:first + BLOCK_TENSORS])
+        return x, delta
 
 
 class Engine:
@@ -105,11 +132,13 @@ class Engine:
         self.slots = self.length = 0
         self._caches = []
         self._kept = {}  # (slots, length) → caches
+        self._groups = []  # what each call of `DecodeBlocks` takes
         self._table = None
         self._key_value_heads = model.transformer.h[0].functions.key_value_heads
         self._prefill_block = PrefillBlock(model.transformer.h[0].functions)
-        self._last_logits = LastLogits(model)
+        self._logits = Logits(model)
         self._decode = Decode(model, max_length)
+        self._decode_blocks = DecodeBlocks(model, max_length)
 
     def reserve(self, slots, length):
         """Make room for ``slots`` sequences of ``length`` tokens; what the cache held is lost."""
@@ -119,26 +148,37 @@ class Engine:
             self.model.kernels.require_device()
             for parameter in self._caches:  # freed before the new ones are made
                 parameter.set_data(ops.zeros((1, *parameter.shape[1:]), parameter.dtype), slice_shape=True)
+            self._groups = []
             self._table = BlockTable(slots, length) if self.model.kernels.paged else None
             blocks = (slots, length) if self._table is None else (self._table.count, self._table.block_size)
             shape = self.model.kernels.cache_shape(*blocks, self._key_value_heads, config.head_dim)
             self._caches = self._cache_parameters(slots, length, shape)
+            if config.n_layer > LAYERS_A_GRAPH:
+                self._groups = [self._tensors(range(first, min(first + LAYERS_A_GRAPH, config.n_layer)))
+                                for first in range(0, config.n_layer, LAYERS_A_GRAPH)]
+                self._nothing = ops.zeros((slots, config.hidden_size), self.model.compute_dtype)
             self.slots, self.length = slots, length
 
     def _cache_parameters(self, slots, length, shape):
         """The caches, keys then values of each layer, full of zeros.
 
-        They are Parameters because a graph that writes to a plain tensor works on a copy of it. A graph
-        is compiled for its Parameters, so those of each size are kept, emptied, for the next time.
+        A graph is compiled for its Parameters, so those of each size are kept, emptied, for the next time.
         """
-        count = 2 * self.model.config.n_layer
+        dtype = self.model.compute_dtype
         if (slots, length) not in self._kept:
-            empty = ops.zeros((1, *shape[1:]), self.model.compute_dtype)
+            empty = ops.zeros((1, *shape[1:]), dtype)
             self._kept[slots, length] = [Parameter(empty, name=f"cache.{number}", requires_grad=False)
-                                         for number in range(count)]
+                                         for number in range(2 * self.model.config.n_layer)]
         for parameter in self._kept[slots, length]:
-            parameter.set_data(ops.zeros(shape, self.model.compute_dtype), slice_shape=True)
+            parameter.set_data(ops.zeros(shape, dtype), slice_shape=True)
         return self._kept[slots, length]
+
+    def _tensors(self, layers):
+        """Caches and weights of some layers, as `DecodeBlocks` takes them."""
+        tensors = []
+        for layer in layers:
+            tensors += _data([*self._caches[2 * layer:2 * layer + 2], *self.model.transformer.h[layer].weights()])
+        return tensors
 
     def prefill(self, slot, prompt):
         """Run a prompt into ``slot``; float32 logits (V,) of the token that follows it."""
@@ -155,10 +195,8 @@ class Engine:
         tables = (cos, sin, *visible, Tensor(self._prompt_index(slot, size)))
         x = self.model.embed(Tensor(ids))
         for layer, block in enumerate(self.model.transformer.h):
-            weights = [None if weight is None else weight.data for weight in block.weights()]
-            caches = [parameter.data for parameter in self._caches[2 * layer:2 * layer + 2]]
-            x = self._prefill_block(x, *tables, *caches, *weights)
-        return self._last_logits(x, Tensor([count - 1], ms.int32)).asnumpy()[0]
+            x = self._prefill_block(x, *tables, *_data([*self._caches[2 * layer:2 * layer + 2], *block.weights()]))
+        return self._logits(x, None, Tensor([count - 1], ms.int32)).asnumpy()[0]
 
     def _prompt_index(self, slot, size):
         """Where the first ``size`` tokens of a slot go in the cache."""
@@ -179,4 +217,14 @@ class Engine:
                 self._table.grow(slot, position + 1)
             places = Tensor(np.array([self._table.places(slot, at) for slot, at in enumerate(positions)], np.int32))
             table = Tensor(self._table.table)
-        return self._decode(x, Tensor(positions), places, table, *self._caches).asnumpy()
+        if not self._groups:
+            return self._decode(x, Tensor(positions), places, table, *self._caches).asnumpy()
+        delta = self._nothing
+        for tensors in self._groups:
+            x, delta = self._decode_blocks(x, delta, Tensor(positions), places, table, *tensors)
+        return self._logits(x, delta, None).asnumpy()
+
+
+def _data(parameters):
+    # A Parameter as an argument would compile anew for each layer.
+    return [None if parameter is None else parameter.data for parameter in parameters]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from telechat import Generator, InputError, SamplingParams, TeleChat
+from telechat.generation import engine
 from tests.test_model import small_config
 
 
@@ -52,6 +53,16 @@ def test_variants_equal_the_model_without_cache(fields):
     prompts = [[5, 9, 3], [7, 1, 2, 8, 60, 11, 4]]
     answers = Generator(model, max_length=64, batch_size=2).generate(prompts, SamplingParams(30))
     assert answers == [greedy_without_cache(model, prompt, 30) for prompt in prompts]
+
+
+def test_a_deep_model_decodes_by_calls_of_one_graph(monkeypatch):
+    """Three layers in calls of two: as in one graph, and as without a cache."""
+    model = TeleChat(small_config(initializer_range=0.3, n_layer=3))
+    prompts = [[5, 9, 3], [7, 1, 2, 8, 60, 11, 4]]
+    answers = Generator(model, max_length=64, batch_size=2).generate(prompts, SamplingParams(20))
+    monkeypatch.setattr(engine, "LAYERS_A_GRAPH", 2)
+    assert Generator(model, max_length=64, batch_size=2).generate(prompts, SamplingParams(20)) == answers
+    assert answers == [greedy_without_cache(model, prompt, 20) for prompt in prompts]
 
 
 def test_generation_past_training_seqlen_uses_the_stretched_tables():
