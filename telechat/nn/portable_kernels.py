@@ -7,17 +7,14 @@ RMSNorm by ReduceMean and Rsqrt, softmax attention with an additive mask.
 import mindspore as ms
 from mindspore import ops
 
+from telechat.nn.portable_gradients import Attend, RmsNorm, Rotate, Swiglu
+
 # What a masked score gets: finite, so that a row with nothing to attend to stays finite too.
 MASKED = -1e30
 
 _matmul = ops.MatMul(transpose_b=True)
 _bias_add = ops.BiasAdd()
-_batch_matmul = ops.BatchMatMul()
-_batch_matmul_t = ops.BatchMatMul(transpose_b=True)
-_softmax = ops.Softmax(-1)
-_mean = ops.ReduceMean(keep_dims=True)
-_rsqrt = ops.Rsqrt()
-_sigmoid = ops.Sigmoid()
+_rms_norm, _rotate, _swiglu, _attend = RmsNorm(), Rotate(), Swiglu(), Attend()
 _gather = ops.Gather()
 _adam = ops.AdamWeightDecay()
 _write = ops.ScatterUpdate()
@@ -49,9 +46,7 @@ def add_bias(x, bias):
 
 def rms_norm(x, weight, epsilon):
     """RMSNorm (arXiv:1910.07467) of x (N, H) with weight (H,); statistics in float32, x's dtype out."""
-    y = x.astype(ms.float32)
-    y = y * _rsqrt(_mean(y * y, -1) + epsilon)
-    return (y * weight.astype(ms.float32)).astype(x.dtype)
+    return _rms_norm(x.astype(ms.float32), weight.astype(ms.float32), epsilon).astype(x.dtype)
 
 
 def rotate(x, cos, sin):
@@ -59,10 +54,7 @@ def rotate(x, cos, sin):
 
     x (B, heads, S, D); cos and sin float32, (1, 1, S, D) or (B, 1, S, D), both halves of D equal.
     """
-    half = x.shape[-1] // 2
-    first, second = x[..., :half], x[..., half:]
-    rotated = ops.concat((-second, first), -1)
-    return x * cos.astype(x.dtype) + rotated * sin.astype(x.dtype)
+    return _rotate(x, cos.astype(x.dtype), sin.astype(x.dtype))
 
 
 def attention(query, key, value, mask, scale, dropout=None):
@@ -82,11 +74,7 @@ def attention(query, key, value, mask, scale, dropout=None):
     groups = heads // key.shape[1]
     if groups > 1:
         key, value = _repeat_heads(key, groups), _repeat_heads(value, groups)
-    scores = _batch_matmul_t(query * scale, key).astype(ms.float32) + mask
-    probabilities = _softmax(scores)
-    if dropout is not None:
-        probabilities = probabilities * dropout
-    return _batch_matmul(probabilities.astype(query.dtype), value)
+    return _attend(query * scale, key, value, mask, dropout)
 
 
 def write_cache(key_cache, value_cache, key, value, index):
@@ -130,7 +118,7 @@ def _repeat_heads(x, groups):
 
 def swiglu(gate, up):
     """SiLU(gate)·up (arXiv:2002.05202), elementwise."""
-    return gate * _sigmoid(gate) * up
+    return _swiglu(gate, up)
 
 
 def token_cross_entropy(logits, labels, weights):

@@ -1,0 +1,111 @@
+"""Portable kernels with their gradients written out, in the spelling that is fast on CPU.
+
+What was measured there (2 cores, float32; benchmarks/README.md): an elementwise operation that broadcasts takes
+three times as long as one on equal shapes, and keeps 16 bytes of tables for every element of its result, so
+small operands are tiled first; slices and negation are slow, Split and Concat are not; so is a sum over a short
+last axis, which a product with ones replaces. MindSpore's own gradients of these functions use the slow ones.
+"""
+
+import mindspore as ms
+from mindspore import nn, ops
+
+_tile = ops.Tile()
+_mean = ops.ReduceMean(keep_dims=True)
+_column_sums = ops.ReduceSum()
+_rsqrt = ops.Rsqrt()
+_sigmoid = ops.Sigmoid()
+_halves = ops.Split(-1, 2)
+_join = ops.Concat(-1)
+_softmax = ops.Softmax(-1)
+_product = ops.BatchMatMul()
+_product_bt = ops.BatchMatMul(transpose_b=True)
+_product_at = ops.BatchMatMul(transpose_a=True)
+_matmul = ops.MatMul()
+
+
+class RmsNorm(nn.Cell):
+    """x·r·w, r = 1/√(mean(x²) + ε) of each row: x (N, H), w (H,), float32."""
+
+    def construct(self, x, weight, epsilon):
+        count, width = x.shape
+        scale = _tile(_rsqrt(_mean(x * x, -1) + epsilon), (1, width))
+        return x * scale * _tile(weight.reshape(1, width), (count, 1))
+
+    def bprop(self, x, weight, epsilon, out, dout):
+        """With n = x·r: dw = Σ dout·n over rows; dx = r·(dout·w − n·mean(dout·w·n))."""
+        count, width = x.shape
+        scale = _tile(_rsqrt(_mean(x * x, -1) + epsilon), (1, width))
+        normed = x * scale
+        inner = dout * _tile(weight.reshape(1, width), (count, 1))
+        projection = _tile(_mean(inner * normed, -1), (1, width))
+        return (inner - normed * projection) * scale, _column_sums(dout * normed, 0), 0.0
+
+
+class Rotate(nn.Cell):
+    """x·cos + rotate_half(x)·sin: x (B, heads, S, D), cos and sin (1 or B, 1, S, D)."""
+
+    def construct(self, x, cos, sin):
+        first, second = _halves(x)
+        low, high = _halves(sin)
+        # rotate_half is (−second, first): the sign goes to the small table.
+        signed = _join((low * -1.0, high))
+        return x * like(cos, x) + _join((second, first)) * like(signed, x)
+
+    def bprop(self, x, cos, sin, out, dout):
+        """The rotation by the opposite angle."""
+        low, high = _halves(sin)
+        first, second = _halves(dout * like(_join((low * -1.0, high)), x))
+        return dout * like(cos, x) + _join((second, first)), ops.zeros_like(cos), ops.zeros_like(sin)
+
+
+class Swiglu(nn.Cell):
+    """SiLU(gate)·up."""
+
+    def construct(self, gate, up):
+        return gate * _sigmoid(gate) * up
+
+    def bprop(self, gate, up, out, dout):
+        """SiLU'(g) = s + g·s·(1 − s) = s·(1 + g − g·s), s the sigmoid."""
+        sigmoid = _sigmoid(gate)
+        silu = gate * sigmoid
+        return dout * up * (sigmoid * ((gate - silu) + 1.0)), dout * silu
+
+
+class Attend(nn.Cell):
+    """softmax(query·keyᵀ + mask)·dropout·value, softmax in float32; arguments as `portable_kernels.attention`."""
+
+    def construct(self, query, key, value, mask, dropout):
+        return _product(self.dropped(self.probabilities(query, key, mask), dropout).astype(query.dtype), value)
+
+    def probabilities(self, query, key, mask):
+        scores = _product_bt(query, key).astype(ms.float32)
+        return _softmax(scores + like(mask, scores))
+
+    def dropped(self, probabilities, dropout):
+        return probabilities if dropout is None else probabilities * dropout
+
+    def bprop(self, query, key, value, mask, dropout, out, dout):
+        """dS = P·(dP − Σ dP·P); that sum is Σ dout·out (Dao et al., arXiv:2205.14135, section B.2)."""
+        probabilities = self.probabilities(query, key, mask)
+        dropped = self.dropped(probabilities, dropout).astype(query.dtype)
+        dvalue = _product_at(dropped, dout)
+        dprobabilities = self.dropped(_product_bt(dout, value).astype(ms.float32), dropout)
+        batch, heads, length, dim = query.shape
+        ones = ops.ones((dim, 1), ms.float32)
+        total = _matmul((dout * out).astype(ms.float32).reshape(-1, dim), ones).reshape(batch, heads, length, 1)
+        dscores = probabilities * (dprobabilities - _tile(total, (1, 1, 1, key.shape[2])))
+        dscores = dscores.astype(query.dtype)
+        return _product(dscores, key), _product_at(dscores, query), dvalue, ops.zeros_like(mask), no_gradient(dropout)
+
+
+def no_gradient(x):
+    """Zeros for a tensor, None for None."""
+    return None if x is None else ops.zeros_like(x)
+
+
+def like(small, x):
+    """``small`` tiled to the shape of x: both of 4 axes, each as long as x's or 1."""
+    if small.shape == x.shape:
+        return small
+    return _tile(small, (x.shape[0] // small.shape[0], x.shape[1] // small.shape[1],
+                         x.shape[2] // small.shape[2], x.shape[3] // small.shape[3]))
