@@ -178,7 +178,7 @@ class Kernels(nn.Cell):
             keep_prob = 1.0 if dropout is None else self.keep_prob
             return ascend.attention(query, key, value, mask, shift, documents, scale, dropout, keep_prob)
         if mask is None:
-            return portable_attention.long_attention(query, key, value, shift, documents, scale)
+            return portable_attention.LongAttention(scale)(query, key, value, shift, documents)
         return portable.attention(query, key, value, mask, scale, dropout)
 
     def cache_shape(self, slots, length, heads, dim):
@@ -207,14 +207,15 @@ class Kernels(nn.Cell):
             return places, table, positions + 1
         return portable.decoding_places(positions, slopes, heads, length)
 
-    def cached_attention(self, query, key_value, cos, sin, key_cache, value_cache, places, scale, rotary):
+    def cached_attention(self, query, key_value, cos, sin, caches, places, scale, rotary):
         """Write one new token a sequence to the cache and attend to all of the sequence.
 
         query (B, n·D); key_value (B, m·2D), [k|v] head by head; cos, sin (B, D), used where ``rotary``;
-        places: of `decoding_places`. Returns (B, n·D). Without gradient.
+        caches: of keys and of values to write to, and the same two to read; places: of
+        `decoding_places`. Returns (B, n·D). Without gradient.
         """
         attend = ascend.cached_attention if self.paged else portable.cached_attention
-        return attend(query, key_value, cos, sin, key_cache, value_cache, places, scale, rotary)
+        return attend(query, key_value, cos, sin, caches, places, scale, rotary)
 
     def token_cross_entropy(self, logits, labels, weights):
         """Weighted cross entropies of tokens, and the gradient of their sum in the logits.
