@@ -6,6 +6,7 @@ decides once for a model. Beside parallel/collectives.py this is the one place t
 """
 
 import math
+import os
 import sys
 
 import mindspore as ms
@@ -27,6 +28,14 @@ _said = set()  # sentences that `choose_kernels` has printed
 def on_cpu():
     """Whether this process computes on a CPU."""
     return ms.get_context("device_target") == "CPU"
+
+
+def device_name():
+    """What computes, in words."""
+    target = ms.get_context("device_target")
+    if on_cpu():
+        return f"{target}, {os.cpu_count()} cores"
+    return f"{target}: {ms.hal.device_count()} of {ms.hal.get_device_name(0)}"
 
 
 class Kernels(nn.Cell):
