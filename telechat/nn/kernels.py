@@ -15,7 +15,6 @@ from mindspore import Tensor, nn
 
 from telechat.errors import InputError
 from telechat.nn import ascend_kernels as ascend
-from telechat.nn import portable_attention
 from telechat.nn import portable_kernels as portable
 from telechat.nn.alibi import alibi_slopes
 from telechat.nn.flash_attention import LARGEST_HEAD, alibi_shift, causal_mask_tensor, document_ends, pack_dropout
@@ -142,26 +141,22 @@ class Kernels(nn.Cell):
             heads (slice): the heads computed here.
 
         Returns:
-            (mask, shift, documents). Portable: the additive mask (1 or B, 1 or n, S, S), None, None; in
-            long sequences None, ALiBi's slopes (n,), the documents (B, S). Flash: the shared causal
-            mask, ALiBi's bias, and where documents end (see flash_attention.py).
+            (mask, shift, documents). Portable: the additive mask (1 or B, 1 or n, S, S), None, None. Flash:
+            the shared causal mask, ALiBi's bias, and where documents end (see flash_attention.py).
 
         Raises:
             InputError: flash attention cannot serve these documents.
         """
-        alibi = config.position_embedding == "alibi"
-        slopes = alibi_slopes(config.n_head)[heads] if alibi else None
-        if not self.flash and length <= portable_attention.SHORT:
+        if not self.flash:
             mask = causal_mask(config, length, padding, documents)
             return Tensor(mask if mask.shape[1] == 1 else np.ascontiguousarray(mask[:, heads])), None, None
         if padding is not None:
             # Who sees its own kind only, pads and tokens apart, sees what it should.
             shown = (np.asarray(padding) != 0).astype(np.int32)
             documents = shown if documents is None else np.where(shown, documents, -1)
-        if not self.flash:
-            return (None, None if slopes is None else Tensor(slopes),
-                    None if documents is None else Tensor(documents.astype(np.int32)))
-        shift = Tensor(alibi_shift(slopes, length)).astype(self.dtype) if alibi else None
+        shift = None
+        if config.position_embedding == "alibi":
+            shift = Tensor(alibi_shift(alibi_slopes(config.n_head)[heads], length)).astype(self.dtype)
         return causal_mask_tensor(), shift, None if documents is None else Tensor(document_ends(documents, most))
 
     def dropout_tensor(self, mask):
@@ -186,8 +181,6 @@ class Kernels(nn.Cell):
         if self.flash:
             keep_prob = 1.0 if dropout is None else self.keep_prob
             return ascend.attention(query, key, value, mask, shift, documents, scale, dropout, keep_prob)
-        if mask is None:
-            return portable_attention.LongAttention(scale)(query, key, value, shift, documents)
         return portable.attention(query, key, value, mask, scale, dropout)
 
     def cache_shape(self, slots, length, heads, dim):

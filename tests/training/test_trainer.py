@@ -39,6 +39,48 @@ def test_bfloat16_trace(reference):
     assert {str(parameter.dtype) for parameter in model.get_parameters()} == {"BFloat16"}
 
 
+def test_float16_trace(reference):
+    """Loss scaling changes nothing that counts: losses within 2 % of the float32 ones, no overflow."""
+    golden, model = reference.golden, reference.model()
+    trainer = Trainer(model, dataclasses.replace(RECIPE, dtype="float16", loss_scale=1024.0, loss_scale_window=3))
+    results = [trainer.train_step(golden["train_input_ids"][step], golden["train_labels"][step]) for step in range(8)]
+    for step, result in enumerate(results):
+        assert result.loss == pytest.approx(golden["train_loss"][step], rel=0.02)
+        assert result.grad_norm == pytest.approx(golden["train_grad_norm"][step], rel=0.05)
+    assert [result.loss_scale for result in results] == [1024.0] * 3 + [2048.0] * 3 + [4096.0] * 2, "it grows"
+    assert {str(parameter.dtype) for parameter in model.get_parameters()} == {"Float16"}
+
+
+def test_an_overflow_backs_off_and_loses_no_data():
+    """A scale that float16 gradients cannot hold: the same batch is computed again until they fit."""
+    ids = np.random.default_rng(0).integers(0, 96, (2, 24))
+    trainers = []
+    for scale in (2.0 ** 24, 2.0 ** 8):
+        trainer = Trainer(TeleChat(small_config(initializer_range=0.2)),
+                          dataclasses.replace(RECIPE, dtype="float16", loss_scale=scale))
+        trainers.append((trainer, [trainer.train_step(ids, ids) for _ in range(2)]))
+    (overflowed, first), (calm, second) = trainers
+    assert first[0].overflows > 0 and not first[0].skipped
+    assert first[0].loss_scale == 2.0 ** (24 - first[0].overflows) == overflowed.loss_scale.value
+    assert second[0].overflows == 0 and second[0].loss_scale == 2.0 ** 8
+    assert first[1].overflows == 0, "it starts from the scale that fitted"
+    assert overflowed.optimizer.updates == calm.optimizer.updates == overflowed.step == 2
+    for one, other in zip(first, second):
+        assert one.loss == pytest.approx(other.loss, rel=2e-3)
+        assert one.grad_norm == pytest.approx(other.grad_norm, rel=2e-3)
+
+
+def test_a_loss_that_is_not_finite_is_no_overflow():
+    """It is skipped, as in float32, and the scale stays."""
+    model = TeleChat(small_config())
+    trainer = Trainer(model, dataclasses.replace(RECIPE, dtype="float16"))
+    model.transformer.ln_f.weight.asnumpy()[3] = np.nan
+    ids = np.random.default_rng(0).integers(0, 96, (1, 12))
+    result = trainer.train_step(ids, ids)
+    assert result.skipped and result.overflows == 0 and trainer.loss_scale.value == 2.0 ** 16
+    assert trainer.optimizer.updates == 0
+
+
 def test_uneven_micro_batches_divide_by_the_count_of_the_whole_batch():
     """One half holds 1 counted token, the other 11: the loss is the mean over the 12."""
     rng = np.random.default_rng(0)
