@@ -128,7 +128,7 @@ class Kernels(nn.Cell):
         x = x if self.flash else x.transpose(0, 2, 1, 3)
         return x.reshape(x.shape[0] * x.shape[1], x.shape[2] * x.shape[3])
 
-    def attention_tensors(self, config, length, padding=None, documents=None, most=2, heads=slice(None)):
+    def attention_tensors(self, config, length, padding=None, documents=None, heads=slice(None)):
         """What `attention` needs to know of the tokens, as three tensors, each None where there is nothing to say.
 
         Args:
@@ -137,7 +137,6 @@ class Kernels(nn.Cell):
             padding (array): (B, S), 0 hides a token from all others; None for no padding.
             documents (array): int (B, S), tokens attend to those of the same number only; None for
                 one sequence a row.
-            most (int): how many documents a row holds at most, the pads counted as one.
             heads (slice): the heads computed here.
 
         Returns:
@@ -157,7 +156,7 @@ class Kernels(nn.Cell):
         shift = None
         if config.position_embedding == "alibi":
             shift = Tensor(alibi_shift(alibi_slopes(config.n_head)[heads], length)).astype(self.dtype)
-        return causal_mask_tensor(), shift, None if documents is None else Tensor(document_ends(documents, most))
+        return causal_mask_tensor(), shift, None if documents is None else Tensor(document_ends(documents))
 
     def dropout_tensor(self, mask):
         """A mask of `dropout_mask`, float32 (B, n, S, S), as `attention` takes it; None for None."""

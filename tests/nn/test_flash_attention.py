@@ -80,11 +80,13 @@ def test_alibi_shift_holds_the_last_rows():
 def test_ends_of_documents():
     """No empty document, always the same number, filler tokens for what is missing."""
     documents = np.array([[0, 0, 0, 0, 0, 0], [7, 7, 1, 1, 1, 2]])
-    assert flash.document_ends(documents, 3).tolist() == [6, 8, 11, 12, 13, 14, 17]
-    assert flash.document_ends(documents[1:], 3).tolist() == [2, 5, 6, 9]
-    for wrong, most, words in (([[0, 1, 0]], 3, "its middle"), ([[0, 1, 2]], 2, "3 documents")):
+    # Two rows with room for four each, and one: 9 ends, the last of 7 filler tokens.
+    assert flash.document_ends(documents).tolist() == [6, 8, 11, 12, 13, 14, 15, 16, 19]
+    assert flash.document_ends(documents[:1]).tolist() == [6, 7, 8]
+    assert flash.document_ends(documents[1:, :5]).tolist() == [2, 5, 7]
+    for wrong, words in ((np.array([[0, 1, 0]]), "its middle"), (np.arange(2048)[None], "1023 documents")):
         with pytest.raises(InputError, match=words):
-            flash.document_ends(np.array(wrong), most)
+            flash.document_ends(wrong)
 
 
 def test_wrong_arguments_are_named_while_a_graph_compiles(monkeypatch, tmp_path):

@@ -9,6 +9,7 @@ import torch
 
 from telechat import InputError, TrainConfig, Trainer, TeleChat
 from telechat.nn.dropout import dropout_mask
+from telechat.training.step import _positions_within
 from tests.test_model import as_torch, small_config
 from tests.torch_reference import TorchTeleChat, torch_adamw
 
@@ -169,6 +170,39 @@ def test_masked_padding_is_as_if_it_were_not_there():
     assert masked.loss == pytest.approx(alone.loss, rel=1e-5)
     assert masked.grad_norm == pytest.approx(alone.grad_norm, rel=1e-4)
     assert abs(seen.loss - alone.loss) > 1e-3
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_packed_conversations_kept_apart_are_as_if_each_were_alone(restart):
+    """Two conversations in one row equal one row each, pads hidden; positions are relative either way."""
+    rng = np.random.default_rng(0)
+    first, second = rng.integers(4, 96, 7), rng.integers(4, 96, 9)
+    packed, alone = np.full((1, 19), 3), np.full((2, 19), 3)
+    packed_labels, alone_labels = np.full((1, 19), -100), np.full((2, 19), -100)
+    packed[0, 3:] = np.concatenate([first, second])
+    packed_labels[0, 4:10], packed_labels[0, 11:] = first[1:], second[1:]
+    documents = np.repeat([0, 1, 2], [3, 7, 9])[None]
+    for row, ids in enumerate((first, second)):
+        alone[row, -len(ids):], alone_labels[row, 1 - len(ids):] = ids, ids[1:]
+
+    def step(*batch, **fields):
+        model = TeleChat(small_config(initializer_range=0.2, rotary_float16=False))
+        trainer = Trainer(model, dataclasses.replace(RECIPE, **fields))
+        evaluation = trainer.evaluate([batch])
+        return trainer.train_step(*batch), evaluation
+
+    expected, expected_evaluation = step(alone, alone_labels, mask_padding=True)
+    kept, evaluation = step(packed, packed_labels, documents, document_mask=True, restart_positions=restart)
+    mixed, _ = step(packed, packed_labels)
+    assert kept.loss == pytest.approx(expected.loss, rel=1e-5)
+    assert kept.grad_norm == pytest.approx(expected.grad_norm, rel=1e-4)
+    assert evaluation == pytest.approx(expected_evaluation, rel=1e-5)
+    assert abs(mixed.loss - expected.loss) > 1e-3
+
+
+def test_positions_restart_in_each_document():
+    assert _positions_within(np.array([[0, 0, 1, 1, 1, 2], [5, 5, 5, 5, 5, 5]])).tolist() == [[0, 1, 0, 1, 2, 0],
+                                                                                             [0, 1, 2, 3, 4, 5]]
 
 
 def test_published_7b_trains_with_dropout(shared):
