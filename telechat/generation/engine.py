@@ -66,9 +66,9 @@ class Logits(nn.Cell):
 class DecodeBlocks(nn.Cell):
     """One new token in every slot through some consecutive blocks, anywhere in the model.
 
-    Weights and caches are arguments, so compile time does not grow with depth; calling takes 7 µs for each.
-    A cache is given twice, to be written to and to be read: what a graph both writes and reads, MindSpore
-    copies in between.
+    Weights and caches are arguments, so compile time does not grow with depth; calling takes 7 µs for each
+    (measured on CPU). A cache is given twice, to be written to and to be read: what a graph both writes
+    and reads, MindSpore copies in between.
     """
 
     def __init__(self, model, max_length):
@@ -102,7 +102,10 @@ class DecodeBlocks(nn.Cell):
 
 
 class Decode(DecodeBlocks):
-    """One new token in every slot through the whole model, in one graph."""
+    """One new token in every slot through the whole model, in one graph: for shallow models on CPU.
+
+    Each cache is given once: twice would be without copies, but takes minutes to compile in this graph.
+    """
 
     def __init__(self, model, max_length):
         super().__init__(model, max_length)
@@ -113,14 +116,13 @@ class Decode(DecodeBlocks):
         """x (B, H), positions int32 (B,) → logits (B, V).
 
         places, table: of a `BlockTable`, None where the cache has none; caches: keys then values of
-        each layer, and all of them again.
+        each layer.
         """
         cos, sin, where = self.tables(positions, places, table, caches[0].shape[0])
         delta = None  # what is still to be added to x: the next norm does it on the way
-        half = len(caches) // 2
         for layer, block in enumerate(self.model.transformer.h):
-            written, read = caches[2 * layer:2 * layer + 2], caches[half + 2 * layer:half + 2 * layer + 2]
-            x, delta = block.functions.decode(x, delta, cos, sin, where, (*written, *read), block.weights())
+            key_value = caches[2 * layer:2 * layer + 2]
+            x, delta = block.functions.decode(x, delta, cos, sin, where, (*key_value, *key_value), block.weights())
         return self.model.head(x + delta)
 
 
@@ -156,7 +158,7 @@ class Engine:
             blocks = (slots, length) if self._table is None else (self._table.count, self._table.block_size)
             shape = self.model.kernels.cache_shape(*blocks, self._key_value_heads, config.head_dim)
             self._caches = [ops.zeros(shape, self.model.compute_dtype) for _ in range(2 * config.n_layer)]
-            if config.n_layer > LAYERS_A_GRAPH:
+            if config.n_layer > LAYERS_A_GRAPH or self._table is not None:
                 self._groups = [self._tensors(range(first, min(first + LAYERS_A_GRAPH, config.n_layer)))
                                 for first in range(0, config.n_layer, LAYERS_A_GRAPH)]
                 self._nothing = ops.zeros((slots, config.hidden_size), self.model.compute_dtype)
@@ -208,7 +210,7 @@ class Engine:
             places = Tensor(np.array([self._table.places(slot, at) for slot, at in enumerate(positions)], np.int32))
             table = Tensor(self._table.table)
         if not self._groups:
-            return self._decode(x, Tensor(positions), places, table, *self._caches, *self._caches).asnumpy()
+            return self._decode(x, Tensor(positions), places, table, *self._caches).asnumpy()
         delta = self._nothing
         for tensors in self._groups:
             x, delta = self._decode_blocks(x, delta, Tensor(positions), places, table, *tensors)

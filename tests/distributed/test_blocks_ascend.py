@@ -9,7 +9,7 @@ import pytest
 def graphs(msrun_in, tmp_path_factory):
     """What ascend_blocks.py stored: a dictionary for each rank."""
     folder = tmp_path_factory.mktemp("ascend_blocks")
-    msrun_in(folder, 2, "ascend_blocks.py", folder, timeout=300)
+    msrun_in(folder, 2, "ascend_blocks.py", folder, timeout=300, environment={"MS_NODE_TIMEOUT": "60"})
     return [json.loads((folder / f"rank_{rank}.json").read_text()) for rank in range(2)]
 
 
