@@ -53,6 +53,7 @@ def rotate(x, cos, sin):
 
 def attention(query, key, value, mask, shift, documents, scale, dropout, keep_prob):
     """Causal FlashAttentionScore over (B, S, heads, D); with documents over all tokens in a row."""
+    keep_prob = 1.0 if dropout is None else keep_prob
     if documents is None:
         return flash_attention(query, key, value, scale, "BSND", mask, _CAUSAL, shift, dropout, keep_prob)
     attended = flash_attention(with_filler(query, documents), with_filler(key, documents),

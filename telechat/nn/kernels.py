@@ -47,27 +47,23 @@ class Kernels(nn.Cell):
             (B, S, heads, D) then, else as (B, heads, S, D).
         paged (bool): decoding by ReshapeAndCache and PagedAttention on a cache in blocks.
         keep_prob (float): 1 − the rate of attention dropout.
-        notes (tuple of str): why an Ascend operation is not used where it was asked for.
     """
 
-    def __init__(self, dtype=ms.float32, fused=False, flash=False, paged=False, keep_prob=1.0, notes=()):
+    def __init__(self, dtype=ms.float32, fused=False, flash=False, paged=False, keep_prob=1.0):
         super().__init__()
         self.dtype = dtype
         self.fused = fused
         self.flash = flash
         self.paged = paged
         self.keep_prob = keep_prob
-        self.notes = notes
         self.gathers_bits = not fused and on_cpu()
 
     def describe(self):
         """Which implementation each kernel has, as one line."""
-        def name(ascend_operation, is_used):
-            return ascend_operation if is_used else "portable"
-        return (f"attention {name('FlashAttentionScore', self.flash)}, decoding {name('PagedAttention', self.paged)}, "
-                f"norm {name('RmsNorm', self.fused)}, rotation {name('RotaryPositionEmbedding', self.fused)}, "
-                f"SwiGLU {name('Swiglu', self.fused)}, loss {name('CrossEntropyLoss', self.fused)}, "
-                f"optimizer {name('AdamW', self.fused)}")
+        attention = "FlashAttentionScore" if self.flash else "portable"
+        decoding = "PagedAttention" if self.paged else "portable"
+        others = "fused Ascend operations" if self.fused else "portable"
+        return f"attention {attention}, decoding {decoding}, all else {others}"
 
     def require_device(self):
         """InputError where Ascend operations were chosen and this device has none."""
@@ -160,9 +156,7 @@ class Kernels(nn.Cell):
 
     def dropout_tensor(self, mask):
         """A mask of `dropout_mask`, float32 (B, n, S, S), as `attention` takes it; None for None."""
-        if mask is None:
-            return None
-        return Tensor(pack_dropout(mask)) if self.flash else Tensor(mask)
+        return mask if mask is None else Tensor(pack_dropout(mask) if self.flash else mask)
 
     def attention(self, query, key, value, mask, shift, documents, scale, dropout=None):
         """softmax(scale·query·keyᵀ + bias)·value over the tokens that each one may see.
@@ -178,8 +172,7 @@ class Kernels(nn.Cell):
             Tensor: query's shape and dtype; softmax in float32.
         """
         if self.flash:
-            keep_prob = 1.0 if dropout is None else self.keep_prob
-            return ascend.attention(query, key, value, mask, shift, documents, scale, dropout, keep_prob)
+            return ascend.attention(query, key, value, mask, shift, documents, scale, dropout, self.keep_prob)
         return portable.attention(query, key, value, mask, scale, dropout)
 
     def cache_shape(self, slots, length, heads, dim):
@@ -229,9 +222,8 @@ class Kernels(nn.Cell):
         Returns:
             (Tensor, Tensor): the weighted losses, float32 (N,); the gradient, (N, V) in float32.
         """
-        if self.fused:
-            return ascend.token_cross_entropy(logits, labels, weights)
-        return portable.token_cross_entropy(logits, labels, weights)
+        cross_entropy = ascend.token_cross_entropy if self.fused else portable.token_cross_entropy
+        return cross_entropy(logits, labels, weights)
 
     def adamw_scalars(self, updates, rate, betas, epsilon, decay):
         """The arguments of `adamw` after the tensors, for the ``updates``-th update, 1 first.
@@ -254,10 +246,8 @@ class Kernels(nn.Cell):
 
         Scalars are those of `adamw_scalars`. Returns something to depend on.
         """
-        if self.fused:
-            return ascend.adamw(parameter, first_moment, second_moment, gradient, step, rate, beta1, beta2, epsilon,
-                                decay)
-        return portable.adamw(parameter, first_moment, second_moment, gradient, rate, beta1, beta2, epsilon, decay)
+        step_by = ascend.adamw if self.fused else portable.adamw
+        return step_by(parameter, first_moment, second_moment, gradient, step, rate, beta1, beta2, epsilon, decay)
 
 
 def choose_kernels(config, dtype, kernels=None, use_flash_attention=None):
@@ -278,7 +268,7 @@ def choose_kernels(config, dtype, kernels=None, use_flash_attention=None):
         raise InputError(f'kernels must be "ascend" or "portable", not {kernels!r}')
     if use_flash_attention not in (None, True, False):
         raise InputError(f"use_flash_attention must be true or false, not {use_flash_attention!r}")
-    if (kernels or ("portable" if on_cpu() else "ascend")) == "portable":
+    if kernels == "portable" or (kernels is None and on_cpu()):
         if use_flash_attention:
             where = "a CPU has no such kernel" if on_cpu() else 'kernels is "portable"'
             raise InputError(f"use_flash_attention is true and {where}; set it to false or leave it out")
@@ -293,12 +283,11 @@ def choose_kernels(config, dtype, kernels=None, use_flash_attention=None):
     paged_obstacle = obstacle or ("PagedAttention takes no ALiBi" if config.position_embedding == "alibi" else None)
     if paged_obstacle:
         notes.append(f"decoding by portable operations: {paged_obstacle}")
-    for note in notes:
-        if note not in _said:
-            _said.add(note)
-            print(f"kernels: {note}", file=sys.stderr, flush=True)
+    for note in (note for note in notes if note not in _said):
+        _said.add(note)
+        print(f"kernels: {note}", file=sys.stderr, flush=True)
     return Kernels(dtype, fused=True, flash=not obstacle and use_flash_attention is not False, paged=not paged_obstacle,
-                   keep_prob=1 - config.attention_dropout, notes=tuple(notes))
+                   keep_prob=1 - config.attention_dropout)
 
 
 def _flash_obstacle(config, dtype):

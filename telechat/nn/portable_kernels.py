@@ -157,7 +157,7 @@ def token_cross_entropy(logits, labels, weights):
     return losses * weights, gradient
 
 
-def adamw(parameter, first_moment, second_moment, gradient, rate, beta1, beta2, epsilon, decay):
+def adamw(parameter, first_moment, second_moment, gradient, step, rate, beta1, beta2, epsilon, decay):
     """One AdamW step in place on float32 tensors, in the form without bias correction.
 
     The caller folds the correction into ``rate``, ``epsilon`` and ``decay`` (training/optimizer.py).
