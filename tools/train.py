@@ -15,6 +15,7 @@ def main():
     parser.add_argument("--load_checkpoint", help="checkpoint directory to start from")
     parser.add_argument("--output_dir", help="where checkpoints, metrics and curves go")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in output_dir")
+    parser.add_argument("--profile", type=int, metavar="STEPS", help="profile so many steps after the first two")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="any key of the YAML file")
     arguments = parser.parse_intermixed_args()  # key=value may stand between flags
 
@@ -25,7 +26,7 @@ def main():
     config = RunConfig.load(arguments.config, arguments.overrides, flags)
 
     from telechat.training.run import Diverged, TrainingRun
-    training = TrainingRun(config, resume=arguments.resume)
+    training = TrainingRun(config, resume=arguments.resume, profile=arguments.profile)
     lead = training.mesh.world.rank == 0
     print("\n".join(training.describe()) if lead else training.mesh.describe(), flush=True)
     try:

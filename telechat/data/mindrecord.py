@@ -9,6 +9,7 @@ from telechat.errors import InputError
 
 DATASET_JSON = "dataset.json"
 COLUMNS = ("input_ids", "labels")
+LENGTHS = "lengths"
 _FORMAT = "telechat packed conversations"
 _MEGABYTE = 1 << 20
 _SMALL = 32 * _MEGABYTE
@@ -28,7 +29,8 @@ def belongs(name):
 def write_dataset(directory, splits, settings):
     """Write a dataset directory, whole or not at all; a dataset already there is replaced at the end.
 
-    The MindRecord files have the columns ``input_ids`` and ``labels``, int32, (max_length + 1,).
+    The MindRecord files have the columns ``input_ids`` and ``labels``, int32, (max_length + 1,), and
+    ``lengths``, int32, those of the conversations that stand behind the padding.
 
     Args:
         directory: made if need be; files in it that are not a dataset's stay.
@@ -72,9 +74,9 @@ def _write_split(path, packing, max_length, directory):
             row = (max_length + 1) * 8
             writer.set_header_size(1 << 16)
             writer.set_page_size(max(_MEGABYTE, 1 << (2 * row).bit_length()))
-        writer.add_schema({name: {"type": "int32", "shape": [-1]} for name in COLUMNS}, _FORMAT)
-        for pack in packing:
-            writer.write_raw_data([dict(zip(COLUMNS, pack))])
+        writer.add_schema({name: {"type": "int32", "shape": [-1]} for name in (*COLUMNS, LENGTHS)}, _FORMAT)
+        for pack, lengths in zip(packing, packing.lengths()):
+            writer.write_raw_data([{**dict(zip(COLUMNS, pack)), LENGTHS: lengths}])
         writer.commit()
     except (RuntimeError, MindRecordException) as error:
         raise InputError(f"{directory} cannot be written (MindSpore: {_reason(error)}); "

@@ -8,7 +8,7 @@ import numpy as np
 
 from telechat.checkpoint.replace import finish_replacing
 from telechat.data.conversation import IGNORED
-from telechat.data.mindrecord import COLUMNS, DATASET_JSON, record_file
+from telechat.data.mindrecord import COLUMNS, DATASET_JSON, LENGTHS, record_file
 from telechat.errors import InputError
 
 _AGAIN = "run tools/preprocess.py again"
@@ -29,6 +29,7 @@ class PackedDataset:
         shuffle: False: the order of the file in every epoch.
         num_shards: number of data-parallel ranks, a divisor of batch_size; global batches do not
             depend on it.
+        documents: whether batches say which conversation each token belongs to.
         shard_id: which of their rows are read here: batch_size / num_shards of them, from
             shard_id · batch_size / num_shards.
 
@@ -42,7 +43,8 @@ class PackedDataset:
         InputError: the directory is no dataset, or a truncated or mixed one, or has no such split.
     """
 
-    def __init__(self, directory, batch_size, seed=0, split="train", shuffle=True, num_shards=1, shard_id=0):
+    def __init__(self, directory, batch_size, seed=0, split="train", shuffle=True, num_shards=1, shard_id=0,
+                 documents=False):
         _check_whole("batch_size", batch_size, 1)
         _check_whole("seed", seed, 0, 2**32 - 1)
         _check_whole("num_shards", num_shards, 1)
@@ -60,6 +62,7 @@ class PackedDataset:
         self._batch_size, self._seed, self._shuffle = batch_size, seed, shuffle
         self._shard_size = batch_size // num_shards
         self._shard_id = shard_id
+        self._documents = documents
         self._pad_id = self.info["settings"]["tokens"]["pad"]["id"]
         self.max_length = self.info["settings"]["max_length"]
         self.num_packs = self.info[split]["packs"]
@@ -73,7 +76,8 @@ class PackedDataset:
 
         Yields:
             (input_ids, labels), int32 numpy arrays (batch_size / num_shards, max_length + 1); labels
-            equal the input where the loss counts, else -100, and are not shifted.
+            equal the input where the loss counts, else -100, and are not shifted. With ``documents`` a
+            third of that shape: 0 for padding, then 1, 2, … for the conversations of a row.
         """
         _check_whole("start_step", start_step, 0)
         rows = self._training_rows(start_step * self._batch_size)
@@ -107,7 +111,8 @@ class PackedDataset:
             indices = range(first, min(first + self._shard_size, self.num_packs))
             rows = list(self._rows(indices)) if indices else []
             filling = (np.full(self.max_length + 1, self._pad_id, np.int32),
-                       np.full(self.max_length + 1, IGNORED, np.int32))
+                       np.full(self.max_length + 1, IGNORED, np.int32),
+                       *([np.zeros(self.max_length + 1, np.int32)] if self._documents else []))
             yield _stack(rows + [filling] * (self._shard_size - len(rows)))
 
     def check_fits(self, vocab_size, sequence_length):
@@ -138,7 +143,7 @@ class PackedDataset:
 
         try:
             dataset = mindspore.dataset.MindDataset(
-                self._file, columns_list=list(COLUMNS), num_parallel_workers=1,
+                self._file, columns_list=[*COLUMNS, *([LENGTHS] if self._documents else [])], num_parallel_workers=1,
                 sampler=mindspore.dataset.SubsetSampler([int(index) for index in indices]))
             for row in dataset.create_dict_iterator(num_epochs=1, output_numpy=True):
                 input_ids, labels = (row[name] for name in COLUMNS)
@@ -148,12 +153,21 @@ class PackedDataset:
                             f"{self._file} is a wrong or mixed dataset: a row is {column.dtype} of shape "
                             f"{column.shape} where {DATASET_JSON} says int32 of ({self.max_length + 1},); "
                             f"{_AGAIN}")
-                yield input_ids, labels
+                if self._documents:
+                    yield input_ids, labels, self._numbers(row[LENGTHS])
+                else:
+                    yield input_ids, labels
         except (RuntimeError, ValueError, TypeError) as error:
             if isinstance(error, InputError):
                 raise
+            columns = (*COLUMNS, LENGTHS) if self._documents else COLUMNS
             raise InputError(f"{self._file} cannot be read as MindRecord with the columns "
-                             f"{' and '.join(COLUMNS)}; {_AGAIN}") from error
+                             f"{' and '.join(columns)}; {_AGAIN}") from error
+
+    def _numbers(self, lengths):
+        """Which conversation each position of a row belongs to."""
+        padding = self.max_length + 1 - int(lengths.sum())
+        return np.repeat(np.arange(len(lengths) + 1, dtype=np.int32), [padding, *lengths])
 
 
 def _check_whole(name, value, low, high=None):

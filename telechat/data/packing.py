@@ -143,6 +143,11 @@ class Packing:
     def __len__(self):
         return len(self._packs)
 
+    def lengths(self):
+        """The length of each conversation of each pack: int32 arrays, in the order of iteration."""
+        for pack in self._packs:
+            yield np.array([min(len(self._encoded[index][1]), self._max_length) for index in pack], np.int32)
+
     def __iter__(self):
         for pack in self._packs:
             input_ids = np.full(self._max_length + 1, self._pad_id, np.int32)

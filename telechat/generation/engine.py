@@ -17,7 +17,7 @@ from telechat.nn.rotary import rotary_tables
 SMALLEST_PREFILL = 32
 SMALLEST_CACHE = 128
 LAYERS_A_GRAPH = 8  # in decoding; deeper models take several calls of one graph
-BLOCK_TENSORS = 12  # of a block in `DecodeBlocks`: two caches and ten weights
+BLOCK_TENSORS = 14  # of a block in `DecodeBlocks`: two caches, twice, and ten weights
 
 
 def bucket(length, smallest, largest):
@@ -63,13 +63,17 @@ class Logits(nn.Cell):
         return self.model.head(x if rows is None else ops.gather(x, rows, 0))
 
 
-class Decode(nn.Cell):
-    """One new token in every slot: the tables of its position, and blocks up to the logits or up to another graph."""
+class DecodeBlocks(nn.Cell):
+    """One new token in every slot through some consecutive blocks, anywhere in the model.
+
+    Weights and caches are arguments, so compile time does not grow with depth; calling takes 7 µs for each
+    (measured on CPU). A cache is given twice, to be written to and to be read: what a graph both writes
+    and reads, MindSpore copies in between.
+    """
 
     def __init__(self, model, max_length):
-        super().__init__(auto_prefix=False)  # the parameters keep the model's names
+        super().__init__(auto_prefix=False)
         config = model.config
-        self.model = model
         self.kernels = model.kernels
         self.functions = model.transformer.h[0].functions
         self.cos, self.sin = map(model.kernels.rotary_tensor, decoding_tables(config, max_length))
@@ -85,37 +89,41 @@ class Decode(nn.Cell):
         return cos, sin, self.kernels.decoding_places(positions, places, table, self.slopes, heads, length)
 
     @ms.jit
+    def construct(self, x, delta, positions, places, table, *tensors):
+        """x and what is to be added to it, (B, H) each → the same behind the blocks.
+
+        tensors: for each block the caches of its keys and its values, the same two again, and its weights.
+        """
+        cos, sin, where = self.tables(positions, places, table, tensors[0].shape[0])
+        for first in range(0, len(tensors), BLOCK_TENSORS):
+            x, delta = self.functions.decode(x, delta, cos, sin, where, tensors[first:first + 4],
+                                             tensors[first + 4:first + BLOCK_TENSORS])
+        return x, delta
+
+
+class Decode(DecodeBlocks):
+    """One new token in every slot through the whole model, in one graph: for shallow models on CPU.
+
+    Each cache is given once: twice would be without copies, but takes minutes to compile in this graph.
+    """
+
+    def __init__(self, model, max_length):
+        super().__init__(model, max_length)
+        self.model = model
+
+    @ms.jit
     def construct(self, x, positions, places, table, *caches):
-        """The whole model in one graph: x (B, H), positions int32 (B,) → logits (B, V).
+        """x (B, H), positions int32 (B,) → logits (B, V).
 
         places, table: of a `BlockTable`, None where the cache has none; caches: keys then values of
-        each layer, Parameters: of plain tensors the graph would write to a copy.
+        each layer.
         """
         cos, sin, where = self.tables(positions, places, table, caches[0].shape[0])
         delta = None  # what is still to be added to x: the next norm does it on the way
         for layer, block in enumerate(self.model.transformer.h):
-            x, delta = block.functions.decode(x, delta, cos, sin, where, caches[2 * layer], caches[2 * layer + 1],
-                                              block.weights())
+            key_value = caches[2 * layer:2 * layer + 2]
+            x, delta = block.functions.decode(x, delta, cos, sin, where, (*key_value, *key_value), block.weights())
         return self.model.head(x + delta)
-
-
-class DecodeBlocks(Decode):
-    """Some consecutive blocks, anywhere in the model: weights and caches are arguments, plain tensors.
-
-    So compile time does not grow with depth, and calling takes 7 µs an argument.
-    """
-
-    @ms.jit
-    def construct(self, x, delta, positions, places, table, *tensors):
-        """x and what is to be added to it, (B, H) each → the same behind the blocks.
-
-        tensors: for each block the cache of its keys, that of its values, and its weights.
-        """
-        cos, sin, where = self.tables(positions, places, table, tensors[0].shape[0])
-        for first in range(0, len(tensors), BLOCK_TENSORS):
-            x, delta = self.functions.decode(x, delta, cos, sin, where, tensors[first], tensors[first + 1],
-                                             tensors[first + 2:first + BLOCK_TENSORS])
-        return x, delta
 
 
 class Engine:
@@ -131,7 +139,6 @@ class Engine:
         self.max_length = max_length
         self.slots = self.length = 0
         self._caches = []
-        self._kept = {}  # (slots, length) → caches
         self._groups = []  # what each call of `DecodeBlocks` takes
         self._table = None
         self._key_value_heads = model.transformer.h[0].functions.key_value_heads
@@ -146,38 +153,23 @@ class Engine:
         if (slots, length) != (self.slots, self.length):
             config = self.model.config
             self.model.kernels.require_device()
-            for parameter in self._caches:  # freed before the new ones are made
-                parameter.set_data(ops.zeros((1, *parameter.shape[1:]), parameter.dtype), slice_shape=True)
-            self._groups = []
+            self._caches = self._groups = []  # freed before the new ones are made
             self._table = BlockTable(slots, length) if self.model.kernels.paged else None
             blocks = (slots, length) if self._table is None else (self._table.count, self._table.block_size)
             shape = self.model.kernels.cache_shape(*blocks, self._key_value_heads, config.head_dim)
-            self._caches = self._cache_parameters(slots, length, shape)
-            if config.n_layer > LAYERS_A_GRAPH:
+            self._caches = [ops.zeros(shape, self.model.compute_dtype) for _ in range(2 * config.n_layer)]
+            if config.n_layer > LAYERS_A_GRAPH or self._table is not None:
                 self._groups = [self._tensors(range(first, min(first + LAYERS_A_GRAPH, config.n_layer)))
                                 for first in range(0, config.n_layer, LAYERS_A_GRAPH)]
                 self._nothing = ops.zeros((slots, config.hidden_size), self.model.compute_dtype)
             self.slots, self.length = slots, length
 
-    def _cache_parameters(self, slots, length, shape):
-        """The caches, keys then values of each layer, full of zeros.
-
-        A graph is compiled for its Parameters, so those of each size are kept, emptied, for the next time.
-        """
-        dtype = self.model.compute_dtype
-        if (slots, length) not in self._kept:
-            empty = ops.zeros((1, *shape[1:]), dtype)
-            self._kept[slots, length] = [Parameter(empty, name=f"cache.{number}", requires_grad=False)
-                                         for number in range(2 * self.model.config.n_layer)]
-        for parameter in self._kept[slots, length]:
-            parameter.set_data(ops.zeros(shape, dtype), slice_shape=True)
-        return self._kept[slots, length]
-
     def _tensors(self, layers):
         """Caches and weights of some layers, as `DecodeBlocks` takes them."""
         tensors = []
         for layer in layers:
-            tensors += _data([*self._caches[2 * layer:2 * layer + 2], *self.model.transformer.h[layer].weights()])
+            caches = self._caches[2 * layer:2 * layer + 2]
+            tensors += [*caches, *caches, *_data(self.model.transformer.h[layer].weights())]
         return tensors
 
     def prefill(self, slot, prompt):
@@ -195,7 +187,7 @@ class Engine:
         tables = (cos, sin, *visible, Tensor(self._prompt_index(slot, size)))
         x = self.model.embed(Tensor(ids))
         for layer, block in enumerate(self.model.transformer.h):
-            x = self._prefill_block(x, *tables, *_data([*self._caches[2 * layer:2 * layer + 2], *block.weights()]))
+            x = self._prefill_block(x, *tables, *self._caches[2 * layer:2 * layer + 2], *_data(block.weights()))
         return self._logits(x, None, Tensor([count - 1], ms.int32)).asnumpy()[0]
 
     def _prompt_index(self, slot, size):

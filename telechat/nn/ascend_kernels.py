@@ -53,6 +53,7 @@ def rotate(x, cos, sin):
 
 def attention(query, key, value, mask, shift, documents, scale, dropout, keep_prob):
     """Causal FlashAttentionScore over (B, S, heads, D); with documents over all tokens in a row."""
+    keep_prob = 1.0 if dropout is None else keep_prob
     if documents is None:
         return flash_attention(query, key, value, scale, "BSND", mask, _CAUSAL, shift, dropout, keep_prob)
     attended = flash_attention(with_filler(query, documents), with_filler(key, documents),
@@ -86,16 +87,17 @@ def rotate_token(query, key, cos, sin, lengths):
     return _rotate_pair(query, key, cos, sin, lengths)
 
 
-def cached_attention(query, key_value, cos, sin, key_cache, value_cache, places, scale, rotary):
+def cached_attention(query, key_value, cos, sin, caches, places, scale, rotary):
     """Rotation, ReshapeAndCache and PagedAttention."""
     slots, table, lengths = places
+    key_cache, value_cache, keys, values = caches
     batch, dim = query.shape[0], key_cache.shape[3]
     key, value = _split(key_value.reshape(batch, -1, 2 * dim))
     key, value = key.reshape(batch, -1), value.reshape(batch, -1)
     if rotary:
         query, key = rotate_token(query, key, cos, sin, lengths)
     written = write_cache(key_cache, value_cache, key, value, slots)
-    return paged_attention(ops.depend(query, written), key_cache, value_cache, table, lengths, scale)
+    return paged_attention(ops.depend(query, written), keys, values, table, lengths, scale)
 
 
 def paged_attention(query, key_cache, value_cache, table, lengths, scale):

@@ -105,7 +105,7 @@ class BlockFunctions(nn.Cell):
         g, u = self.project_gate_up(x, norm2, gate, up)
         return self.project_down(x, g, u, down, down_bias)
 
-    def decode(self, x, delta, cos, sin, places, key_cache, value_cache, weights):
+    def decode(self, x, delta, cos, sin, places, caches, weights):
         """One new token a sequence: x (B, H) and what is to be added to it → the same pair behind the block.
 
         delta (B, H), None in the first block; cos, sin (B, D); places and caches: as
@@ -119,7 +119,7 @@ class BlockFunctions(nn.Cell):
             normed, x = kernels.add_rms_norm(x, delta, norm1, self.epsilon)
         normed = self.enter(normed)
         attended = kernels.cached_attention(kernels.linear(normed, query), kernels.linear(normed, key_value), cos, sin,
-                                            key_cache, value_cache, places, self.scale, self.rotary)
+                                            caches, places, self.scale, self.rotary)
         delta = self.contribution(attended, dense, dense_bias)
         normed, x = kernels.add_rms_norm(x, delta, norm2, self.epsilon)
         normed = self.enter(normed)

@@ -210,20 +210,23 @@ def pack_dropout(mask):
     return np.packbits(mask != 0, axis=-1, bitorder="little")
 
 
-def document_ends(documents, most):
+def document_ends(documents):
     """Where the documents of a batch end, for layout TND with `with_filler`: int64 (B·most + 1,).
 
-    The operation takes no empty document, and a graph takes one number of them: what is missing to
-    ``most`` a row is cut from filler tokens behind the batch, at least one token each.
+    ``most`` is the power of two that holds the documents of every row, so that a few compiled graphs
+    serve all batches. The operation takes no empty document: what is missing to ``most`` a row is cut
+    from filler tokens behind the batch, at least one token each.
 
     Args:
         documents (array): int (B, S); equal numbers lie side by side.
-        most (int): documents of a row at most.
 
     Raises:
-        InputError: a row has more, or a document in two parts, or the batch more than 1023.
+        InputError: a row has a document in two parts, or the batch has more than 1023.
     """
     batch, length = documents.shape
+    most = 2
+    while most < (documents[:, 1:] != documents[:, :-1]).sum(axis=1).max() + 1:
+        most *= 2
     count = batch * most + 1
     if count > MOST_DOCUMENTS:
         raise InputError(f"flash attention takes up to {MOST_DOCUMENTS - 1} documents at a time, not {batch} rows of "
@@ -231,8 +234,6 @@ def document_ends(documents, most):
     ends = []
     for row, numbers in enumerate(documents):
         last = np.append(np.flatnonzero(numbers[1:] != numbers[:-1]), length - 1)
-        if len(last) > most:
-            raise InputError(f"a sequence holds {len(last)} documents, padding included, and at most {most} are expected")
         if len(np.unique(numbers[last])) != len(last):
             raise InputError("flash attention hides padding at the ends of a sequence only, not in its middle; "
                              "set use_flash_attention to false")

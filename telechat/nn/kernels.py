@@ -6,6 +6,7 @@ decides once for a model. Beside parallel/collectives.py this is the one place t
 """
 
 import math
+import os
 import sys
 
 import mindspore as ms
@@ -14,7 +15,6 @@ from mindspore import Tensor, nn
 
 from telechat.errors import InputError
 from telechat.nn import ascend_kernels as ascend
-from telechat.nn import portable_attention
 from telechat.nn import portable_kernels as portable
 from telechat.nn.alibi import alibi_slopes
 from telechat.nn.flash_attention import LARGEST_HEAD, alibi_shift, causal_mask_tensor, document_ends, pack_dropout
@@ -29,6 +29,14 @@ def on_cpu():
     return ms.get_context("device_target") == "CPU"
 
 
+def device_name():
+    """What computes, in words."""
+    target = ms.get_context("device_target")
+    if on_cpu():
+        return f"{target}, {os.cpu_count()} cores"
+    return f"{target}: {ms.hal.device_count()} of {ms.hal.get_device_name(0)}"
+
+
 class Kernels(nn.Cell):
     """The kernels of one model. Made by `choose_kernels`; N is the number of rows, B·S.
 
@@ -39,27 +47,23 @@ class Kernels(nn.Cell):
             (B, S, heads, D) then, else as (B, heads, S, D).
         paged (bool): decoding by ReshapeAndCache and PagedAttention on a cache in blocks.
         keep_prob (float): 1 − the rate of attention dropout.
-        notes (tuple of str): why an Ascend operation is not used where it was asked for.
     """
 
-    def __init__(self, dtype=ms.float32, fused=False, flash=False, paged=False, keep_prob=1.0, notes=()):
+    def __init__(self, dtype=ms.float32, fused=False, flash=False, paged=False, keep_prob=1.0):
         super().__init__()
         self.dtype = dtype
         self.fused = fused
         self.flash = flash
         self.paged = paged
         self.keep_prob = keep_prob
-        self.notes = notes
         self.gathers_bits = not fused and on_cpu()
 
     def describe(self):
         """Which implementation each kernel has, as one line."""
-        def name(ascend_operation, is_used):
-            return ascend_operation if is_used else "portable"
-        return (f"attention {name('FlashAttentionScore', self.flash)}, decoding {name('PagedAttention', self.paged)}, "
-                f"norm {name('RmsNorm', self.fused)}, rotation {name('RotaryPositionEmbedding', self.fused)}, "
-                f"SwiGLU {name('Swiglu', self.fused)}, loss {name('CrossEntropyLoss', self.fused)}, "
-                f"optimizer {name('AdamW', self.fused)}")
+        attention = "FlashAttentionScore" if self.flash else "portable"
+        decoding = "PagedAttention" if self.paged else "portable"
+        others = "fused Ascend operations" if self.fused else "portable"
+        return f"attention {attention}, decoding {decoding}, all else {others}"
 
     def require_device(self):
         """InputError where Ascend operations were chosen and this device has none."""
@@ -120,7 +124,7 @@ class Kernels(nn.Cell):
         x = x if self.flash else x.transpose(0, 2, 1, 3)
         return x.reshape(x.shape[0] * x.shape[1], x.shape[2] * x.shape[3])
 
-    def attention_tensors(self, config, length, padding=None, documents=None, most=2, heads=slice(None)):
+    def attention_tensors(self, config, length, padding=None, documents=None, heads=slice(None)):
         """What `attention` needs to know of the tokens, as three tensors, each None where there is nothing to say.
 
         Args:
@@ -129,37 +133,30 @@ class Kernels(nn.Cell):
             padding (array): (B, S), 0 hides a token from all others; None for no padding.
             documents (array): int (B, S), tokens attend to those of the same number only; None for
                 one sequence a row.
-            most (int): how many documents a row holds at most, the pads counted as one.
             heads (slice): the heads computed here.
 
         Returns:
-            (mask, shift, documents). Portable: the additive mask (1 or B, 1 or n, S, S), None, None; in
-            long sequences None, ALiBi's slopes (n,), the documents (B, S). Flash: the shared causal
-            mask, ALiBi's bias, and where documents end (see flash_attention.py).
+            (mask, shift, documents). Portable: the additive mask (1 or B, 1 or n, S, S), None, None. Flash:
+            the shared causal mask, ALiBi's bias, and where documents end (see flash_attention.py).
 
         Raises:
             InputError: flash attention cannot serve these documents.
         """
-        alibi = config.position_embedding == "alibi"
-        slopes = alibi_slopes(config.n_head)[heads] if alibi else None
-        if not self.flash and length <= portable_attention.SHORT:
+        if not self.flash:
             mask = causal_mask(config, length, padding, documents)
             return Tensor(mask if mask.shape[1] == 1 else np.ascontiguousarray(mask[:, heads])), None, None
         if padding is not None:
             # Who sees its own kind only, pads and tokens apart, sees what it should.
             shown = (np.asarray(padding) != 0).astype(np.int32)
             documents = shown if documents is None else np.where(shown, documents, -1)
-        if not self.flash:
-            return (None, None if slopes is None else Tensor(slopes),
-                    None if documents is None else Tensor(documents.astype(np.int32)))
-        shift = Tensor(alibi_shift(slopes, length)).astype(self.dtype) if alibi else None
-        return causal_mask_tensor(), shift, None if documents is None else Tensor(document_ends(documents, most))
+        shift = None
+        if config.position_embedding == "alibi":
+            shift = Tensor(alibi_shift(alibi_slopes(config.n_head)[heads], length)).astype(self.dtype)
+        return causal_mask_tensor(), shift, None if documents is None else Tensor(document_ends(documents))
 
     def dropout_tensor(self, mask):
         """A mask of `dropout_mask`, float32 (B, n, S, S), as `attention` takes it; None for None."""
-        if mask is None:
-            return None
-        return Tensor(pack_dropout(mask)) if self.flash else Tensor(mask)
+        return mask if mask is None else Tensor(pack_dropout(mask) if self.flash else mask)
 
     def attention(self, query, key, value, mask, shift, documents, scale, dropout=None):
         """softmax(scale·query·keyᵀ + bias)·value over the tokens that each one may see.
@@ -175,10 +172,7 @@ class Kernels(nn.Cell):
             Tensor: query's shape and dtype; softmax in float32.
         """
         if self.flash:
-            keep_prob = 1.0 if dropout is None else self.keep_prob
-            return ascend.attention(query, key, value, mask, shift, documents, scale, dropout, keep_prob)
-        if mask is None:
-            return portable_attention.long_attention(query, key, value, shift, documents, scale)
+            return ascend.attention(query, key, value, mask, shift, documents, scale, dropout, self.keep_prob)
         return portable.attention(query, key, value, mask, scale, dropout)
 
     def cache_shape(self, slots, length, heads, dim):
@@ -207,14 +201,15 @@ class Kernels(nn.Cell):
             return places, table, positions + 1
         return portable.decoding_places(positions, slopes, heads, length)
 
-    def cached_attention(self, query, key_value, cos, sin, key_cache, value_cache, places, scale, rotary):
+    def cached_attention(self, query, key_value, cos, sin, caches, places, scale, rotary):
         """Write one new token a sequence to the cache and attend to all of the sequence.
 
         query (B, n·D); key_value (B, m·2D), [k|v] head by head; cos, sin (B, D), used where ``rotary``;
-        places: of `decoding_places`. Returns (B, n·D). Without gradient.
+        caches: of keys and of values to write to, and the same two to read; places: of
+        `decoding_places`. Returns (B, n·D). Without gradient.
         """
         attend = ascend.cached_attention if self.paged else portable.cached_attention
-        return attend(query, key_value, cos, sin, key_cache, value_cache, places, scale, rotary)
+        return attend(query, key_value, cos, sin, caches, places, scale, rotary)
 
     def token_cross_entropy(self, logits, labels, weights):
         """Weighted cross entropies of tokens, and the gradient of their sum in the logits.
@@ -227,9 +222,8 @@ class Kernels(nn.Cell):
         Returns:
             (Tensor, Tensor): the weighted losses, float32 (N,); the gradient, (N, V) in float32.
         """
-        if self.fused:
-            return ascend.token_cross_entropy(logits, labels, weights)
-        return portable.token_cross_entropy(logits, labels, weights)
+        cross_entropy = ascend.token_cross_entropy if self.fused else portable.token_cross_entropy
+        return cross_entropy(logits, labels, weights)
 
     def adamw_scalars(self, updates, rate, betas, epsilon, decay):
         """The arguments of `adamw` after the tensors, for the ``updates``-th update, 1 first.
@@ -252,10 +246,8 @@ class Kernels(nn.Cell):
 
         Scalars are those of `adamw_scalars`. Returns something to depend on.
         """
-        if self.fused:
-            return ascend.adamw(parameter, first_moment, second_moment, gradient, step, rate, beta1, beta2, epsilon,
-                                decay)
-        return portable.adamw(parameter, first_moment, second_moment, gradient, rate, beta1, beta2, epsilon, decay)
+        step_by = ascend.adamw if self.fused else portable.adamw
+        return step_by(parameter, first_moment, second_moment, gradient, step, rate, beta1, beta2, epsilon, decay)
 
 
 def choose_kernels(config, dtype, kernels=None, use_flash_attention=None):
@@ -276,7 +268,7 @@ def choose_kernels(config, dtype, kernels=None, use_flash_attention=None):
         raise InputError(f'kernels must be "ascend" or "portable", not {kernels!r}')
     if use_flash_attention not in (None, True, False):
         raise InputError(f"use_flash_attention must be true or false, not {use_flash_attention!r}")
-    if (kernels or ("portable" if on_cpu() else "ascend")) == "portable":
+    if kernels == "portable" or (kernels is None and on_cpu()):
         if use_flash_attention:
             where = "a CPU has no such kernel" if on_cpu() else 'kernels is "portable"'
             raise InputError(f"use_flash_attention is true and {where}; set it to false or leave it out")
@@ -291,12 +283,11 @@ def choose_kernels(config, dtype, kernels=None, use_flash_attention=None):
     paged_obstacle = obstacle or ("PagedAttention takes no ALiBi" if config.position_embedding == "alibi" else None)
     if paged_obstacle:
         notes.append(f"decoding by portable operations: {paged_obstacle}")
-    for note in notes:
-        if note not in _said:
-            _said.add(note)
-            print(f"kernels: {note}", file=sys.stderr, flush=True)
+    for note in (note for note in notes if note not in _said):
+        _said.add(note)
+        print(f"kernels: {note}", file=sys.stderr, flush=True)
     return Kernels(dtype, fused=True, flash=not obstacle and use_flash_attention is not False, paged=not paged_obstacle,
-                   keep_prob=1 - config.attention_dropout, notes=tuple(notes))
+                   keep_prob=1 - config.attention_dropout)
 
 
 def _flash_obstacle(config, dtype):

@@ -94,9 +94,10 @@ def decoding_places(positions, slopes, heads, length):
     return index, mask
 
 
-def cached_attention(query, key_value, cos, sin, key_cache, value_cache, places, scale, rotary):
+def cached_attention(query, key_value, cos, sin, caches, places, scale, rotary):
     """Over all the tokens that the cache has room for, which the mask hides where there are none yet."""
     index, mask = places
+    key_cache, value_cache, keys, values = caches
     batch, dim = query.shape[0], key_cache.shape[-1]
     query = query.reshape(batch, -1, 1, dim)
     key, value = _split(key_value.reshape(batch, -1, 1, 2 * dim))
@@ -104,8 +105,8 @@ def cached_attention(query, key_value, cos, sin, key_cache, value_cache, places,
     if rotary:
         cos, sin = cos.reshape(batch, 1, 1, dim), sin.reshape(batch, 1, 1, dim)
         query, key = rotate(query, cos, sin), rotate(key, cos, sin)
-    keys = ops.depend(key_cache, _write(key_cache, index, key.reshape(-1, dim)))
-    values = ops.depend(value_cache, _write(value_cache, index, value.reshape(-1, dim)))
+    keys = ops.depend(keys, _write(key_cache, index, key.reshape(-1, dim)))
+    values = ops.depend(values, _write(value_cache, index, value.reshape(-1, dim)))
     shape = (batch, heads, key_cache.shape[0] // (batch * heads), dim)
     return attention(query, keys.reshape(shape), values.reshape(shape), mask, scale).reshape(batch, -1)
 
@@ -144,7 +145,7 @@ def token_cross_entropy(logits, labels, weights):
     return losses * weights, gradient
 
 
-def adamw(parameter, first_moment, second_moment, gradient, rate, beta1, beta2, epsilon, decay):
+def adamw(parameter, first_moment, second_moment, gradient, step, rate, beta1, beta2, epsilon, decay):
     """One AdamW step in place on float32 tensors, in the form without bias correction.
 
     The caller folds the correction into ``rate``, ``epsilon`` and ``decay`` (training/optimizer.py).

@@ -23,6 +23,7 @@ from telechat.parallel.pipeline import bubble_fraction
 from telechat.parallel.plan import check_mesh, stage_layers
 from telechat.parallel.stage import build_stage, read_random
 from telechat.training.memory import expected_memory
+from telechat.training.profile import StepProfiler
 from telechat.training.report import Report, SilentReport, duration
 from telechat.training.signals import StopSignal
 from telechat.training.trainer import Trainer
@@ -40,12 +41,13 @@ class TrainingRun:
     Args:
         config (RunConfig): the run.
         resume (bool): go on from the newest checkpoint in ``output_dir``.
+        profile (int): how many steps to profile; None for none.
 
     Raises:
         InputError: data, checkpoint and configuration do not fit together.
     """
 
-    def __init__(self, config, resume=False):
+    def __init__(self, config, resume=False, profile=None):
         if config.train_dataset is None:
             raise InputError("train_dataset is not set; give --train_dataset a directory written by tools/preprocess.py")
         found = list_checkpoints(config.output_dir)
@@ -55,9 +57,11 @@ class TrainingRun:
             raise InputError(f"{config.output_dir} holds checkpoints of an earlier run; "
                              "go on with --resume, or give another output_dir")
         self.mesh = Mesh.create(config.parallel)
-        self.dataset = PackedDataset(config.train_dataset, config.batch_size, seed=config.train.seed)
+        self.dataset = PackedDataset(config.train_dataset, config.batch_size, seed=config.train.seed,
+                                     documents=config.train.document_mask)
         self.config = self._with_total_steps(config)
         self.checkpoint = found[-1] if resume else None
+        self.profiler = None if profile is None else StepProfiler(config.output_dir, profile)
         self.model_config = self._model_config()
         self.kernels = choose_kernels(self.model_config, as_dtype(config.train.dtype), config.train.kernels,
                                       config.train.use_flash_attention)
@@ -76,7 +80,8 @@ class TrainingRun:
         self.evaluation = None
         if self.dataset.info["eval"] is not None:
             self.evaluation = PackedDataset(self.config.train_dataset,
-                                            self.config.batch_size, split="eval")
+                                            self.config.batch_size, split="eval",
+                                            documents=self.config.train.document_mask)
 
     def _check_mesh(self):
         config, mesh = self.config, self.mesh
@@ -189,11 +194,15 @@ class TrainingRun:
             skipped = 0
             stopping = False
             while trainer.step < config.train.total_steps and not stopping:
-                input_ids, labels = next(batches)
+                batch = next(batches)
+                if self.profiler:
+                    self.profiler.begin_step()
                 begin = time.perf_counter()
-                result = trainer.train_step(input_ids, labels)
-                tokens = input_ids.shape[0] * (input_ids.shape[1] - 1)
+                result = trainer.train_step(*batch)
+                tokens = batch[0].shape[0] * (batch[0].shape[1] - 1)
                 report.step(trainer.step, result, tokens, time.perf_counter() - begin)
+                if self.profiler:
+                    self._say_lines(self.profiler.end_step())
                 skipped = skipped + 1 if result.skipped else 0
                 if skipped >= config.max_skipped_steps:
                     raise Diverged(f"stopped at step {trainer.step}: {skipped} steps in a row had a loss or gradient "
@@ -210,6 +219,8 @@ class TrainingRun:
         finally:
             report.close()
             stop.restore()
+            if self.profiler:
+                self._say_lines(self.profiler.finish())
         finished = trainer.step >= config.train.total_steps
         if finished and path and self.mesh.world.rank == 0:
             _link(path, os.path.join(config.output_dir, "final"))
@@ -220,6 +231,10 @@ class TrainingRun:
     def _say(self, text):
         if self.mesh.world.rank == 0:
             print(text, flush=True)
+
+    def _say_lines(self, lines):
+        if lines:
+            self._say("\n".join(lines))
 
     def _report(self, step):
         if self.mesh.world.rank:

@@ -46,9 +46,10 @@ class StageCompute:
         parallel (ParallelConfig): sequence parallelism, recomputation.
         seed (int): of the dropout masks.
         mask_padding (bool): whether pad tokens on the left of a sequence are hidden from attention.
+        restart_positions (bool): whether positions count from 0 in each document, where there are any.
     """
 
-    def __init__(self, stage, mesh, parallel, seed=0, mask_padding=False):
+    def __init__(self, stage, mesh, parallel, seed=0, mask_padding=False, restart_positions=False):
         self.stage = stage
         self.config = stage.config
         self.kernels = stage.kernels
@@ -56,6 +57,7 @@ class StageCompute:
         self.parallel = parallel
         self.seed = seed
         self.mask_padding = mask_padding
+        self.restart_positions = restart_positions
         self.block_forward = BlockForward(stage.functions)
         self.block_backward = BlockBackward(stage.functions)
         self.embed = embed_for(stage, mesh.tensor, parallel.sequence_parallel)
@@ -65,7 +67,7 @@ class StageCompute:
         self._parts = {}
         self._gradients = None
 
-    def forward(self, part, input_ids, x=None, place=(0, 0), train=True):
+    def forward(self, part, input_ids, x=None, place=(0, 0), train=True, documents=None):
         """Run micro-batch ``part`` through the stage's layers.
 
         Args:
@@ -73,12 +75,13 @@ class StageCompute:
             input_ids (array): int32 (B, S); every stage needs its shape and padding.
             x (Tensor): (rows, H) from the stage before; None in the first.
             place (tuple): step and micro-batch, which decide the dropout masks.
+            documents (array): int (B, S), which document each token belongs to; None: one a sequence.
             train (bool): False: no dropout, and nothing is kept for a backward pass.
 
         Returns:
             Tensor: (rows, H); rows are B·S, or this rank's part of them in sequence parallelism.
         """
-        job = _Part(input_ids, self._tables(input_ids), place)
+        job = _Part(input_ids, self._tables(input_ids, documents), place)
         if self.stage.first:
             x = self.embed(Tensor(input_ids.reshape(-1)), self._embedding_drop(job) if train else None,
                            self.stage.word_embeddings.weight.data)
@@ -150,23 +153,30 @@ class StageCompute:
     def _head_weights(self):
         return self.stage.ln_f.weight.data, self.stage.head_weight.data
 
-    def _tables(self, input_ids):
+    def _tables(self, input_ids, documents=None):
         """Rotary tables and what attention needs to know of a micro-batch; kept while the length stays the same."""
         length = input_ids.shape[1]
         if length not in self._positions:
             self._positions = {length: (*map(self.kernels.rotary_tensor, sequence_tables(self.config, length)),
                                         *self._visible(length))}
         tables = self._positions[length]
+        if documents is not None:
+            # Pads are a document of their own: conversations do not see them.
+            cos, sin = tables[:2]
+            if self.restart_positions:
+                cos, sin = (self.kernels.rotary_tensor(table[0, 0][_positions_within(documents)][:, None])
+                            for table in sequence_tables(self.config, length))
+            return (cos, sin, *self._visible(length, documents=documents))
         if self.mask_padding:
             # Only pads before the first other token: a pad id further on was put there by the data.
             shown = np.cumsum(input_ids != self.config.pad_token_id, axis=1) > 0
             tables = (*tables[:2], *self._visible(length, shown))
         return tables
 
-    def _visible(self, length, padding=None):
+    def _visible(self, length, padding=None, documents=None):
         width = self.config.n_head // self.tensor.size
         heads = slice(self.tensor.rank * width, (self.tensor.rank + 1) * width)
-        return self.kernels.attention_tensors(self.config, length, padding, heads=heads)
+        return self.kernels.attention_tensors(self.config, length, padding, documents, heads)
 
     def _drops(self, job, layer):
         """Dropout masks of a block: attention, and the two outputs added to the residual."""
@@ -215,6 +225,14 @@ class StageCompute:
             rows[:len(chosen)], chunk_labels[:len(chosen)] = chosen, flat[chosen]
             weights[:len(chosen)] = token_weight
             yield Tensor(rows), Tensor(chunk_labels), Tensor(weights)
+
+
+def _positions_within(documents):
+    """The position of each token in its document, 0 first: (B, S)."""
+    places = np.arange(documents.shape[1])
+    starts = np.ones(documents.shape, bool)
+    starts[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    return places - np.maximum.accumulate(np.where(starts, places, 0), axis=1)
 
 
 def _total(losses):

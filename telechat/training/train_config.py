@@ -29,6 +29,8 @@ class TrainConfig:
     max_grad_norm: float = 1.0  # 0: no clipping
     micro_batches: int = 1  # gradient accumulation: a batch is cut into this many
     mask_padding: bool = False  # hide the pad tokens on the left from attention; the official recipe does not
+    document_mask: bool = False  # keep packed conversations apart; the official recipe has one causal sequence
+    restart_positions: bool = False  # with document_mask: positions count from 0 in each conversation
     seed: int = 0
     dtype: str = "float32"  # of the working weights; master weights and moments are float32
     loss_scale: float = 65536.0  # the first one, in float16 only
@@ -46,8 +48,11 @@ class TrainConfig:
             raise InputError(f'kernels must be "ascend" or "portable", not {self.kernels!r}')
         if self.use_flash_attention not in (None, True, False):
             raise InputError(f"use_flash_attention must be true or false, not {self.use_flash_attention!r}")
-        if not isinstance(self.mask_padding, bool):
-            raise InputError(f"mask_padding must be true or false, not {self.mask_padding!r}")
+        for name in ("mask_padding", "document_mask", "restart_positions"):
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"{name} must be true or false, not {getattr(self, name)!r}")
+        if self.restart_positions and not self.document_mask:
+            raise InputError("restart_positions goes with document_mask; set that to true as well")
         if self.warmup_steps is not None and self.warmup_ratio is not None:
             raise InputError("give warmup_steps or warmup_ratio, not both")
         self._number("loss_scale", 1, LARGEST)

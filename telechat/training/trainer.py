@@ -68,16 +68,19 @@ class Trainer:
         model.kernels.require_device()
         self.stage = model if isinstance(model, Stage) else Stage.of_model(model)
         self.parallel = parallel or ParallelConfig()
-        self.compute = StageCompute(self.stage, self.mesh, self.parallel, config.seed, config.mask_padding)
+        self.compute = StageCompute(self.stage, self.mesh, self.parallel, config.seed, config.mask_padding,
+                                    config.restart_positions)
         self.optimizer = AdamW(self.stage, config, self.mesh.data, self.parallel.shard_optimizer)
 
-    def train_step(self, input_ids, labels):
+    def train_step(self, input_ids, labels, documents=None):
         """One step on one batch, cut into ``micro_batches`` on each data-parallel rank.
 
         Args:
             input_ids (array or Tensor): int32 (B, S), the whole batch on every process.
             labels (array or Tensor): int32 (B, S), equal to input_ids where the loss counts, else
                 -100; position t is predicted from the tokens before it.
+            documents (array): int (B, S), which conversation each token belongs to, equal numbers side by
+                side; None: every token sees all before it.
 
         Returns:
             StepResult, the same on every process.
@@ -86,12 +89,13 @@ class Trainer:
             InputError: shapes differ, B does not divide, or an id is out of range.
         """
         inputs, targets = self._shift(input_ids, labels)
+        documents = self._own_documents(documents, inputs)
         inputs, targets, tokens = *self._own_parts(inputs, targets), int((targets >= 0).sum())
         # Every micro-batch divides by the whole batch's count, so that cutting changes nothing.
         weight = 1.0 / max(tokens, 1)
         overflows = 0
         while True:
-            loss, norm, gradients, scale = self._gradients(inputs, targets, weight)
+            loss, norm, gradients, scale = self._gradients(inputs, targets, documents, weight)
             # The same batch again with a smaller scale, so that an overflow loses no data.
             if math.isfinite(norm) or not math.isfinite(loss) or self.loss_scale is None:
                 break
@@ -107,11 +111,12 @@ class Trainer:
         self.step += 1
         return StepResult(loss, norm, rate, tokens, not finite, None if self.loss_scale is None else scale, overflows)
 
-    def _gradients(self, inputs, targets, weight):
+    def _gradients(self, inputs, targets, documents, weight):
         """Loss, norm, gradients times the loss scale, and that scale."""
         scale = 1.0 if self.loss_scale is None else self.loss_scale.value
         data = self.mesh.data
-        parts = [(ids, (self.step, part * data.size + data.rank)) for part, ids in enumerate(inputs)]
+        parts = [(ids, (self.step, part * data.size + data.rank), numbers)
+                 for part, (ids, numbers) in enumerate(zip(inputs, documents))]
         loss = run_schedule(self.compute, self.mesh.pipeline, parts, self._rows(inputs[0]),
                             self.stage.config.hidden_size,
                             lambda part: self.compute.loss_and_gradient(part, targets[part], weight * scale))
@@ -121,41 +126,53 @@ class Trainer:
         return loss / scale, math.sqrt(square) / scale, gradients, scale
 
     def evaluate(self, batches):
-        """Mean loss over the counted tokens of ``batches``, pairs as in `train_step`; no dropout."""
+        """Mean loss over the counted tokens of ``batches``, each the arguments of `train_step`; no dropout."""
         total, tokens = 0.0, 0
-        for input_ids, labels in batches:
+        for input_ids, labels, *documents in batches:
             inputs, targets = self._shift(input_ids, labels)
             tokens += int((targets >= 0).sum())
-            for ids, wanted in zip(*self._own_parts(inputs, targets)):
-                total += self._evaluate(ids, wanted)
+            documents = self._own_documents(documents[0] if documents else None, inputs)
+            for ids, wanted, numbers in zip(*self._own_parts(inputs, targets), documents):
+                total += self._evaluate(ids, wanted, numbers)
         if not tokens:
             raise InputError("the evaluation data holds no token that counts")
         return self._sum_over_world(total if self.mesh.tensor.rank == 0 else 0.0)[0] / tokens
 
-    def _evaluate(self, ids, wanted):
+    def _evaluate(self, ids, wanted, documents):
         pipeline, x = self.mesh.pipeline, None
         shape = (self._rows(ids), self.stage.config.hidden_size)
         if pipeline.rank > 0:
             x = receive(shape, self.stage.compute_dtype, pipeline.rank - 1, pipeline)
-        x = self.compute.forward("evaluation", ids, x, train=False)
+        x = self.compute.forward("evaluation", ids, x, train=False, documents=documents)
         if pipeline.rank == pipeline.size - 1:
             return self.compute.loss("evaluation", wanted, 1.0)
         send(x, pipeline.rank + 1, pipeline).wait()
         return 0.0
 
-    def _own_parts(self, inputs, targets):
-        """This data-parallel rank's micro-batches."""
+    def _own_parts(self, *arrays):
+        """This data-parallel rank's micro-batches of each array."""
+        inputs = arrays[0]
         data, parts = self.mesh.data, self.config.micro_batches
         if len(inputs) % (data.size * parts):
             ranks = f" on each of {data.size} data-parallel ranks" if data.size > 1 else ""
             raise InputError(f"a batch of {len(inputs)} rows cannot be cut into micro_batches {parts}{ranks}; "
                              f"make it a multiple of {data.size * parts}")
-        own = [np.split(array, data.size)[data.rank] for array in (inputs, targets)]
+        own = [np.split(array, data.size)[data.rank] for array in arrays]
         if self.parallel.sequence_parallel and self._size(own[0]) // parts % self.mesh.tensor.size:
             raise InputError(f"a micro-batch of {self._size(own[0]) // parts} tokens cannot be cut over "
                              f"{self.mesh.tensor.size} tensor-parallel ranks; turn parallel.sequence_parallel off "
                              "or change batch_size or the sequence length")
         return [np.split(array, parts) for array in own]
+
+    def _own_documents(self, documents, inputs):
+        """This data-parallel rank's micro-batches of documents for shifted ``inputs``; a list of None for None."""
+        if documents is None:
+            return [None] * self.config.micro_batches
+        documents = documents.asnumpy() if isinstance(documents, ms.Tensor) else np.asarray(documents)
+        if documents.shape != (inputs.shape[0], inputs.shape[1] + 1):
+            raise InputError(f"documents have shape {documents.shape}, input_ids {(len(inputs), inputs.shape[1] + 1)}: "
+                             "they must agree")
+        return self._own_parts(documents[:, :-1])[0]
 
     @staticmethod
     def _size(array):

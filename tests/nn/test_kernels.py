@@ -1,11 +1,15 @@
 """Each kernel, forward and backward, against torch."""
 
+import mindspore as ms
 import numpy as np
 import pytest
 import torch
 from mindspore import Tensor, ops
 
+from telechat import InputError
+from telechat.nn import kernels as seam
 from telechat.nn import portable_kernels as kernels
+from tests.test_model import small_config
 
 RANDOM = np.random.default_rng(7)
 
@@ -90,3 +94,47 @@ def test_token_cross_entropy():
     losses, gradient = kernels.token_cross_entropy(Tensor(logits), Tensor(labels), Tensor(weights))
     assert losses.asnumpy().sum() == pytest.approx(expected.item(), rel=1e-6)
     assert np.abs(gradient.asnumpy() - theirs.grad.numpy()).max() < 1e-6
+
+
+def test_the_device_chooses(monkeypatch):
+    config = small_config(hidden_size=64)
+    here = seam.choose_kernels(config, ms.bfloat16)
+    assert (here.fused, here.flash, here.paged, here.dtype) == (False, False, False, ms.float32)
+    monkeypatch.setattr(seam, "on_cpu", lambda: False)
+    there = seam.choose_kernels(config, ms.bfloat16)
+    assert (there.fused, there.flash, there.paged, there.dtype) == (True, True, True, ms.bfloat16)
+    forced = seam.choose_kernels(config, ms.bfloat16, "portable")
+    assert (forced.fused, forced.flash, forced.paged, forced.dtype) == (False, False, False, ms.bfloat16)
+    without = seam.choose_kernels(config, ms.bfloat16, use_flash_attention=False)
+    assert (without.fused, without.flash, without.paged) == (True, False, True)
+
+
+@pytest.mark.parametrize("fields, dtype, flash, words", [
+    (dict(hidden_size=96), ms.bfloat16, False, "multiple of 16"),
+    (dict(hidden_size=64), ms.float32, False, "float16 and bfloat16"),
+    (dict(hidden_size=64, position_embedding="alibi"), ms.bfloat16, True, "PagedAttention takes no ALiBi"),
+])
+def test_what_a_fused_operation_cannot_serve_is_said_once(monkeypatch, capsys, fields, dtype, flash, words):
+    monkeypatch.setattr(seam, "_said", set())
+    for _ in range(2):
+        chosen = seam.choose_kernels(small_config(**fields), dtype, "ascend")
+        assert (chosen.fused, chosen.flash, chosen.paged) == (True, flash, False)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == len(set(lines)) and any(words in line for line in lines)
+    if not flash:
+        with pytest.raises(InputError, match=f"use_flash_attention.*{words}"):
+            seam.choose_kernels(small_config(**fields), dtype, "ascend", use_flash_attention=True)
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (("gpu",), "kernels"), ((None, "yes"), "use_flash_attention"), ((None, True), "a CPU has no such kernel"),
+    (("portable", True), "use_flash_attention"),
+])
+def test_wrong_choices_are_refused(arguments, words):
+    with pytest.raises(InputError, match=words):
+        seam.choose_kernels(small_config(), ms.float32, *arguments)
+
+
+def test_ascend_kernels_do_not_run_on_a_cpu():
+    with pytest.raises(InputError, match="cannot run on a CPU"):
+        seam.choose_kernels(small_config(hidden_size=64), ms.bfloat16, "ascend").require_device()

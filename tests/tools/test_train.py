@@ -210,3 +210,28 @@ def test_truncated_checkpoint_and_other_architecture_are_refused(reference, data
     (damaged / "model.safetensors").write_bytes(content)
     assert_refused(tool("train.py", *arguments(dataset, tmp_path / "run", *run)), "word_embeddings.weight", "1664")
     assert not (tmp_path / "run").exists()
+
+
+def test_profile_and_loss_scale(dataset, tool, tmp_path):
+    """Two profiled steps of a float16 run: a table of operations, and the loss scale in line and metrics."""
+    output = tmp_path / "run"
+    result = tool("train.py", *arguments(dataset, output, "total_steps=5", "save_steps=0", "dtype=float16",
+                                         "loss_scale=512", "--profile", "2"))
+    assert result.returncode == 0, result.stderr
+    assert f"profile     2 steps in {output / 'profile'}" in result.stdout
+    table = result.stdout.split("operation                   calls")[1].splitlines()[1:]
+    names = [line.split()[0] for line in table if line.startswith(" " * 12)]
+    assert "MatMul" in names and len(names) > 5
+    assert list((output / "profile").rglob("cpu_op_type_info_*.csv"))
+    assert "scale 512" in result.stdout
+    assert [record["loss_scale"] for record in metrics(output) if "loss" in record] == [512.0] * 5
+
+
+@pytest.mark.parametrize("override, words", [
+    (["use_flash_attention=true"], ["use_flash_attention", "CPU"]), (["kernels=ascend"], ["kernels", "CPU"]),
+    (["kernels=gpu"], ["kernels", "ascend", "portable"]), (["dtype=int8"], ["dtype", "bfloat16"]),
+    (["loss_scale=0"], ["loss_scale"]), (["--profile", "0"], ["--profile"]),
+])
+def test_what_the_device_cannot_do_is_refused(dataset, tool, tmp_path, override, words):
+    assert_refused(tool("train.py", *arguments(dataset, tmp_path / "run", *override)), *words)
+    assert not (tmp_path / "run").exists()

@@ -9,6 +9,7 @@ import torch
 
 from telechat import InputError, TrainConfig, Trainer, TeleChat
 from telechat.nn.dropout import dropout_mask
+from telechat.training.step import _positions_within
 from tests.test_model import as_torch, small_config
 from tests.torch_reference import TorchTeleChat, torch_adamw
 
@@ -37,6 +38,48 @@ def test_bfloat16_trace(reference):
         result = trainer.train_step(golden["train_input_ids"][step], golden["train_labels"][step])
         assert result.loss == pytest.approx(golden["train_loss"][step], rel=0.02)
     assert {str(parameter.dtype) for parameter in model.get_parameters()} == {"BFloat16"}
+
+
+def test_float16_trace(reference):
+    """Loss scaling changes nothing that counts: losses within 2 % of the float32 ones, no overflow."""
+    golden, model = reference.golden, reference.model()
+    trainer = Trainer(model, dataclasses.replace(RECIPE, dtype="float16", loss_scale=1024.0, loss_scale_window=3))
+    results = [trainer.train_step(golden["train_input_ids"][step], golden["train_labels"][step]) for step in range(8)]
+    for step, result in enumerate(results):
+        assert result.loss == pytest.approx(golden["train_loss"][step], rel=0.02)
+        assert result.grad_norm == pytest.approx(golden["train_grad_norm"][step], rel=0.05)
+    assert [result.loss_scale for result in results] == [1024.0] * 3 + [2048.0] * 3 + [4096.0] * 2, "it grows"
+    assert {str(parameter.dtype) for parameter in model.get_parameters()} == {"Float16"}
+
+
+def test_an_overflow_backs_off_and_loses_no_data():
+    """A scale that float16 gradients cannot hold: the same batch is computed again until they fit."""
+    ids = np.random.default_rng(0).integers(0, 96, (2, 24))
+    trainers = []
+    for scale in (2.0 ** 24, 2.0 ** 8):
+        trainer = Trainer(TeleChat(small_config(initializer_range=0.2)),
+                          dataclasses.replace(RECIPE, dtype="float16", loss_scale=scale))
+        trainers.append((trainer, [trainer.train_step(ids, ids) for _ in range(2)]))
+    (overflowed, first), (calm, second) = trainers
+    assert first[0].overflows > 0 and not first[0].skipped
+    assert first[0].loss_scale == 2.0 ** (24 - first[0].overflows) == overflowed.loss_scale.value
+    assert second[0].overflows == 0 and second[0].loss_scale == 2.0 ** 8
+    assert first[1].overflows == 0, "it starts from the scale that fitted"
+    assert overflowed.optimizer.updates == calm.optimizer.updates == overflowed.step == 2
+    for one, other in zip(first, second):
+        assert one.loss == pytest.approx(other.loss, rel=2e-3)
+        assert one.grad_norm == pytest.approx(other.grad_norm, rel=2e-3)
+
+
+def test_a_loss_that_is_not_finite_is_no_overflow():
+    """It is skipped, as in float32, and the scale stays."""
+    model = TeleChat(small_config())
+    trainer = Trainer(model, dataclasses.replace(RECIPE, dtype="float16"))
+    model.transformer.ln_f.weight.asnumpy()[3] = np.nan
+    ids = np.random.default_rng(0).integers(0, 96, (1, 12))
+    result = trainer.train_step(ids, ids)
+    assert result.skipped and result.overflows == 0 and trainer.loss_scale.value == 2.0 ** 16
+    assert trainer.optimizer.updates == 0
 
 
 def test_uneven_micro_batches_divide_by_the_count_of_the_whole_batch():
@@ -127,6 +170,39 @@ def test_masked_padding_is_as_if_it_were_not_there():
     assert masked.loss == pytest.approx(alone.loss, rel=1e-5)
     assert masked.grad_norm == pytest.approx(alone.grad_norm, rel=1e-4)
     assert abs(seen.loss - alone.loss) > 1e-3
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_packed_conversations_kept_apart_are_as_if_each_were_alone(restart):
+    """Two conversations in one row equal one row each, pads hidden; positions are relative either way."""
+    rng = np.random.default_rng(0)
+    first, second = rng.integers(4, 96, 7), rng.integers(4, 96, 9)
+    packed, alone = np.full((1, 19), 3), np.full((2, 19), 3)
+    packed_labels, alone_labels = np.full((1, 19), -100), np.full((2, 19), -100)
+    packed[0, 3:] = np.concatenate([first, second])
+    packed_labels[0, 4:10], packed_labels[0, 11:] = first[1:], second[1:]
+    documents = np.repeat([0, 1, 2], [3, 7, 9])[None]
+    for row, ids in enumerate((first, second)):
+        alone[row, -len(ids):], alone_labels[row, 1 - len(ids):] = ids, ids[1:]
+
+    def step(*batch, **fields):
+        model = TeleChat(small_config(initializer_range=0.2, rotary_float16=False))
+        trainer = Trainer(model, dataclasses.replace(RECIPE, **fields))
+        evaluation = trainer.evaluate([batch])
+        return trainer.train_step(*batch), evaluation
+
+    expected, expected_evaluation = step(alone, alone_labels, mask_padding=True)
+    kept, evaluation = step(packed, packed_labels, documents, document_mask=True, restart_positions=restart)
+    mixed, _ = step(packed, packed_labels)
+    assert kept.loss == pytest.approx(expected.loss, rel=1e-5)
+    assert kept.grad_norm == pytest.approx(expected.grad_norm, rel=1e-4)
+    assert evaluation == pytest.approx(expected_evaluation, rel=1e-5)
+    assert abs(mixed.loss - expected.loss) > 1e-3
+
+
+def test_positions_restart_in_each_document():
+    assert _positions_within(np.array([[0, 0, 1, 1, 1, 2], [5, 5, 5, 5, 5, 5]])).tolist() == [[0, 1, 0, 1, 2, 0],
+                                                                                             [0, 1, 2, 3, 4, 5]]
 
 
 def test_published_7b_trains_with_dropout(shared):

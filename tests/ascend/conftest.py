@@ -1,0 +1,57 @@
+"""Small models in the three published styles, on Ascend kernels in bfloat16, and tensors to export them with."""
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor
+
+from telechat import TeleChat
+from tests.test_model import small_config
+
+SIZES = dict(hidden_size=64, n_head=4, num_key_value_heads=2, vocab_size=96, ffn_hidden_size=48)
+STYLES = {
+    "7b": dict(tie_word_embeddings=True, rotary_ntk_context=4096, hidden_dropout=0.1, attention_dropout=0.1),
+    "12b": dict(),
+    "52b": dict(use_bias=False, rotary_float16=False, rotary_ntk_scales_theta=True, rotary_ntk_context=4096,
+                input_mult=2.0, output_mult=0.5),
+}
+
+
+def bfloat16(*shape):
+    return Tensor(np.ones(shape, np.float32)).astype(ms.bfloat16)
+
+
+def float32(*shape):
+    return Tensor(np.ones(shape, np.float32))
+
+
+def int32(*shape):
+    return Tensor(np.ones(shape, np.int32))
+
+
+class Parts:
+    """A model of one style, and the arguments of its graphs for ``batch`` sequences of ``length`` tokens."""
+
+    def __init__(self, batch=2, length=16, **fields):
+        self.config = small_config(**{**SIZES, **fields})
+        self.model = TeleChat(self.config, "bfloat16", kernels="ascend")
+        self.kernels = self.model.kernels
+        self.functions = self.model.transformer.h[0].functions
+        self.weights = [None if weight is None else weight.data for weight in self.model.transformer.h[0].weights()]
+        self.rows = batch * length
+        self.tables = self.model.tables(length)
+        keep = np.ones((batch, 4, length, length), np.float32)
+        dropped = self.config.attention_dropout > 0
+        self.drops = (self.kernels.dropout_tensor(keep), float32(self.rows, 64), float32(self.rows, 64)) \
+            if dropped else (None, None, None)
+
+    def kept(self):
+        """What a block's forward pass keeps."""
+        rows = self.rows
+        return [bfloat16(rows, width) for width in (64, 64, 64, 64, 64, 48, 48)]
+
+
+@pytest.fixture(scope="package", params=STYLES)
+def parts(request):
+    """`Parts` of each style."""
+    return Parts(**STYLES[request.param])
