@@ -16,10 +16,14 @@ from telechat.parallel.plan import block_shape, stage_layers, vocabulary_rows
 FLOAT32 = 4
 # An update makes the clipped gradient and three results of AdamW, in float32.
 _UPDATE_COPIES = 4
-# Measured on CPU: what a block's graphs hold at once beyond their inputs and results, as multiples of the
-# attention scores (float32) and of one activation of the feed-forward width and of the attention's.
-_FORWARD_SCORES, _FORWARD_INNER, _FORWARD_HIDDEN = 2, 2, 3
-_BACKWARD_SCORES, _BACKWARD_INNER, _BACKWARD_HIDDEN = 3, 6, 7
+# Fitted to peaks measured on CPU (benchmarks/memory.py): what a block's graphs hold at once beyond their inputs
+# and results, as multiples of the attention scores (float32), of one activation of the feed-forward width and of
+# the attention's; how many float32 copies of lower weights and their gradients; and what is there without a model
+# of any size to speak of.
+_FORWARD_SCORES, _FORWARD_INNER, _FORWARD_HIDDEN = 3, 4, 6
+_BACKWARD_SCORES, _BACKWARD_INNER, _BACKWARD_HIDDEN = 5, 14, 20
+_CASTS = 4
+_CPU_POOL = 80_000_000
 _LOGIT_COPIES = 3  # likewise of the head's graph, as multiples of a chunk of float32 logits
 
 
@@ -172,20 +176,13 @@ def index_tables(model, parallel, workload, stage):
     """Tables that MindSpore's CPU kernels keep for as long as a graph exists; 0 on other devices.
 
     An elementwise kernel that broadcasts keeps the positions of both operands, 8 bytes each, for every
-    element of its result. Counted in the compiled graphs: in a block 12 such kernels in the norms, 6 each
-    for queries and keys in the rotation and 3 at the scores (forward and backward graph together); in the
-    head's graph 4 in the norm and 2 at the logits. A sum of bfloat16 keeps them even without broadcasting.
+    element of its result. The kernels of a block tile small operands instead; the head's graph has 2 such
+    kernels at the logits. A sum of bfloat16 keeps them even without broadcasting.
     """
     if not workload.on_cpu:
         return 0
-    share, tokens = block_shape(model, parallel.tensor), workload.tokens(parallel)
     vocabulary = vocabulary_rows(model, parallel.tensor) if stage == parallel.pipeline - 1 else 0
-    total = 12 * workload.kept_tokens(parallel) * model.hidden_size
-    total += 3 * score_elements(model, parallel, workload)
-    if model.position_embedding == "rotary":
-        total += 6 * tokens * share.head_dim * (share.n_head + share.num_key_value_heads)
-    if vocabulary:
-        total += workload.logit_rows(tokens) * (4 * model.hidden_size + 2 * vocabulary)
+    total = 2 * workload.logit_rows(workload.tokens(parallel)) * vocabulary
     if workload.weight_bytes < FLOAT32:
         many = workload.micro_batches > 1
         total += vocabulary * model.hidden_size * ((workload.chunks(parallel) > 1) + many)
@@ -250,7 +247,7 @@ def stage_memory(model, parallel, workload, stage):
     }
     phase = max(phases, key=phases.get)
     tables = index_tables(model, parallel, workload, stage) + _constants(model, parallel, workload)
-    peak = weights + optimizer + held + tables + phases[phase]
+    peak = weights + optimizer + held + tables + phases[phase] + (_CPU_POOL if workload.on_cpu else 0)
     return Memory(parts.parameters, weights, gradients, optimizer, kept, logits, held,
                   max(backward, update, reduced if parallel.data > 1 else 0), peak, phase)
 
@@ -270,7 +267,7 @@ def _head_bytes(model, parallel, workload):
     calls = 1 if workload.chunks(parallel) == 1 else 4
     gradient = calls * rows * model.hidden_size * workload.weight_bytes
     if workload.activation_bytes > workload.weight_bytes:
-        gradient += 2 * rows * model.hidden_size * workload.activation_bytes  # weight and gradient, cast
+        gradient += _CASTS * rows * model.hidden_size * workload.activation_bytes
     return (gradient + _LOGIT_COPIES * chunk * rows * FLOAT32
             + (calls + parallel.sequence_parallel) * tokens * model.hidden_size * workload.activation_bytes)
 
@@ -280,9 +277,9 @@ def _block_work(model, parallel, workload, parameters):
     share, wide = block_shape(model, parallel.tensor), workload.activation_bytes
     tokens, scores = workload.tokens(parallel), score_elements(model, parallel, workload) * FLOAT32
     inner, heads = (tokens * width * wide for width in (share.ffn_hidden_size, share.n_head * share.head_dim))
-    forward = max(_FORWARD_SCORES * scores + _FORWARD_HIDDEN * heads, _FORWARD_INNER * inner)
-    backward = max(_BACKWARD_SCORES * scores + _BACKWARD_HIDDEN * heads, _BACKWARD_INNER * inner)
-    cast = 2 * parameters * wide if wide > workload.weight_bytes else 0  # weights and gradients
+    forward = _FORWARD_SCORES * scores + _FORWARD_HIDDEN * heads + _FORWARD_INNER * inner
+    backward = _BACKWARD_SCORES * scores + _BACKWARD_HIDDEN * heads + _BACKWARD_INNER * inner
+    cast = _CASTS * parameters * wide if wide > workload.weight_bytes else 0
     return max(forward, backward) + cast + dropout_bytes(model, parallel, workload)
 
 
