@@ -4,7 +4,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test test-16 clean
+.PHONY: demo test test-16 soak clean
 
 .venv/installed: setup.py
 	$(PYTHON) -m venv .venv
@@ -36,6 +36,10 @@ test: .venv/installed-dev
 # The meshes that take too long for every change.
 test-16: .venv/installed-dev
 	$(BIN)/python -m pytest -q -m wide tests
+
+# Ten SIGKILLs at random moments of a run of four processes.
+soak: .venv/installed-dev
+	$(BIN)/python -m pytest -q -s -m soak tests
 
 clean:
 	rm -rf .venv demo build *.egg-info
