@@ -30,8 +30,9 @@ demo: .venv/installed
 	@echo "data demo/data, checkpoint demo/run/final, metrics demo/run/metrics.jsonl, curves demo/loss.png"
 	@echo "chat with it: $(BIN)/python tools/generate.py --load_checkpoint demo/run/final"
 
+# Two files of tests at a time: compiling keeps one core busy.
 test: .venv/installed-dev
-	$(BIN)/python -m pytest -q tests
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests
 
 # The meshes that take too long for every change.
 test-16: .venv/installed-dev

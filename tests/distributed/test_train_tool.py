@@ -33,10 +33,10 @@ def dataset(tmp_path_factory):
     return preprocess(tmp_path_factory.mktemp("data") / "dataset", 160)
 
 
-def preprocess(path, max_length):
+def preprocess(path, max_length, seed=0):
     subprocess.run([sys.executable, str(ROOT / "tools/preprocess.py"), "--input_dataset_file",
                     str(SAMPLES / "conversations.jsonl"), "--output_path", str(path), "--vocab_file_path",
-                    str(SAMPLES / "tokenizer.model"), "--max_length", str(max_length)],
+                    str(SAMPLES / "tokenizer.model"), "--max_length", str(max_length), "--seed", str(seed)],
                    check=True, capture_output=True)
     return path
 
@@ -177,9 +177,10 @@ def refused(job, *words):
 
 @pytest.fixture
 def one_rank(dataset, tmp_path):
-    """one_rank(common arguments, rank 1's other arguments, its other project folder) → `Job`."""
-    def call(common, other=(), project=ROOT):
-        (tmp_path / "other.json").write_text(json.dumps({"arguments": list(map(str, other)), "project": str(project)}))
+    """one_rank(common arguments, rank 1's other arguments, its other project folder, directories of both) → `Job`."""
+    def call(common, other=(), project=ROOT, directories=(".", ".")):
+        (tmp_path / "other.json").write_text(json.dumps({
+            "arguments": list(map(str, other)), "project": str(project), "directories": directories}))
         return run_job(tmp_path, 2, "one_rank.py", tmp_path / "other.json",
                        *arguments(dataset, tmp_path / "run", "total_steps=3", *common), check=False, timeout=DEADLINE)
     return call
@@ -198,9 +199,12 @@ def test_another_code_version(one_rank, tmp_path):
     refused(one_rank([], project=copy), "rank 1", "another code version")
 
 
-def test_another_dataset(one_rank, tmp_path):
-    other = preprocess(tmp_path / "other data", 128)
-    refused(one_rank([], ["--train_dataset", other]), "rank 1", "another")
+def test_another_dataset(one_rank, dataset, tmp_path):
+    """Of the same name, as on another machine that was not brought up to date."""
+    for folder, source in (("here", dataset), ("there", preprocess(tmp_path / "other", 160, seed=1))):
+        (tmp_path / folder).mkdir()
+        shutil.copytree(source, tmp_path / folder / "data")
+    refused(one_rank(["--train_dataset", "data"], directories=("here", "there")), "rank 1", "another dataset")
 
 
 def test_another_batch_size_on_resuming(whole, dataset, tmp_path):

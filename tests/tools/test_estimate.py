@@ -130,4 +130,14 @@ def test_bad_input_is_one_sentence(model_file, tool, change, words):
 
 
 def test_a_model_must_be_given(tool):
-    assert_refused(tool("estimate.py", "--config", CONFIG), "--model_config", "--load_checkpoint")
+    refused = tool("estimate.py", "--config", CONFIG, "published_model=null")
+    assert_refused(refused, "--model_config", "--load_checkpoint")
+
+
+@pytest.mark.parametrize("size", ["7b", "12b", "52b"])
+def test_the_configs_know_their_published_models(size, shared):
+    """Their published_model is what the published config.json says, and as many parameters."""
+    published = TeleChatConfig.from_pretrained(shared / "data" / f"telechat_{size}.config.json")
+    expected = RunConfig.load(ROOT / "configs" / f"finetune_{size}.yaml").published_model
+    assert {name: getattr(published, name) for name in expected} == expected
+    assert parameter_shapes(TeleChatConfig.from_dict(expected)) == parameter_shapes(published)

@@ -1,6 +1,7 @@
 """tools/train.py with something else on rank 1: one_rank.py OTHER.json arguments …
 
-OTHER.json: {"arguments": what rank 1 adds, "project": the folder whose code rank 1 runs}.
+OTHER.json: {"arguments": what rank 1 adds, "project": the folder whose code rank 1 runs, "directories": where
+rank 0 and rank 1 run}.
 """
 
 import json
@@ -11,6 +12,7 @@ import sys
 
 with open(sys.argv.pop(1), encoding="utf-8") as file:
     other = json.load(file)
+os.chdir(other["directories"][os.environ["RANK_ID"] == "1"])
 project = str(pathlib.Path(__file__).resolve().parents[3])
 if os.environ["RANK_ID"] == "1" and os.environ["MS_ROLE"] == "MS_WORKER":
     sys.argv += other["arguments"]
