@@ -4,7 +4,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test test-16 clean
+.PHONY: demo test test-16 soak clean
 
 .venv/installed: setup.py
 	$(PYTHON) -m venv .venv
@@ -30,12 +30,17 @@ demo: .venv/installed
 	@echo "data demo/data, checkpoint demo/run/final, metrics demo/run/metrics.jsonl, curves demo/loss.png"
 	@echo "chat with it: $(BIN)/python tools/generate.py --load_checkpoint demo/run/final"
 
+# Two files of tests at a time: compiling keeps one core busy.
 test: .venv/installed-dev
-	$(BIN)/python -m pytest -q tests
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests
 
 # The meshes that take too long for every change.
 test-16: .venv/installed-dev
 	$(BIN)/python -m pytest -q -m wide tests
+
+# Ten SIGKILLs at random moments of a run of four processes.
+soak: .venv/installed-dev
+	$(BIN)/python -m pytest -q -s -m soak tests
 
 clean:
 	rm -rf .venv demo build *.egg-info

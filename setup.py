@@ -31,5 +31,5 @@ setup(
         "tqdm>=4.60,<5",
         "matplotlib>=3.7,<4",  # the curves in loss.png
     ],
-    extras_require={"convert": torch, "dev": ["torch==2.13.0", "pytest>=7", "scipy>=1.9"]},
+    extras_require={"convert": torch, "dev": ["torch==2.13.0", "pytest>=7", "pytest-xdist>=3", "psutil>=5", "scipy>=1.9"]},
 )

@@ -29,6 +29,7 @@ def main():
 
     from telechat.generation.generator import Generator
     from telechat.generation.session import ChatSession, sampling_params
+    from telechat.parallel.agreement import together
     from telechat.parallel.mesh import Mesh
     from telechat.parallel.parallel_config import ParallelConfig, process_count
 
@@ -36,7 +37,7 @@ def main():
     parallel = ParallelConfig(tensor=process_count())
     mesh = Mesh.create(parallel)
     terminal = Terminal(mesh.world)
-    model = load(arguments.load_checkpoint, arguments.dtype, mesh, parallel)
+    model = together(lambda: load(arguments.load_checkpoint, arguments.dtype, mesh, parallel), mesh.world)
     batch_size = arguments.batch_size if arguments.independent else 1
     generator = Generator(model, arguments.max_length or settings.max_length, batch_size)
     seed = terminal.share(arguments.seed if arguments.seed is not None else secrets.randbits(32))

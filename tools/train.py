@@ -28,7 +28,10 @@ def main():
     from telechat.training.run import Diverged, TrainingRun
     training = TrainingRun(config, resume=arguments.resume, profile=arguments.profile)
     lead = training.mesh.world.rank == 0
-    print("\n".join(training.describe()) if lead else training.mesh.describe(), flush=True)
+    if training.mesh.world.size > 1:
+        print(training.mesh.describe(), flush=True)
+    if lead:
+        print("\n".join(training.describe()), flush=True)
     try:
         path, finished = training.run()
     except Diverged as error:
