@@ -1,4 +1,4 @@
-"""Kernels a layer and compile times of the Ascend graphs, on a machine without a card: python benchmarks/ascend_graphs.py
+"""Kernels a layer and compile times of the Ascend graphs, without a card: python benchmarks/ascend_graphs.py
 
 Everything is compiled by MindSpore's front end alone, at small widths, in bfloat16.
 """
