@@ -20,7 +20,8 @@ PACKAGES = ("mindspore", "numpy", "safetensors", "sentencepiece", "tokenizers")
 
 def main():
     parser = ArgumentParser(description="Versions, device, kernels, a self-test of their numbers, and a verdict.")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: bfloat16, float32 on a CPU")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"),
+                        help="default: bfloat16, on a CPU float32")
     parser.add_argument("--kernels", choices=("ascend", "portable"), help="default: what the device has")
     arguments = parser.parse_args()
 

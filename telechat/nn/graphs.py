@@ -23,7 +23,8 @@ class BlockForward(nn.Cell):
 
     @ms.jit
     def construct(self, x, cos, sin, mask, shift, documents, drop_attention, drop_dense, drop_down, *weights):
-        return self.functions.forward(x, cos, sin, (mask, shift, documents), (drop_attention, drop_dense, drop_down), weights)
+        return self.functions.forward(x, cos, sin, (mask, shift, documents), (drop_attention, drop_dense, drop_down),
+                                      weights)
 
 
 class BlockBackward(nn.Cell):

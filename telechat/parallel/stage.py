@@ -1,6 +1,5 @@
 """Stage: the layers and the parts of their weights that one process holds."""
 
-import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor
 

@@ -82,8 +82,8 @@ class AdamW:
         self.updates += 1
         config = self.config
         clip = min(1.0, config.max_grad_norm / (norm + 1e-6)) if config.max_grad_norm else 1.0
-        scalars = [Tensor(clip / scale, ms.float32), *self._kernels.adamw_scalars(self.updates, rate, config.betas, config.eps,
-                                                                        config.weight_decay)]
+        scalars = [Tensor(clip / scale, ms.float32),
+                   *self._kernels.adamw_scalars(self.updates, rate, config.betas, config.eps, config.weight_decay)]
         done = [self._update(*scalars, *masters, *first, *second, *grads)
                 for masters, first, second, grads in zip(self.masters, self.first, self.second, gradients) if masters]
         # A later read of a parameter must see the update: wait for every group.

@@ -49,7 +49,8 @@ class Report:
         outcome = f"loss {result.loss:.4f}" if not result.skipped else f"loss {result.loss:.4g} not finite: skipped"
         scale = ""
         if result.loss_scale is not None:
-            scale = f"scale {result.loss_scale:g} " + (f"after {result.overflows} overflows " if result.overflows else "")
+            overflows = f"after {result.overflows} overflows " if result.overflows else ""
+            scale = f"scale {result.loss_scale:g} {overflows}"
         print(f"step {number:{width}d}/{self.total_steps} {outcome} lr {result.learning_rate:.2e} "
               f"grad {result.grad_norm:.3g} {scale}{tokens / seconds:.0f} tok/s {seconds * 1e3:.0f} ms left {left}",
               flush=True)

@@ -59,7 +59,8 @@ class Graph:
                    for tensor in _tensors(attribute)]
         values = [_plain(constants[name]) if name in constants else None for name in node.input]
         attributes = {attribute.name: _plain(attribute) for attribute in primitive.attribute}
-        self.operations.append(Operation(primitive.op_type, list(node.input), values, outputs, node.output[0], attributes))
+        self.operations.append(Operation(primitive.op_type, list(node.input), values, outputs, node.output[0],
+                                         attributes))
         if len(outputs) == 1:
             self.types[node.output[0]] = outputs[0]
 

@@ -150,7 +150,7 @@ def test_portable_attention_on_ascend():
 
     model = TeleChat(small_config(**SIZES), "bfloat16", kernels="ascend", use_flash_attention=False)
     weights = [None if weight is None else weight.data for weight in model.transformer.h[0].weights()]
-    graph = export(BlockForward(model.transformer.h[0].functions), bfloat16(16, 64), *model.tables(16), None, None, None,
-                   *weights)
+    block = BlockForward(model.transformer.h[0].functions)
+    graph = export(block, bfloat16(16, 64), *model.tables(16), None, None, None, *weights)
     assert "FlashAttentionScore" not in graph.counts()
     assert graph.counts()["RmsNorm"] == 2 and graph.counts()["Softmax"] == 1

@@ -3,7 +3,7 @@
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Tensor, ops
+from mindspore import ops
 
 from telechat import InputError
 from telechat.nn import flash_attention as flash
@@ -29,7 +29,8 @@ WRONG = {
               dict(query=zeros(2, 8, 4, 24), key=zeros(2, 8, 2, 24), value=zeros(2, 8, 2, 24)),
               dict(query=zeros(2, 8, 4, 528), key=zeros(2, 8, 2, 528), value=zeros(2, 8, 2, 528))],
     "key": [dict(key=zeros(2, 8, 2, 16, dtype=ms.bfloat16)), dict(key=zeros(2, 8, 3, 16), value=zeros(2, 8, 3, 16)),
-            dict(key=zeros(1, 8, 2, 16), value=zeros(1, 8, 2, 16)), dict(key=zeros(2, 8, 2, 32), value=zeros(2, 8, 2, 32))],
+            dict(key=zeros(1, 8, 2, 16), value=zeros(1, 8, 2, 16)),
+            dict(key=zeros(2, 8, 2, 32), value=zeros(2, 8, 2, 32))],
     "value": [dict(value=zeros(2, 8, 2, 16, dtype=ms.float32)), dict(value=zeros(2, 9, 2, 16))],
     "sparse_mode": [dict(sparse_mode=9), dict(sparse_mode=0, layout="TND", query=zeros(16, 4, 16),
                                               key=zeros(16, 2, 16), value=zeros(16, 2, 16), ends=(16,))],

@@ -11,6 +11,7 @@ from telechat import InputError, TrainConfig, Trainer, TeleChat
 from telechat.nn.dropout import dropout_mask
 from telechat.parallel.parallel_config import ParallelConfig
 from telechat.training.step import _positions_within
+from telechat.training.training_state import restore, save_training_checkpoint
 from tests.test_model import as_torch, small_config
 from tests.torch_reference import TorchTeleChat, torch_adamw
 
@@ -255,3 +256,11 @@ def test_wrong_batches_are_refused(ids, labels, words):
     with pytest.raises(InputError, match=words):
         trainer.train_step(ids, labels)
     assert trainer.step == 0
+
+
+def test_the_loss_scale_is_saved_and_restored(tmp_path):
+    config = dataclasses.replace(RECIPE, dtype="float16")
+    trainer, resumed = (Trainer(TeleChat(small_config()), config) for _ in range(2))
+    trainer.loss_scale.value, trainer.loss_scale.good_steps = 32.0, 7
+    restore(save_training_checkpoint(str(tmp_path), trainer, {}), resumed, {})
+    assert (resumed.loss_scale.value, resumed.loss_scale.good_steps) == (32.0, 7)

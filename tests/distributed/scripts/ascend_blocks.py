@@ -49,12 +49,12 @@ for name, sequence_parallel in (("tensor", False), ("sequence", True)):
     cos = ones(1, 1, ROWS // 2, 16)
     tables = (cos, cos, *stage.kernels.attention_tensors(config, ROWS // 2, heads=slice(0, 2)))
     forward = export(BlockForward(functions), ones(own, HIDDEN), *tables, None, None, None, *weights)
-    kept = (ones(own, HIDDEN), ones(ROWS, 32), ones(ROWS, 32), ones(ROWS, 32), ones(own, HIDDEN), ones(ROWS, INNER // 2),
-            ones(ROWS, INNER // 2))
+    kept = (ones(own, HIDDEN), ones(ROWS, 32), ones(ROWS, 32), ones(ROWS, 32), ones(own, HIDDEN),
+            ones(ROWS, INNER // 2), ones(ROWS, INNER // 2))
     backward = export(BlockBackward(functions), ones(own, HIDDEN), *kept, *tables, None, None, None, *weights)
     results[name] = {
         "forward": collectives_of(forward), "backward": collectives_of(backward),
         "heads": [forward.named("FlashAttentionScore")[0].constants[10],
                   backward.named("FlashAttentionScoreGrad")[0].constants[-8]],
-        "recomputed": [backward.counts().get(operation, 0) for operation in ("FlashAttentionScore", "RmsNorm", "Swiglu")]}
+        "recomputed": [backward.counts().get(name, 0) for name in ("FlashAttentionScore", "RmsNorm", "Swiglu")]}
 (pathlib.Path(sys.argv[1]) / f"rank_{mesh.rank}.json").write_text(json.dumps(results))

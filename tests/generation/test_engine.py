@@ -1,0 +1,27 @@
+"""How many graphs decoding compiles: as many for a deep model as for one of a few layers."""
+
+import pytest
+
+from telechat import TeleChat
+from telechat.generation.engine import BLOCK_TENSORS, Engine
+from telechat.nn.kernels import Kernels
+from tests.test_model import small_config
+
+
+@pytest.mark.parametrize("layers, paged, calls", [
+    (8, False, []), (8, True, [8]), (2, True, [2]), (19, False, [8, 8, 3]), (19, True, [8, 8, 3]),
+])
+def test_calls_of_a_step(monkeypatch, layers, paged, calls):
+    """No call: the whole model in one graph. A graph is compiled for each number of layers that a call has."""
+    monkeypatch.setattr(Kernels, "require_device", lambda kernels: None)
+    model = TeleChat(small_config(n_layer=layers))
+    model.set_kernels(Kernels(paged=paged))
+    engine = Engine(model, 64)
+    engine.reserve(1, 64)
+    assert [len(tensors) / BLOCK_TENSORS for tensors in engine._groups] == calls
+    caches = [tensor for tensors in engine._groups for first in range(0, len(tensors), BLOCK_TENSORS)
+              for tensor in tensors[first:first + 4]]
+    if calls:
+        # Each cache once to be written and once to be read, in the order of the layers.
+        expected = [cache for layer in range(layers) for cache in 2 * engine._caches[2 * layer:2 * layer + 2]]
+        assert all(one is other for one, other in zip(caches, expected)) and len(caches) == len(expected)
