@@ -77,9 +77,8 @@ def median(results, name):
 
 def check_close(what, ours, theirs, tolerance):
     """Raise NumbersDiffer unless two equally long lists of numbers agree within a relative tolerance."""
-    worst = max((abs(a - b) / max(abs(b), 1e-30) for a, b in zip(ours, theirs)), default=0.0)
-    if len(ours) != len(theirs) or not worst <= tolerance:
-        raise NumbersDiffer(f"{what}: {ours} against {theirs}, off by {worst:.2g}")
+    if len(ours) != len(theirs) or not all(abs(a - b) <= tolerance * abs(b) for a, b in zip(ours, theirs)):
+        raise NumbersDiffer(f"{what}: {ours} against {theirs}, not within {tolerance:g}")
 
 
 def check_equal(what, ours, theirs):

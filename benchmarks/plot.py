@@ -31,7 +31,7 @@ def draw_results(sections, file):
     models = sorted(decode.items(), key=lambda item: item[1]["bytes"])
     for side in COLOURS:
         times.loglog([model["bytes"] / 1e9 for _, model in models], [1e3 * model[side] for _, model in models],
-                     "k--" if side == "limit" else "o-", color=COLOURS[side],
+                     linestyle="--" if side == "limit" else "-", marker="o", color=COLOURS[side],
                      label="reading the weights once" if side == "limit" else side)
     for size, model in models:
         times.annotate(size, (model["bytes"] / 1e9, 1e3 * model["limit"]), xytext=(4, -10), textcoords="offset points")
