@@ -7,6 +7,7 @@ A quick run measures little and prints its tables; nothing is rewritten.
 """
 
 import datetime
+import importlib.util
 import json
 import os
 import pathlib
@@ -20,6 +21,7 @@ from benchmarks import (compiling, decoding, growth, large, leaks, plot, preproc
 from benchmarks.measure import ROOT, ChildFailed, NumbersDiffer
 from benchmarks.workspace import Workspace
 from telechat.cli import ArgumentParser, run
+from telechat.errors import InputError
 
 SUBJECTS = {"train": training, "compile": compiling, "decode": decoding, "prefill": prefill, "large": large,
             "preprocess": preprocessing, "growth": growth, "leaks": leaks}
@@ -62,6 +64,9 @@ def main():
     parser.add_argument("--quick", action="store_true", help="small and short; prints, rewrites nothing")
     parser.add_argument("--scratch", help="where to make a temporary folder for weights, 6 GB; default: the system's")
     args = parser.parse_args()
+    if importlib.util.find_spec("torch") is None:
+        raise InputError("torch is not installed, and is what the library is measured against; "
+                         "pip install -e '.[dev]' brings it")
     results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     failed = []
     with tempfile.TemporaryDirectory(dir=args.scratch) as folder:

@@ -54,7 +54,7 @@ def _compilations():
 
 def run(workspace):
     """`Section`."""
-    steps, tokens = (60, 600) if workspace.quick else (STEPS, TOKENS)
+    steps, tokens = (40, 200) if workspace.quick else (STEPS, TOKENS)
     files = [workspace.batches("S", 1, length, count=4)[0] for length in LENGTHS]
     runs = {
         "training": ("training steps", measure.run_child(

@@ -58,6 +58,9 @@ def draw_growth(section, file):
         for side, pairs in sides.items():
             axis.loglog([size for size, _ in pairs], [value / 1e6 if memory else value for _, value in pairs], "o-",
                         color=COLOURS[side], label=side)
+        sizes = sorted({size for pairs in sides.values() for size, _ in pairs})
+        axis.set_xticks(sizes, [f"{size:,}" for size in sizes])
+        axis.set_xticks([], minor=True)
         axis.set_title(name, fontsize=8)
         axis.set_ylabel("MB" if memory else "s", fontsize=7)
         axis.tick_params(labelsize=6, which="both")

@@ -83,7 +83,7 @@ def run(workspace):
     times, memory, notes = [], [], []
     for size, rows, length in CASES[:1] if workspace.quick else CASES:
         batches, share = workspace.batches(size, rows, length, count=4)
-        keywords = dict(weights=workspace.weights(size), batches=batches, steps=3 if workspace.quick else 8)
+        keywords = dict(weights=workspace.weights(size), batches=batches, steps=2 if workspace.quick else 8)
         results = measure.side_by_side("training", ["ours", "official", "best"], keywords, workspace.rounds)
         what = f"{size}, {rows} × {length:,}"
         check(what, results)

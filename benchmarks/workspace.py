@@ -125,7 +125,7 @@ def write_batches(rows, length, count, vocabulary, file):
     encoded = list(encode_conversations(tokenizer, chat_format, selection.conversations, workers=1))
     packs = []
     while len(packs) < rows * count:  # over and over, where there is little text
-        packs += list(Packing(encoded, selection.train, length, chat_format.pad, overlong="truncate"))
+        packs += list(Packing(encoded, selection.train, length, chat_format.pad))
     input_ids, labels = (np.stack(column[:rows * count]) for column in zip(*packs))
     input_ids, labels = input_ids % vocabulary, np.where(labels < 0, labels, labels % vocabulary)
     shape = (count, rows, length + 1)
