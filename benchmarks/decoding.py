@@ -88,7 +88,8 @@ def run(workspace):
         keywords = dict(weights=workspace.weights(size), prompts=prompts(size, batch, PROMPT),
                         new_tokens=16 if workspace.quick else NEW, calls=1 if workspace.quick else 3)
         results, bandwidth = compare(size, keywords, workspace.rounds)
-        floor = weight_bytes(size, read_in_decoding=True) / bandwidth
+        read = weight_bytes(size, read_in_decoding=True)
+        floor = read / bandwidth
         goals = {}
         if size == "S":
             goals = dict(goal_official=0.15, goal_best=0.65, limit=2e3 * floor,
@@ -99,10 +100,9 @@ def run(workspace):
                           **{side: 1e3 * seconds for side, seconds in medians["token"].items()}))
         if batch == 1:
             goals = dict(goal_official=0.15, goal_best=0.70) if size == "S" else {}
-            whole.append(Row(f"whole generate call, {size}, prompt {PROMPT} + {keywords['new_tokens']} new", "s", **goals,
-                             **medians["call"]))
-            points[size] = {**{side: seconds for side, seconds in medians["token"].items()}, "limit": floor,
-                            "bytes": weight_bytes(size, read_in_decoding=True)}
+            what = f"whole generate call, {size}, prompt {PROMPT} + {keywords['new_tokens']} new"
+            whole.append(Row(what, "s", **goals, **medians["call"]))
+            points[size] = {**medians["token"], "limit": floor, "bytes": read}
         notes.append(f"{size}, batch {batch}: memory was read at {bandwidth / 1e9:.1f} GB/s in the same run; a token "
-                     f"reads {weight_bytes(size, read_in_decoding=True) / 1e6:.0f} MB of weights.")
+                     f"reads {read / 1e6:.0f} MB of weights.")
     return Section(tokens + whole, notes=notes, points={"decode": points})

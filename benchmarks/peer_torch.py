@@ -289,6 +289,7 @@ def load(grade, config, directory, share_file=False):
         tensors = load_file(os.path.join(directory, name))
         found |= set(tensors)
         model.load_state_dict(tensors, strict=False, assign=share_file)
+        del tensors  # unmaps the file, unless the model shares it
     if found != set(model.state_dict()):
         raise ValueError(f"{directory} does not hold the tensors of this model")
     return model

@@ -6,6 +6,7 @@ import torch
 
 from benchmarks import peer_torch
 from telechat import TeleChatConfig
+from telechat.checkpoint.writer import write_checkpoint
 
 GRADES = pytest.mark.parametrize("grade", ["official", "best"])
 
@@ -61,6 +62,16 @@ def test_tables_stretch_as_the_official_ones(reference):
     for table, key in ((cos, "rope_cos"), (sin, "rope_sin")):
         # One float16 step: the official tables of 7B and 12B are rounded.
         assert np.abs(table[golden["rope_pos"]].numpy() - golden[key]).max() < 1e-3
+
+
+def test_a_checkpoint_in_several_files(reference, tmp_path):
+    model = load("best", reference)
+    config, tensors = model.config, {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    write_checkpoint(tmp_path / "cut", config, tensors.items(), max_shard_bytes=100_000)
+    assert len(list((tmp_path / "cut").glob("*.safetensors"))) > 1
+    for share_file in (False, True):
+        again = peer_torch.load("best", config, tmp_path / "cut", share_file).state_dict()
+        assert all(np.array_equal(again[name].numpy(), tensors[name]) for name in tensors)
 
 
 def test_a_wrong_checkpoint_is_refused(reference):
