@@ -8,7 +8,7 @@ from benchmarks.workspace import prompts
 
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
 BATCHES = (1, 2, 4, 8, 16)
-# The official code keeps every layer's scores of a training step: beyond this they do not fit.
+# The official code holds several tensors of scores at once in training: 2.1 GB each at 8,192 tokens and 8 heads.
 LONGEST_OFFICIAL_TRAINING = 4096
 TOLERANCE = 0.05  # by how much an exponent of ours may be above one of theirs, as measured ones scatter
 
@@ -68,6 +68,13 @@ def exponent(sizes, values):
     return float(np.polyfit(np.log(sizes), np.log(values), 1)[0]) if len(sizes) > 1 else None
 
 
+def grows_faster(ours, theirs):
+    """Whether ours has the larger exponent, over the sizes that both were measured at; lists of (size, value)."""
+    common = {size for size, _ in theirs}
+    slope = exponent(*zip(*(pair for pair in ours if pair[0] in common)))
+    return slope > exponent(*zip(*theirs)) + TOLERANCE
+
+
 def run(workspace):
     """All series; `Section`."""
     lines, tables, points = [], [], {}
@@ -80,7 +87,7 @@ def run(workspace):
                       for side in sides}
             slopes = {side: exponent(*zip(*pairs)) for side, pairs in values.items()}
             last = {side: exponent(*zip(*pairs[-2:])) for side, pairs in values.items()}
-            faster = [side for side in ("official", "best") if slopes["ours"] > slopes[side] + TOLERANCE]
+            faster = [side for side in ("official", "best") if grows_faster(values["ours"], values[side])]
             lines.append([series.what, figure, *(f"{slopes[side]:.2f} ({last[side]:.2f})" for side in sides),
                           "no: faster than " + " and ".join(faster) if faster else "yes"])
             points[f"{series.what}, {figure}"] = values
@@ -92,8 +99,9 @@ def run(workspace):
         "S's width, 2 layers unless they grow; training 1 × 256 unless these grow; new tokens, batch and layers of "
         "generate with a prompt of 32, and 64 new tokens unless these grow; one process a figure.",
         "Memory is the process's peak less what it had before the model was loaded.",
-        f"An exponent counts as larger from {TOLERANCE} on.",
-        f"The official code's training at {LENGTHS[-1]:,} tokens is left out: its scores do not fit into memory."])
+        f"An exponent counts as larger from {TOLERANCE} on, over the sizes that both sides were measured at.",
+        f"The official code's training is measured up to {LONGEST_OFFICIAL_TRAINING:,} tokens: at {LENGTHS[-1]:,} each "
+        "of the several tensors of scores that it holds at once takes 2.1 GB."])
 
 
 def _cell(figures):

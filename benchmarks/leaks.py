@@ -4,7 +4,7 @@ from benchmarks import measure
 from benchmarks.report import Row, Section
 from benchmarks.workspace import SIZES, read_batches
 
-LENGTHS = (96, 128, 192, 256)  # of the training sequences, in turn
+LENGTHS = (256, 320, 384, 512)  # of the training sequences, in turn
 STEPS, TOKENS = 500, 5000
 MAX_LENGTH, LONGEST_PROMPT = 256, 160
 FLAT = 1.02

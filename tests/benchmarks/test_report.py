@@ -56,6 +56,13 @@ def test_exponents():
     assert growth.exponent([1], [3]) is None
 
 
+def test_growth_is_compared_over_the_sizes_of_both():
+    ours = [(1, 1), (2, 2), (4, 4), (8, 64)]
+    assert not growth.grows_faster(ours, [(1, 3), (2, 6), (4, 12)])
+    assert growth.grows_faster(ours, [(1, 3), (2, 6), (4, 12), (8, 24)])
+    assert growth.grows_faster(ours, [(1, 3), (2, 5), (4, 9)])
+
+
 def test_sides_take_turns(monkeypatch):
     calls = []
     monkeypatch.setattr(measure, "run_child", lambda module, function, keywords: calls.append(function) or {"s": 1.0})
