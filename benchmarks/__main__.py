@@ -62,7 +62,7 @@ def main():
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=SUBJECTS, help="measure this alone")
     parser.add_argument("--quick", action="store_true", help="small and short; prints, rewrites nothing")
-    parser.add_argument("--scratch", help="where to make a temporary folder for weights, 6 GB; default: the system's")
+    parser.add_argument("--scratch", help="where to make a temporary folder for weights, 7 GB; default: the system's")
     args = parser.parse_args()
     if importlib.util.find_spec("torch") is None:
         raise InputError("torch is not installed, and is what the library is measured against; "
