@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 import platform
+import signal
 import sys
 import tempfile
 from importlib import metadata
@@ -59,11 +60,13 @@ def publish(results):
 
 
 def main():
-    parser = ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=SUBJECTS, help="measure this alone")
     parser.add_argument("--quick", action="store_true", help="small and short; prints, rewrites nothing")
     parser.add_argument("--scratch", help="where to make a temporary folder for weights, 7 GB; default: the system's")
     args = parser.parse_args()
+    # An exit, so that the measurement under way is ended and the folder removed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if importlib.util.find_spec("torch") is None:
         raise InputError("torch is not installed, and is what the library is measured against; "
                          "pip install -e '.[dev]' brings it")
