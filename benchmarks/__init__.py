@@ -1,0 +1,1 @@
+"""The library measured side by side with plain torch: python -m benchmarks."""
