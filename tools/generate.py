@@ -29,14 +29,11 @@ def main():
 
     from telechat.generation.generator import Generator
     from telechat.generation.session import ChatSession, sampling_params
-    from telechat.parallel.mesh import Mesh
-    from telechat.parallel.parallel_config import ParallelConfig, process_count
+    from telechat.parallel.inference import load_for_inference
 
     # Under msrun every process computes; the first one reads and prints.
-    parallel = ParallelConfig(tensor=process_count())
-    mesh = Mesh.create(parallel)
-    terminal = Terminal(mesh.world)
-    model = load(arguments.load_checkpoint, arguments.dtype, mesh, parallel)
+    model, world = load_for_inference(arguments.load_checkpoint, arguments.dtype)
+    terminal = Terminal(world)
     batch_size = arguments.batch_size if arguments.independent else 1
     generator = Generator(model, arguments.max_length or settings.max_length, batch_size)
     seed = terminal.share(arguments.seed if arguments.seed is not None else secrets.randbits(32))
@@ -55,15 +52,6 @@ def main():
     else:
         chat(terminal, ChatSession(generator, settings, params, honour_leading_marker=False))
     return 0
-
-
-def load(directory, dtype, mesh, parallel):
-    """The model, or this process's part of it."""
-    if mesh.world.size == 1:
-        from telechat.model import TeleChat
-        return TeleChat.from_pretrained(directory, dtype)
-    from telechat.parallel.inference import load_tensor_parallel
-    return load_tensor_parallel(directory, dtype, mesh, parallel)
 
 
 def parse_arguments():

@@ -114,8 +114,9 @@ def distribution(logits, previous_ids, params, prompt_length=0):
     else:
         ids = np.arange(len(logits))
     ids = ids[np.argsort(-logits[ids], kind="stable")]
-    scaled = logits[ids].astype(np.float64) / params.temperature
-    probabilities = np.exp(scaled - scaled[0])
+    with np.errstate(over="ignore"):  # a temperature close to 0 may bring all but the first to -inf
+        scaled = (logits[ids].astype(np.float64) - logits[ids[0]]) / params.temperature
+    probabilities = np.exp(scaled)
     probabilities /= probabilities.sum()
     if params.top_p < 1:
         # A token stays while those before it have not reached top_p; the first always does.

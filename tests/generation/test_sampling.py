@@ -69,6 +69,11 @@ def test_temperature_zero_is_greedy_after_the_penalty():
     assert logits.tolist() == [1.0, 3.0, np.float32(2.9)], "the logits are left alone"
 
 
+def test_a_temperature_close_to_zero_is_greedy_and_not_nan():
+    ids, probabilities = distribution(np.array([1.0, 3.0, 2.9], np.float32), [], SamplingParams(1, temperature=1e-308))
+    assert ids[0] == 1 and probabilities.tolist() == [1.0, 0.0, 0.0]
+
+
 def test_presence_and_frequency_penalties_count_the_answer_alone():
     logits = np.array([1.0, 3.0, 2.0, 0.0], np.float32)
     params = SamplingParams(1, temperature=1.0, presence_penalty=0.5, frequency_penalty=0.25)
