@@ -4,7 +4,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test test-16 clean
+.PHONY: demo test test-16 test-web clean
 
 .venv/installed: setup.py
 	$(PYTHON) -m venv .venv
@@ -36,6 +36,12 @@ test: .venv/installed-dev
 # The meshes that take too long for every change.
 test-16: .venv/installed-dev
 	$(BIN)/python -m pytest -q -m wide tests
+
+# The chat page in Debian's chromium, which is installed where it is missing.
+test-web: .venv/installed-dev
+	command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; }
+	$(BIN)/python -m pip install --quiet 'playwright>=1.40,<2'
+	$(BIN)/python -m pytest -q -m web tests
 
 clean:
 	rm -rf .venv demo build *.egg-info
