@@ -4,6 +4,7 @@ Arguments: checkpoint, port, path of the requests (JSON: list of bodies), path o
 """
 
 import concurrent.futures
+import importlib.util
 import json
 import os
 import pathlib
@@ -15,9 +16,9 @@ import urllib.error
 import urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
-sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
-
-import serve  # noqa: E402
+spec = importlib.util.spec_from_file_location("serve", ROOT / "tools" / "serve.py")
+serve = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(serve)
 
 
 def get(url, body=None):
