@@ -37,6 +37,8 @@ setup(
     extras_require={
         "convert": torch,
         "serve": serve,
-        "dev": [*serve, "torch==2.13.0", "pytest>=7", "scipy>=1.9", "openai>=1.40", "hypothesis>=6"],
+        "tensorboard": ["tensorboard>=2.10,<3"],
+        "dev": [*serve, "torch==2.13.0", "pytest>=7", "scipy>=1.9", "openai>=1.40", "hypothesis>=6",
+                "tensorboard>=2.10,<3"],
     },
 )

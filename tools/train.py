@@ -1,5 +1,6 @@
 """Fine-tune a TeleChat model: python tools/train.py --config configs/finetune_12b.yaml …"""
 
+import argparse
 import pathlib
 import sys
 
@@ -15,6 +16,9 @@ def main():
     parser.add_argument("--load_checkpoint", help="checkpoint directory to start from")
     parser.add_argument("--output_dir", help="where checkpoints, metrics and curves go")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in output_dir")
+    parser.add_argument("--report", action=argparse.BooleanOptionalAction, default=True,
+                        help="write report.html: curves, settings, and answers to a few questions at each checkpoint")
+    parser.add_argument("--tensorboard", action="store_true", help="write event files to output_dir/tensorboard too")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="any key of the YAML file")
     arguments = parser.parse_intermixed_args()  # key=value may stand between flags
 
@@ -25,7 +29,7 @@ def main():
     config = RunConfig.load(arguments.config, arguments.overrides, flags)
 
     from telechat.training.run import Diverged, TrainingRun
-    training = TrainingRun(config, resume=arguments.resume)
+    training = TrainingRun(config, arguments.resume, arguments.report, arguments.tensorboard)
     lead = training.mesh.world.rank == 0
     print("\n".join(training.describe()) if lead else training.mesh.describe(), flush=True)
     try:
@@ -37,8 +41,11 @@ def main():
     if not lead:
         return 0
     print(f"checkpoint: {path}\nmetrics:    {config.output_dir}/metrics.jsonl\ncurves:     {config.output_dir}/loss.png")
+    if arguments.report:
+        print(f"report:     {config.output_dir}/report.html")
     if finished:
-        print(f"next:       python tools/generate.py --load_checkpoint {config.output_dir}/final")
+        print(f"next:       python tools/generate.py --load_checkpoint {config.output_dir}/final\n"
+              f"or:         python tools/serve.py --load_checkpoint {config.output_dir}/final   # chat in a browser")
     else:
         print("next:       the same command with --resume")
     return 0
