@@ -11,8 +11,8 @@ from telechat.cli import ArgumentParser, run  # noqa: E402
 from telechat.errors import InputError  # noqa: E402
 
 
-def main():
-    arguments = parse_arguments()
+def main(argv=None):
+    arguments = parse_arguments(argv)
     if arguments.input_file and arguments.predict_data is not None:
         raise InputError("give --predict_data or --input_file, not both")
     if arguments.independent and not arguments.input_file:
@@ -54,7 +54,7 @@ def main():
     return 0
 
 
-def parse_arguments():
+def parse_arguments(argv):
     parser = ArgumentParser(description="Answer prompts, or chat where neither --predict_data nor --input_file is "
                                         "given. Defaults come from the checkpoint's generation_config.json.")
     parser.add_argument("--load_checkpoint", required=True, help="checkpoint directory with its tokenizer")
@@ -71,7 +71,7 @@ def parse_arguments():
     parser.add_argument("--seed", type=int, help="of the random draws")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32",
                         help="of the weights in memory; bfloat16 on Ascend")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def predict(terminal, generator, settings, params, text):

@@ -9,7 +9,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from telechat.cli import ArgumentParser, run  # noqa: E402
 
 
-def main():
+def main(argv=None):
     parser = ArgumentParser(description="Fine-tune a TeleChat model, or train one from scratch.")
     parser.add_argument("--config", required=True, help="YAML file of the run")
     parser.add_argument("--train_dataset", help="directory written by tools/preprocess.py")
@@ -20,7 +20,7 @@ def main():
                         help="write report.html: curves, settings, and answers to a few questions at each checkpoint")
     parser.add_argument("--tensorboard", action="store_true", help="write event files to output_dir/tensorboard too")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="any key of the YAML file")
-    arguments = parser.parse_intermixed_args()  # key=value may stand between flags
+    arguments = parser.parse_intermixed_args(argv)  # key=value may stand between flags
 
     # Flags win over the file, and are not parsed as YAML: a path may look like a number.
     from telechat.training.run_config import RunConfig

@@ -197,9 +197,9 @@ def _messages(body, model):
         else:
             raise Refusal(400, f'{place}.role must be "user", "assistant" or "system", not {str(role)[:40]!r}', place)
     if not turns or turns[-1]["role"] != "user":
-        raise Refusal(400, "the last message must be the user's", "messages")
+        raise Refusal(400, "the last of messages must be the user's", "messages")
     if turns[0]["role"] != "user":
-        raise Refusal(400, "the first message must be the user's", "messages")
+        raise Refusal(400, "the first of messages must be the user's", "messages")
     if system:
         turns[0] = {"role": "user", "content": "\n".join([*system, turns[0]["content"]])}
     return turns[:-1], turns[-1]["content"]
