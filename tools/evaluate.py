@@ -40,7 +40,7 @@ def main(argv=None):
     model, world = load_for_inference(arguments.load_checkpoint, arguments.dtype)
     lead = world.rank == 0
     say = (lambda line: print(line, flush=True)) if lead else (lambda line: None)
-    results = Results(arguments.output_dir, identity, lead)
+    results = Results(arguments.output_dir, identity, world)
     try:
         if choices:
             say(f"{'subject':48s} {'asked':>6s} {'right':>7s}")

@@ -8,6 +8,7 @@ from telechat.data.conversation import encode_conversation, read_conversations, 
 from telechat.errors import InputError
 from telechat.evaluation.forward import Forward
 from telechat.evaluation.multiple_choice import BENCHMARKS, LETTERS, build_prompts, letter_ids
+from telechat.parallel.collectives import gather_objects
 
 
 class Results:
@@ -16,16 +17,22 @@ class Results:
     Args:
         directory (str): where ``answers.jsonl`` and ``evaluation.json`` are.
         identity (dict): what is evaluated and how.
-        lead (bool): whether this process writes.
+        world (Group): the processes that evaluate together; the first one reads and writes.
 
     Raises:
         InputError: the directory holds another evaluation, or cannot be written.
     """
 
-    def __init__(self, directory, identity, lead=True):
+    def __init__(self, directory, identity, world):
         self.path = os.path.join(directory, "answers.jsonl")
+        self.records, self._file = {}, None
+        if world.rank == 0:
+            self._open(directory, identity)
+        # All must agree on what is left to do.
+        self.records = gather_objects(self.records, world)[0]
+
+    def _open(self, directory, identity):
         about = os.path.join(directory, "evaluation.json")
-        self.records = {}
         if os.path.exists(about):
             with open(about, encoding="utf-8") as file:
                 earlier = json.load(file)
@@ -34,11 +41,11 @@ class Results:
                 raise InputError(f"{directory} holds an evaluation with another {different[0]} "
                                  f"({earlier.get(different[0])}); give another --output_dir, or remove it")
             self._read()
-        elif lead:
+        else:
             os.makedirs(directory, exist_ok=True)
             with open(about, "w", encoding="utf-8") as file:
                 json.dump(identity, file, ensure_ascii=False, indent=2)
-        self._file = open(self.path, "a", encoding="utf-8") if lead else None
+        self._file = open(self.path, "a", encoding="utf-8")
 
     def _read(self):
         if not os.path.exists(self.path):

@@ -18,7 +18,8 @@ def test_two_processes_serve_as_one(msrun, tmp_path):
     requests = [{"model": "tiny", "prompt": prompt, "max_tokens": 6 + 3 * number, "seed": number,
                  "temperature": float(number % 2)} for number, prompt in enumerate(prompts)]
     (tmp_path / "requests.json").write_text(json.dumps(requests))
-    job = msrun(2, "serve.py", checkpoint, free_port(), tmp_path / "requests.json", tmp_path / "answers.json", timeout=200)
+    job = msrun(2, "serve.py", checkpoint, free_port(), tmp_path / "requests.json", tmp_path / "answers.json", timeout=200,
+                environment={"MS_NODE_TIMEOUT": "30"})
     assert "chat with 'tiny' at http" in job.logs[0] and "\nstopped\n" in job.logs[0]
     assert "chat with" not in job.logs[1]
     tokenizer = Tokenizer.from_pretrained(checkpoint)
