@@ -54,7 +54,8 @@ def main():
     many, fast = measure(arguments.clients)
     waits = [np.percentile([first for _, _, first in results], (50, 99)) for results in (one, many)]
     print(f"one after another: {slow:.1f} tokens/s, first token p50 {waits[0][0]:.3f} s, p99 {waits[0][1]:.3f} s")
-    print(f"{arguments.clients} at once: {fast:.1f} tokens/s, first token p50 {waits[1][0]:.3f} s, p99 {waits[1][1]:.3f} s")
+    print(f"{arguments.clients} at once: {fast:.1f} tokens/s, first token p50 {waits[1][0]:.3f} s, "
+          f"p99 {waits[1][1]:.3f} s")
     wrong = [number for number, (a, b) in enumerate(zip(one, many)) if a[:2] != b[:2]]
     print(f"ratio {fast / slow:.2f}; {len(wrong)} answers differ{f': {wrong}' if wrong else ''}")
     return 1 if wrong else 0

@@ -47,7 +47,8 @@ def run(main):
         if "RANK_ID" in os.environ:
             raise  # a process under msrun has a log of its own, which is where its traceback is looked for
         reason = (str(error).strip().splitlines() or [""])[0]
-        print(f"error: unexpected {type(error).__name__}: {reason[:300]} (details: {save_traceback()})", file=sys.stderr)
+        print(f"error: unexpected {type(error).__name__}: {reason[:300]} (details: {save_traceback()})",
+              file=sys.stderr)
         status = 1
     sys.exit(status or 0)
 

@@ -38,17 +38,21 @@ def describe_checkpoint(directory, statistics=False):
            f"head {'tied to the embedding' if config.tie_word_embeddings else 'of its own'}")
     for name in sorted(os.listdir(directory)):
         path = os.path.join(directory, name)
-        size = f"{os.path.getsize(path):,} bytes" if os.path.isfile(path) else f"directory of {len(os.listdir(path))} files"
-        yield f"file         {name}: {size}"
+        if os.path.isfile(path):
+            yield f"file         {name}: {os.path.getsize(path):,} bytes"
+        else:
+            yield f"directory    {name}: {len(os.listdir(path))} files"
     yield ""
-    yield f"{'tensor':48s} {'of each':>8s}  {'shape':18s} dtype" + ("      mean       std       min       max" if statistics else "")
+    columns = "      mean       std       min       max" if statistics else ""
+    yield f"{'tensor':48s} {'of each':>8s}  {'shape':18s} dtype{columns}"
     kinds = collections.OrderedDict()
     for name in reader.names:
         kinds.setdefault(_kind(name), []).append(name)
     for kind, names in kinds.items():
         shape = "×".join(map(str, reader.shape(names[0])))
         dtypes = ",".join(sorted({str(reader.dtype(name)) for name in names}))
-        yield f"{kind[:48]:48s} {len(names):8d}  {shape:18s} {dtypes}" + (_statistics(reader, names) if statistics else "")
+        numbers = _statistics(reader, names) if statistics else ""
+        yield f"{kind[:48]:48s} {len(names):8d}  {shape:18s} {dtypes}{numbers}"
 
 
 def _kind(name):
@@ -105,7 +109,8 @@ def describe_dataset(directory, samples=2, tokenizer=None, color=False):
     yield f"dataset      {directory}: sequences of {settings['max_length']} tokens, seed {settings['seed']}"
     sources = ", ".join(f"{source['file']} × {source['weight']:g}" for source in settings["sources"])
     yield f"sources      {sources}"
-    yield f"tokens       {json.dumps({role: item['token'] for role, item in settings['tokens'].items()}, ensure_ascii=False)}"
+    tokens = {role: item["token"] for role, item in settings["tokens"].items()}
+    yield f"tokens       {json.dumps(tokens, ensure_ascii=False)}"
     for split in ("train", "eval"):
         counts = dataset.info[split]
         if counts is None:

@@ -67,8 +67,10 @@ def parse_arguments(argv):
                                         "JSONL file. The same command goes on where it was broken off.")
     parser.add_argument("--load_checkpoint", required=True, help="checkpoint directory with its tokenizer")
     parser.add_argument("--task", required=True, choices=("ceval", "mmlu", "jsonl"))
-    parser.add_argument("--data", required=True, help="the benchmark's directory, with dev/, val/ and test/; or a JSONL file")
-    parser.add_argument("--split", choices=("val", "test"), help="val for ceval, whose test tells no answers; test for mmlu")
+    parser.add_argument("--data", required=True,
+                        help="the benchmark's directory, with dev/, val/ and test/; or a JSONL file")
+    parser.add_argument("--split", choices=("val", "test"),
+                        help="val for ceval, whose test tells no answers; test for mmlu")
     parser.add_argument("--shots", type=int, default=5, help="worked examples in front of a question")
     parser.add_argument("--batch_size", type=int, default=4, help="questions or sequences at a time")
     parser.add_argument("--output_dir", default="evaluation", help="where answers and scores go")

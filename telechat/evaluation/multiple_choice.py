@@ -57,7 +57,8 @@ class Benchmark:
         folder, ending = os.path.join(directory, split), f"_{split}.csv"
         names = sorted(name[:-len(ending)] for name in _list(folder) if name.endswith(ending))
         if not names:
-            raise InputError(f"{folder} holds no file *{ending}; give --data the directory that holds dev/, val/ and test/")
+            raise InputError(f"{folder} holds no file *{ending}; give --data the directory that holds dev/, val/ "
+                             "and test/")
         return names
 
     def read(self, directory, split, subject):
@@ -85,7 +86,8 @@ class Benchmark:
         fields = {name: line[place].strip() for name, place in columns.items() if place < len(line)}
         answer = fields.get("answer", "").upper()
         if any(name not in fields for name in ("question", *LETTERS)) or answer not in (*LETTERS, ""):
-            raise InputError(f"{path}, question {number + 1}: must be a question, four choices and an answer from A to D")
+            raise InputError(f"{path}, question {number + 1}: must be a question, four choices and an answer "
+                             "from A to D")
         return Question(fields.get("id", str(number)), fields["question"],
                         tuple(fields[letter] for letter in LETTERS), answer)
 

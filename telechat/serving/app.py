@@ -1,11 +1,8 @@
 """The HTTP interface: OpenAI's paths, the page, health and metrics."""
 
 import asyncio
-import base64
-import hashlib
 import json
 import pathlib
-import re
 import secrets
 import time
 
@@ -17,13 +14,13 @@ from starlette.routing import Route
 
 from telechat.errors import InputError
 from telechat.serving.answer_text import AnswerText
+from telechat.serving.door import Door, page_headers
 from telechat.serving.protocol import parse_body, read_chat, read_completion
 from telechat.serving.refusal import Refusal
 from telechat.serving.service import Choice
 
 LARGEST_BODY = 1 << 20  # bytes
 PATIENCE = 30.0  # seconds that a client may take to send a body, or to take a piece of the answer
-_OPEN = ("/health",)  # answers without the key
 
 
 class App:
@@ -40,7 +37,7 @@ class App:
         self.model = model
         self.created = int(time.time())
         page = pathlib.Path(__file__).with_name("page.html").read_text(encoding="utf-8")
-        self._page = HTMLResponse(page, headers=_page_headers(page))
+        self._page = HTMLResponse(page, headers=page_headers(page))
         service.deliver = self._deliver
         self._loop = None
         routes = [Route("/", self._get_page), Route("/health", self._get_health), Route("/metrics", self._get_metrics),
@@ -49,7 +46,7 @@ class App:
                   Route("/v1/completions", self._post_completion, methods=["POST"])]
         starlette = Starlette(routes=routes, exception_handlers={
             Refusal: _refused, InputError: _bad_input, HTTPException: _http_error, Exception: _failure})
-        self.asgi = _Door(starlette, api_key, service.metrics, {route.path for route in routes})
+        self.asgi = Door(starlette, api_key, service.metrics, {route.path for route in routes})
 
     def _deliver(self, events):
         """Called in the loop's thread: hand events to the requests, which live in the HTTP thread."""
@@ -115,7 +112,8 @@ class _Answer:
         self.created = int(time.time())
         self.events = asyncio.Queue()
         self.choices = [
-            Choice(prompt, ask.params, place * ask.n + number, AnswerText(model.settings.tokenizer, ask.stops), self.events)
+            Choice(prompt, ask.params, place * ask.n + number, AnswerText(model.settings.tokenizer, ask.stops),
+                   self.events)
             for place, prompt in enumerate(ask.prompts) for number in range(ask.n)]
         service.submit(self.choices)
         service.metrics.tokens("prompt", sum(map(len, ask.prompts)))
@@ -241,60 +239,6 @@ async def _read_body(request):
         return await asyncio.wait_for(read(), PATIENCE)
     except asyncio.TimeoutError:
         raise Refusal(408, f"the body did not arrive within {PATIENCE:.0f} seconds") from None
-
-
-class _Door:
-    """Asks for the key and counts the requests, around everything else (ASGI)."""
-
-    def __init__(self, app, api_key, metrics, paths):
-        self.app = app
-        self.api_key = api_key
-        self.metrics = metrics
-        self.paths = paths
-
-    async def __call__(self, scope, receive, send):
-        if scope["type"] != "http":
-            return
-        path = scope["path"] if scope["path"] in self.paths else "other"
-
-        async def counting_send(message):
-            if message["type"] == "http.response.start":
-                self.metrics.request(path, message["status"])
-            await send(message)
-
-        if self.api_key is None or scope["path"] in _OPEN or self._knows_key(scope["headers"]):
-            await self.app(scope, receive, counting_send)
-            return
-        refusal = Refusal(401, "this server wants its API key: Authorization: Bearer KEY", code="invalid_api_key")
-        # A browser that is asked for Basic shows a login and then sends it for the page's requests too.
-        headers = {"www-authenticate": 'Basic realm="telechat: any name, API key as password", charset="UTF-8"'}
-        await JSONResponse(refusal.body(), 401, headers)(scope, receive, counting_send)
-
-    def _knows_key(self, headers):
-        wanted = self.api_key.encode()
-        for name, value in headers:
-            if name == b"authorization":
-                kind, _, given = value.partition(b" ")
-                if kind.lower() == b"basic":
-                    try:
-                        given = base64.b64decode(given, validate=True).partition(b":")[2]
-                    except ValueError:
-                        return False
-                elif kind.lower() != b"bearer":
-                    return False
-                return secrets.compare_digest(given.strip(), wanted)
-        return False
-
-
-def _page_headers(page):
-    """Nothing may run or load but the page's own script and requests to this server."""
-    scripts = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
-    hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
-                      for script in scripts)
-    return {"content-security-policy": f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; "
-                                       "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
-                                       "frame-ancestors 'none'",
-            "x-content-type-options": "nosniff", "referrer-policy": "no-referrer", "cache-control": "no-cache"}
 
 
 async def _refused(request, refusal):

@@ -9,8 +9,8 @@ MOST_POINTS = 1000
 _STYLE = """:root { color-scheme: light dark; --line: #8886; --a: #1565c0; --b: #d84315; }
 body { font: 15px/1.5 system-ui, "Noto Sans CJK SC", sans-serif; max-width: 60rem; margin: 1rem auto; padding: 0 1rem; }
 svg { max-width: 100%; height: auto; } text { font: 11px system-ui, sans-serif; fill: currentColor; }
-table { border-collapse: collapse; width: 100%; } td, th { border: 1px solid var(--line); padding: .3rem .5rem; text-align: left;
-vertical-align: top; } pre { overflow-x: auto; border: 1px solid var(--line); padding: .6rem; } .charts { display: flex;
+table { border-collapse: collapse; width: 100%; } td, th { border: 1px solid var(--line);
+padding: .3rem .5rem; text-align: left; vertical-align: top; } pre { overflow-x: auto; border: 1px solid var(--line); padding: .6rem; } .charts { display: flex;
 flex-wrap: wrap; gap: 1rem; } figure { margin: 0; flex: 1 1 26rem; }"""
 
 
@@ -36,12 +36,12 @@ def page(records, total_steps, config, answers, held_out):
     evaluations = [(record["step"], record["evaluation_loss"]) for record in records if "evaluation_loss" in record]
     done = steps[-1]["step"] if steps else 0
     skipped = [record["step"] for record in steps if record["skipped"]]
+    speeds = [(record["step"], record["tokens"] / max(record["seconds"], 1e-9)) for record in steps]
     charts = [
         chart("loss", "cross entropy a token", [("training", _curve(steps, "loss")), ("evaluation", evaluations)]),
         chart("learning rate", "", [("learning rate", _curve(steps, "learning_rate"))]),
         chart("gradient norm", "before clipping", [("gradient norm", _curve(steps, "grad_norm"))]),
-        chart("speed", "tokens a second", [("tokens/s", [(record["step"], record["tokens"] / max(record["seconds"], 1e-9))
-                                                         for record in steps])]),
+        chart("speed", "tokens a second", [("tokens/s", speeds)]),
     ]
     notes = [f"step {done:,} of {total_steps:,}", f"{sum(record['tokens'] for record in steps):,} tokens"]
     if evaluations:
@@ -107,7 +107,8 @@ def chart(title, unit, curves):
             parts += [f'<circle cx="{x}" cy="{y}" r="2.5" fill="{colour}"/>' for x, y in
                       (place(*point).split(",") for point in points if math.isfinite(point[1]))]
         if len(curves) > 1:
-            parts.append(f'<text x="{WIDTH - 14}" y="{22 + 14 * number}" text-anchor="end" style="fill:{colour}">{name}</text>')
+            parts.append(f'<text x="{WIDTH - 14}" y="{22 + 14 * number}" text-anchor="end" '
+                         f'style="fill:{colour}">{name}</text>')
     described = f"{title}: from {values[0]:.4g} to {values[-1]:.4g}"
     return (f'<figure>{caption}<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(described)}">'
             f'{"".join(parts)}</svg></figure>')
@@ -126,7 +127,9 @@ def _finite_stretches(points):
 def _answers(answers, held_out):
     if not answers:
         return ""
-    kind = "held out of training" if held_out else "of the training data (none are held out: --eval_share of preprocess.py)"
+    kind = "held out of training"
+    if not held_out:
+        kind = "of the training data (none are held out: --eval_share of preprocess.py)"
     parts = [f"<h2>Answers</h2><p>Greedy, to questions {kind}.</p>"]
     for question in dict.fromkeys(answer["question"] for answer in answers):
         rows = "".join(f"<tr><td>{answer['step']}</td><td>{html.escape(answer['answer'])}</td></tr>"

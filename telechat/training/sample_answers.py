@@ -42,7 +42,8 @@ class SampleAnswers:
         """Let the model answer after step ``step``."""
         params = SamplingParams(LONGEST_ANSWER, stop_ids=self.stop_ids)
         for prompt, ids in zip(self.prompts, self._generator.generate(self.prompts, params)):
-            self.answers.append({"step": step, "question": self.tokenizer.decode(prompt, skip_control_tokens=True).strip(),
+            question = self.tokenizer.decode(prompt, skip_control_tokens=True).strip()
+            self.answers.append({"step": step, "question": question,
                                  "answer": self.tokenizer.decode(ids, skip_control_tokens=True)})
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(self.answers[-1], ensure_ascii=False) + "\n")
