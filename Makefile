@@ -4,7 +4,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test test-16 test-web test-docs docs clean
+.PHONY: demo test test-16 test-web test-docs docs soak clean
 
 .venv/installed: setup.py
 	$(PYTHON) -m venv .venv
@@ -31,8 +31,9 @@ demo: .venv/installed
 	@echo "chat with it: $(BIN)/python tools/generate.py --load_checkpoint demo/run/final"
 	@echo "or in a browser, at http://127.0.0.1:8000/: $(BIN)/python tools/serve.py --load_checkpoint demo/run/final --model_name demo --max_length 512"
 
+# Two files of tests at a time: compiling keeps one core busy.
 test: .venv/installed-dev
-	$(BIN)/python -m pytest -q tests
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests
 
 # The meshes that take too long for every change.
 test-16: .venv/installed-dev
@@ -52,6 +53,10 @@ test-docs: .venv/installed-dev
 docs: .venv/installed
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+# Ten SIGKILLs at random moments of a run of four processes.
+soak: .venv/installed-dev
+	$(BIN)/python -m pytest -q -s -m soak tests
 
 clean:
 	rm -rf .venv demo build *.egg-info

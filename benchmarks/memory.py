@@ -44,7 +44,7 @@ def train(configuration):
     from telechat.config import TeleChatConfig
     from telechat.parallel.mesh import Mesh
     from telechat.parallel.stage import build_stage, read_random
-    from telechat.training.memory import expected_memory
+    from telechat.training.memory import fullest_rank
     from telechat.training.run_config import RunConfig
     from telechat.training.trainer import Trainer
 
@@ -61,7 +61,7 @@ def train(configuration):
         trainer.train_step(ids, ids)
     status = pathlib.Path("/proc/self/status").read_text()
     peak = int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
-    return mesh.rank, {"peak": peak, "expected": expected_memory(model, config, config.sequence_length)[0]}
+    return mesh.rank, {"peak": peak, "expected": fullest_rank(model, config, config.sequence_length).peak}
 
 
 def measure(configuration):

@@ -1,7 +1,7 @@
 """Memory, communication and speed of a run, before there are cards: python tools/estimate.py --config …
 
-    python tools/estimate.py --config configs/finetune_52b.yaml --model_config config.json --cards 16
-    python tools/estimate.py --config configs/finetune_52b.yaml --model_config config.json --cards 16 --search
+    python tools/estimate.py --config configs/finetune_52b.yaml --cards 16 parallel.tensor=8 parallel.pipeline=2
+    python tools/estimate.py --config configs/finetune_52b.yaml --cards 16 --search
 """
 
 import dataclasses
@@ -69,9 +69,10 @@ def read_model(arguments, config):
     source = arguments.model_config or config.load_checkpoint
     if source is not None:
         return TeleChatConfig.from_pretrained(source)
-    if config.model is None:
+    described = config.model or config.published_model
+    if described is None:
         raise InputError("no model: give --model_config its config.json, or --load_checkpoint its directory")
-    return TeleChatConfig.from_dict(config.model)
+    return TeleChatConfig.from_dict(described)
 
 
 def read_run(arguments):
@@ -89,10 +90,32 @@ def read_run(arguments):
         raise InputError(f"sequence_length {length} is more than the model was made for, "
                          f"{model.training_seqlen} (training_seqlen); make it smaller")
     parallel = config.parallel
-    if not arguments.search:
+    if not arguments.search and not wants_mesh(arguments, parallel):
         cards = arguments.cards or parallel.tensor * parallel.pipeline * (parallel.data or 1)
         parallel = dataclasses.replace(parallel, data=mesh_shape(parallel, cards)[1])
     return dataclasses.replace(config, parallel=parallel), model, length
+
+
+def wants_mesh(arguments, parallel):
+    """Whether there are several cards and the run says nothing of how to use them."""
+    return (arguments.cards or 1) > 1 and parallel == type(parallel)()
+
+
+def choose_mesh(config, model, workload, hardware, cards):
+    """The run on the best mesh that --search finds, else the one that needs least memory."""
+    from telechat.parallel.estimate_speed import search
+
+    fitting, others = search(model, cards, workload, hardware)
+    if not fitting + others:
+        raise InputError(f"no mesh of {cards} cards divides the model and batch_size {workload.batch_size}; "
+                         "change batch_size")
+    best = (fitting + others)[0]
+    print("no mesh is given; this is the fastest one that fits, of those that --search lists:" if fitting else
+          "no mesh is given, and none fits; this is the one that needs least:")
+    print(f"  {settings(best)}\n")
+    train = dataclasses.replace(config.train, micro_batches=best.micro_batches)
+    return (dataclasses.replace(config, parallel=best.parallel, train=train),
+            dataclasses.replace(workload, micro_batches=best.micro_batches))
 
 
 def check_run(model, config, workload):
@@ -241,6 +264,8 @@ def main():
         cards = arguments.cards or parallel.tensor * parallel.pipeline * (parallel.data or 1)
         lines = describe_search(model, cards, workload, hardware)
     else:
+        if wants_mesh(arguments, config.parallel):
+            config, workload = choose_mesh(config, model, workload, hardware, arguments.cards)
         check_run(model, config, workload)
         lines = [*describe_run(model, config, workload),
                  *describe_memory(model, config.parallel, workload, hardware),

@@ -31,7 +31,10 @@ def main(argv=None):
     from telechat.training.run import Diverged, TrainingRun
     training = TrainingRun(config, arguments.resume, arguments.report, arguments.tensorboard)
     lead = training.mesh.world.rank == 0
-    print("\n".join(training.describe()) if lead else training.mesh.describe(), flush=True)
+    if training.mesh.world.size > 1:
+        print(training.mesh.describe(), flush=True)
+    if lead:
+        print("\n".join(training.describe()), flush=True)
     try:
         path, finished = training.run()
     except Diverged as error:

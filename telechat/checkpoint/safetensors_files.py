@@ -57,14 +57,14 @@ class SafetensorsFiles:
             self.files = sorted(filter(_WEIGHTS.fullmatch, os.listdir(self.directory)))
         if not self.files:
             raise InputError(f"{self.directory} holds no model.safetensors")
-        self.shapes, self.dtypes, self._handles, self._file_of = {}, {}, {}, {}
+        self.shapes, self.dtypes, self._file_of = {}, {}, {}
         for file in self.files:
             self._open(file)
 
     def _open(self, file):
         path = os.path.join(self.directory, file)
         try:
-            handle = self._handles[file] = safe_open(path, framework="np")
+            handle = safe_open(path, framework="np")
             for name in handle.keys():
                 if name in self.shapes:
                     raise InputError(f"{name} is in both {self._file_of[name]} and {file} of "
@@ -82,8 +82,13 @@ class SafetensorsFiles:
         """The tensor called `name`, or only its part ``[index]`` (a tuple of slices), as a numpy array."""
         if self.dtypes[name] == "bfloat16":
             numpy_dtype("bfloat16")  # registers it with numpy, which safetensors asks for it
-        handle = self._handles[self._file_of[name]]
-        return handle.get_tensor(name) if index is None else handle.get_slice(name)[index]
+        # Opened anew: what was read through a mapping counts as the process's memory until it is closed.
+        path = os.path.join(self.directory, self._file_of[name])
+        try:
+            with safe_open(path, framework="np") as handle:
+                return handle.get_tensor(name) if index is None else handle.get_slice(name)[index]
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{path} cannot be read ({error}); has it been changed meanwhile?") from None
 
     def tensors(self, file):
         """Iterate over (name, array) of one of `files`."""

@@ -8,6 +8,7 @@ from telechat.data.conversation import encode_conversation, read_conversations, 
 from telechat.errors import InputError
 from telechat.evaluation.forward import Forward
 from telechat.evaluation.multiple_choice import BENCHMARKS, LETTERS, build_prompts, letter_ids
+from telechat.parallel.agreement import together
 from telechat.parallel.collectives import gather_objects
 
 
@@ -26,8 +27,7 @@ class Results:
     def __init__(self, directory, identity, world):
         self.path = os.path.join(directory, "answers.jsonl")
         self.records, self._file = {}, None
-        if world.rank == 0:
-            self._open(directory, identity)
+        together(lambda: self._open(directory, identity) if world.rank == 0 else None, world)
         # All must agree on what is left to do.
         self.records = gather_objects(self.records, world)[0]
 

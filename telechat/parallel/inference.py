@@ -8,6 +8,7 @@ from telechat.checkpoint.reader import CheckpointReader
 from telechat.config import TeleChatConfig
 from telechat.model import TeleChat
 from telechat.nn import kernels
+from telechat.parallel.agreement import together
 from telechat.parallel.collectives import GatherRows
 from telechat.parallel.mesh import Mesh
 from telechat.parallel.parallel_config import ParallelConfig, process_count
@@ -88,4 +89,4 @@ def load_for_inference(directory, dtype):
     mesh = Mesh.create(parallel)
     if mesh.world.size == 1:
         return TeleChat.from_pretrained(directory, dtype), mesh.world
-    return load_tensor_parallel(directory, dtype, mesh, parallel), mesh.world
+    return together(lambda: load_tensor_parallel(directory, dtype, mesh, parallel), mesh.world), mesh.world

@@ -8,6 +8,7 @@ import dataclasses
 import itertools
 import math
 import os
+import socket
 
 from telechat.errors import InputError
 
@@ -100,6 +101,31 @@ def _nearest_shape(size, pipeline, data, tensor):
     return min(shapes, key=distance)
 
 
+def _init(communication):
+    """``communication.init()``; a scheduler that finds another one at its port leaves the job to that one.
+
+    msrun starts a scheduler wherever the master's address is the machine's own: of two nodes on one
+    machine, as one tries them out, each gets one.
+    """
+    try:
+        communication.init()
+    except RuntimeError:
+        host, port = os.environ.get("MS_SCHED_HOST", ""), os.environ.get("MS_SCHED_PORT", "")
+        if os.environ.get("MS_ROLE") != "MS_SCHED" or not _listens(host, port):
+            raise
+        print(f"{host}:{port} is in use: by the scheduler of another node on this machine, which serves this one "
+              "too; if there is none, give another --master_port", flush=True)
+        raise SystemExit(0) from None
+
+
+def _listens(host, port):
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+        return True
+    except (OSError, ValueError):
+        return False
+
+
 @dataclasses.dataclass(frozen=True)
 class Mesh:
     """This process's place among all, and its groups."""
@@ -153,7 +179,7 @@ class Mesh:
                 # compile or save for longer. When a rank dies, msrun ends the others all the same.
                 os.environ.setdefault("MS_CPU_COMM_OP_TIMEOUT", "86400")
                 ms.set_device("CPU")
-            communication.init()
+            _init(communication)
         mesh = Mesh.place(communication.get_rank(), *shape)
         return mesh.create_groups(separate_return=ms.get_context("device_target") != "CPU")
 

@@ -16,12 +16,13 @@ from telechat.data.packed_dataset import PackedDataset
 from telechat.data.tokenizer import Tokenizer
 from telechat.errors import InputError
 from telechat.model import TeleChat
+from telechat.parallel.agreement import together
 from telechat.parallel.collectives import all_reduce, gather_objects
 from telechat.parallel.mesh import Mesh
 from telechat.parallel.pipeline import bubble_fraction
 from telechat.parallel.plan import check_mesh, stage_layers
 from telechat.parallel.stage import build_stage, read_random
-from telechat.training.memory import expected_memory
+from telechat.training.memory import fullest_rank
 from telechat.training.report import Report, SilentReport, duration
 from telechat.training.sample_answers import SampleAnswers
 from telechat.training.signals import StopSignal
@@ -61,14 +62,18 @@ class TrainingRun:
             raise InputError(f"{config.output_dir} holds checkpoints of an earlier run; "
                              "go on with --resume, or give another output_dir")
         self.mesh = Mesh.create(config.parallel)
+        self.checkpoint = found[-1] if resume else None
+        together(lambda: self._open(config), self.mesh.world)
+        mine, everyone = self._identity(), gather_objects(self._identity(), self.mesh.world)
+        together(lambda: check_agreement(mine, everyone[0], self.mesh.world.rank), self.mesh.world)
+
+    def _open(self, config):
         self.dataset = PackedDataset(config.train_dataset, config.batch_size, seed=config.train.seed)
         self.config = self._with_total_steps(config)
-        self.checkpoint = found[-1] if resume else None
         self.model_config = self._model_config()
         self._check_data()
         self._check_mesh()
         self.tokenizer = self._tokenizer()
-        self._check_agreement()
 
     def _check_data(self):
         length, limit = self.dataset.max_length, self.model_config.training_seqlen
@@ -93,19 +98,10 @@ class TrainingRun:
             raise InputError(f"parallel.sequence_parallel needs the {rows} tokens of a micro-batch to divide by "
                              f"parallel.tensor {mesh.tensor.size}; change batch_size or turn it off")
 
-    def _check_agreement(self):
-        """Refuse to start where processes differ in configuration, code, model or data."""
-        mine = {"configuration": self.config.to_dict(), "code version": code_version(),
-                "model": self.model_config.to_dict(), "dataset": self._data_identity(),
-                "checkpoint": self.checkpoint}
-        everyone = gather_objects(mine, self.mesh.world)
-        for rank, theirs in enumerate(everyone):
-            different = [name for name in mine if theirs[name] != everyone[0][name]]
-            if different:
-                if self.mesh.world.rank:
-                    raise SystemExit(2)  # rank 0 says it for all
-                raise InputError(f"rank {rank} has another {different[0]} than rank 0; "
-                                 "start every process with the same command, code and files")
+    def _identity(self):
+        """What must be the same on all processes."""
+        return {"configuration": self.config.to_dict(), "code version": code_version(),
+                "model": self.model_config.to_dict(), "dataset": self._data_identity(), "checkpoint": self.checkpoint}
 
     def _with_total_steps(self, config):
         if config.epochs is None:
@@ -138,7 +134,9 @@ class TrainingRun:
         config, model = self.config, self.model_config
         count = sum(math.prod(shape) for shape in parameter_shapes(model).values())
         tokens = config.batch_size * self.dataset.max_length
-        total, parts = expected_memory(model, config, self.dataset.max_length)
+        memory = fullest_rank(model, config, self.dataset.max_length)
+        states = memory.weights + memory.gradients + memory.optimizer
+        process = "" if self.mesh.world.size == 1 else " in the fullest process"
         source = self.checkpoint or config.load_checkpoint or "random weights"
         return [
             f"model       {count / 1e6:,.1f}M parameters, {model.n_layer} layers of {model.hidden_size}, from {source}",
@@ -150,7 +148,8 @@ class TrainingRun:
             f"warm-up {config.train.resolved_warmup_steps}",
             f"optimizer   AdamW, lr {config.train.learning_rate:g} {config.train.lr_schedule}, "
             f"{config.train.dtype}, clip {config.train.max_grad_norm:g}",
-            f"memory      about {total / 1e9:.2f} GB expected ({parts})",
+            f"memory      about {memory.peak / 1e9:.2f} GB expected at the peak{process}: weights, gradients, optimizer "
+            f"{states / 1e9:.2f}, activations {memory.activations / 1e9:.2f}",
             f"output      {config.output_dir}",
         ] + self._describe_mesh()
 
@@ -174,10 +173,9 @@ class TrainingRun:
             InputError: a checkpoint cannot be written.
         """
         config = self.config
-        trainer = Trainer(self._model(), config.train, config.parallel, self.mesh)
         info = {"seed": config.train.seed, "batch_size": config.batch_size, "data": self._data_identity()}
+        trainer = together(lambda: self._trainer(info), self.mesh.world)
         if self.checkpoint:
-            restore(self.checkpoint, trainer, info)
             self._say(f"resumed at step {trainer.step} from {self.checkpoint}")
         if self.mesh.world.rank == 0:
             os.makedirs(config.output_dir, exist_ok=True)
@@ -250,6 +248,12 @@ class TrainingRun:
             return flag
         return bool(all_reduce(Tensor([float(flag)]), self.mesh.world).asnumpy()[0])
 
+    def _trainer(self, info):
+        trainer = Trainer(self._model(), self.config.train, self.config.parallel, self.mesh)
+        if self.checkpoint:
+            restore(self.checkpoint, trainer, info)
+        return trainer
+
     def _model(self):
         """The whole model, or this process's stage of it, read part by part."""
         source = self.checkpoint or self.config.load_checkpoint
@@ -279,6 +283,14 @@ class TrainingRun:
                                         self.config.keep_checkpoints)
         self._say(f"saved {path}")
         return path
+
+
+def check_agreement(mine, first, rank):
+    """Refuse to start where rank ``rank`` has another configuration, code, model or dataset than rank 0."""
+    different = [name for name in mine if mine[name] != first[name]]
+    if different:
+        raise InputError(f"rank {rank} has another {different[0]} than rank 0; "
+                         "start every process with the same command, code and files")
 
 
 def _link(target, name):

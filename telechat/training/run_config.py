@@ -26,6 +26,7 @@ class RunConfig:
     load_checkpoint: str = None  # directory to start from; None: random weights for `model`
     output_dir: str = "output"
     model: dict = None  # architecture of a model from scratch, fields of config.json
+    published_model: dict = None  # what tools/estimate.py reckons with where there is no load_checkpoint yet
     tokenizer: str = None  # copied into checkpoints; None: the one of load_checkpoint
     sequence_length: int = None  # what train_dataset must have; None: any
     batch_size: int = 1  # sequences a step, all micro-batches together
@@ -54,8 +55,9 @@ class RunConfig:
         if self.epochs is not None and (isinstance(self.epochs, bool) or not isinstance(self.epochs, (int, float))
                                         or not self.epochs > 0):
             raise InputError(f"epochs must be a number above 0, not {self.epochs!r}")
-        if self.model is not None and not isinstance(self.model, dict):
-            raise InputError(f"model must hold the fields of a config.json, not {self.model!r}")
+        for name in ("model", "published_model"):
+            if getattr(self, name) is not None and not isinstance(getattr(self, name), dict):
+                raise InputError(f"{name} must hold the fields of a config.json, not {getattr(self, name)!r}")
         if self.batch_size % self.train.micro_batches:
             raise InputError(f"batch_size {self.batch_size} must be a multiple of "
                              f"micro_batches {self.train.micro_batches}")
@@ -89,7 +91,8 @@ class RunConfig:
         run_names = _field_names(cls) - {"train"}
         train_names = _field_names(TrainConfig)
         _check_keys(values, run_names | train_names, source)
-        _check_keys(values.get("model"), _field_names(TeleChatConfig) - {"extra", "style"}, source, "model")
+        for name in ("model", "published_model"):
+            _check_keys(values.get(name), _field_names(TeleChatConfig) - {"extra", "style"}, source, name)
         parallel = values.pop("parallel", None) or {}
         _check_keys(parallel, _field_names(ParallelConfig) | {"micro_batches"}, source, "parallel")
         if not isinstance(parallel, dict):

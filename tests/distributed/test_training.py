@@ -7,8 +7,9 @@ import pathlib
 import numpy as np
 import pytest
 
-from telechat import TeleChat, TrainConfig, Trainer
+from telechat import TeleChat, TeleChatConfig, TrainConfig, Trainer
 from telechat.checkpoint.reader import CheckpointReader
+from tests.distributed.job import RunningJob, free_port, kill_tree
 
 RECIPE = dict(learning_rate=1e-3, warmup_steps=2, total_steps=8, betas=[0.9, 0.95], eps=1e-8, weight_decay=0.1,
               max_grad_norm=1.0)
@@ -30,6 +31,14 @@ FOUR = {
     "dp2 tp2": (dict(data=2, tensor=2), 1, SIZES),
     "tp2 pp2": (dict(tensor=2, pipeline=2), 4, SIZES),
 }
+# Everything at once; and the layout in which the 52B was trained, on a small model with enough heads.
+EVERYTHING = dict(data=2, tensor=2, pipeline=2, sequence_parallel=True, shard_optimizer=True, recompute=True)
+EIGHT = {"dp2 tp2 pp2, everything on": (EVERYTHING, 2, SIZES)}
+SIXTEEN = {"tp8 pp2": (dict(tensor=8, pipeline=2, sequence_parallel=True, shard_optimizer=True, recompute=True), 8,
+                       ("8 heads",))}
+# 52B's architecture (no biases, an untied head) with heads for eight tensor-parallel ranks.
+EIGHT_HEADS = dict(vocab_size=603, hidden_size=64, n_layer=3, n_head=8, num_key_value_heads=8, ffn_hidden_size=176,
+                   tie_word_embeddings=False, use_bias=False, layer_norm_epsilon=1e-5, initializer_range=0.05)
 
 
 @dataclasses.dataclass
@@ -45,61 +54,88 @@ class Case:
 
 @pytest.fixture(scope="module")
 def single(shared, tmp_path_factory):
-    """single(size, rows): batches, trace and final weights of one process; with 2 rows they are the golden ones."""
+    """single(size, rows): batches, trace and final weights of one process; with 2 rows they are the golden ones.
+
+    parts: micro-batches that the batch is cut into, which matters where ``dropout`` is above 0.
+    """
     from telechat.checkpoint.convert import torch_to_ms
 
     made = {}
 
-    def get(size, rows):
-        if (size, rows) not in made:
-            folder = tmp_path_factory.mktemp(f"{size}_{rows}")
-            official = shared / "reference" / f"telechat_{size}_tiny"
-            torch_to_ms(str(official), str(folder / "checkpoint"))
-            golden = np.load(official / "golden.npz")
+    def get(size, rows, parts=1, dropout=0.0):
+        key = size, rows, parts, dropout
+        if key not in made:
+            folder = tmp_path_factory.mktemp("_".join(map(str, key)))
+            golden = None
+            if size == "8 heads":
+                TeleChat(TeleChatConfig.from_dict(EIGHT_HEADS), seed=3).save_pretrained(folder / "checkpoint")
+            else:
+                official = shared / "reference" / f"telechat_{size}_tiny"
+                torch_to_ms(str(official), str(folder / "checkpoint"))
+                golden = np.load(official / "golden.npz") if rows == 2 and not dropout else None
+            if dropout:
+                path = folder / "checkpoint" / "config.json"
+                changes = {"hidden_dropout": dropout, "attention_dropout": dropout}
+                path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
             model = TeleChat.from_pretrained(folder / "checkpoint")
-            if rows == 2:
+            if golden is not None:
                 ids, labels = golden["train_input_ids"], golden["train_labels"]
             else:
                 rng = np.random.default_rng(1)
-                ids = rng.integers(4, model.config.vocab_size, (8, rows, 24)).astype(np.int32)
+                count = 3 if size == "8 heads" else 8  # 16 processes take seconds a step on a small machine
+                ids = rng.integers(4, model.config.vocab_size, (count, rows, 25)).astype(np.int32)
                 labels = np.where(rng.random(ids.shape) < 0.6, ids, -100).astype(np.int32)
             np.savez(folder / "batches.npz", ids=ids, labels=labels)
-            trainer = Trainer(model, TrainConfig(**RECIPE))
+            trainer = Trainer(model, TrainConfig(**RECIPE, micro_batches=parts))
             steps = [trainer.train_step(*batch) for batch in zip(ids, labels)]
-            if rows == 2:
+            if golden is not None:
                 assert np.allclose([step.loss for step in steps], golden["train_loss"], rtol=1e-4)
                 assert np.allclose([step.grad_norm for step in steps], golden["train_grad_norm"], rtol=1e-4)
             weights = {parameter.name: parameter.asnumpy().copy() for parameter in model.get_parameters()}
-            made[size, rows] = Case(folder / "checkpoint", folder / "batches.npz",
-                                    [[step.loss, step.grad_norm, step.learning_rate] for step in steps], weights,
-                                    trainer.evaluate([(ids[0], labels[0])]))
-        return made[size, rows]
+            made[key] = Case(folder / "checkpoint", folder / "batches.npz",
+                             [[step.loss, step.grad_norm, step.learning_rate] for step in steps], weights,
+                             trainer.evaluate([(ids[0], labels[0])]))
+        return made[key]
 
     return get
 
 
-def check(meshes, processes, single, msrun, tmp_path, rows=None, train=(), timeout=400):
+def check(meshes, processes, single, msrun, tmp_path, dropout=0.0, timeout=400):
     """Run all meshes of one process count in one job, on every size they fit, and compare."""
+    cases, expected = prepare(meshes, single, tmp_path, dropout)
+    msrun(processes, "trace.py", tmp_path / "cases.json", timeout=timeout, environment=PATIENT)
+    compare(cases, expected, processes)
+
+
+def prepare(meshes, single, tmp_path, dropout=0.0):
+    """Write cases.json; return what is in it, and a (name, `Case`) for each."""
     cases, expected = [], []
     for name, (parallel, micro_batches, sizes) in meshes.items():
         for size in sizes:
             data = parallel.get("data", 1)
-            wanted = single(size, rows or max(2, micro_batches * data))
+            # A dropout mask is drawn for each micro-batch by its number in the whole batch.
+            parts = micro_batches * data if dropout else 1
+            wanted = single(size, max(2, micro_batches * data), parts, dropout)
             output = tmp_path / f"{name} {size}".replace(" ", "_")
             cases.append({"checkpoint": str(wanted.directory), "batches": str(wanted.batches), "output": str(output),
-                          "train": {**RECIPE, "micro_batches": micro_batches, **dict(train)}, "parallel": parallel,
+                          "train": {**RECIPE, "micro_batches": micro_batches}, "parallel": parallel,
                           "evaluate": True})
             expected.append((f"{name} {size}", wanted))
     (tmp_path / "cases.json").write_text(json.dumps(cases))
-    msrun(processes, "trace.py", tmp_path / "cases.json", timeout=timeout, environment=PATIENT)
+    return cases, expected
+
+
+def compare(cases, expected, processes):
+    """Every rank's trace, the evaluation and the exported weights against one process's."""
     for case, (name, wanted) in zip(cases, expected):
         output = pathlib.Path(case["output"])
-        reports = [json.loads((output / f"trace-8-rank-{rank}.json").read_text()) for rank in range(processes)]
+        last = len(wanted.steps)
+        reports = [json.loads((output / f"trace-{last}-rank-{rank}.json").read_text()) for rank in range(processes)]
         for report in reports:
             assert np.allclose(report["steps"], wanted.steps, rtol=1e-4, atol=0), name
             assert report["steps"] == reports[0]["steps"], f"{name}: every rank reports the same"
             assert report["evaluation"] == pytest.approx(wanted.evaluation, rel=1e-4), name
-        reader = CheckpointReader(output / "checkpoint-000008")
+        reader = CheckpointReader(output / f"checkpoint-{last:06d}")
         assert set(reader.names) == set(wanted.weights), name
         apart = np.concatenate([np.abs(reader.read(parameter) - weight).ravel()
                                 for parameter, weight in wanted.weights.items()])
@@ -111,7 +147,7 @@ def check(meshes, processes, single, msrun, tmp_path, rows=None, train=(), timeo
 def some(meshes, **sizes):
     """The meshes with the sizes chosen for each, by the name without blanks."""
     return {name: (parallel, micro_batches, sizes[name.replace(" ", "_")])
-            for name, (parallel, micro_batches, _) in meshes.items()}
+            for name, (parallel, micro_batches, _) in meshes.items() if name.replace(" ", "_") in sizes}
 
 
 def test_two_processes(single, msrun, tmp_path):
@@ -126,6 +162,28 @@ def test_four_processes(single, msrun, tmp_path):
     check(some(FOUR, tp4=("52b",), dp2_tp2=("7b",), tp2_pp2=("12b",)), 4, single, msrun, tmp_path)
 
 
+def test_dropout_masks_do_not_depend_on_the_mesh(single, msrun, tmp_path):
+    """Other masks on each data-parallel rank, the same ones where tensor-parallel ranks hold the same rows."""
+    check(some(TWO, dp2=("12b",), tp2=("7b",), pp2=("12b",), tp2_sequence_parallel=("12b",)), 2, single, msrun,
+          tmp_path, dropout=0.2)
+
+
+def test_two_nodes_on_one_machine(single, tmp_path):
+    """Two msrun of two processes each, as on two machines: one job, and both end well."""
+    cases, expected = prepare(some(FOUR, dp2_tp2=("12b",)), single, tmp_path)
+    port = free_port()
+    jobs = [RunningJob(tmp_path, 4, "trace.py", tmp_path / "cases.json", environment=PATIENT,
+                       flags=("--local_worker_num=2", f"--node_rank={node}", f"--master_port={port}"))
+            for node in (0, 1)]
+    try:
+        logs = [job.finish(timeout=200).logs for job in jobs]
+    finally:
+        for job in jobs:
+            kill_tree(job.process.pid)
+    assert [[bool(log) for log in node] for node in logs] == [[True, True, False, False], [False, False, True, True]]
+    compare(cases, expected, 4)
+
+
 @pytest.mark.wide
 def test_three_stages_of_every_size(single, msrun, tmp_path):
     check(THREE, 3, single, msrun, tmp_path, timeout=900)
@@ -134,3 +192,13 @@ def test_three_stages_of_every_size(single, msrun, tmp_path):
 @pytest.mark.wide
 def test_four_processes_of_every_size(single, msrun, tmp_path):
     check(FOUR, 4, single, msrun, tmp_path, timeout=1800)
+
+
+@pytest.mark.wide
+def test_eight_processes(single, msrun, tmp_path):
+    check(EIGHT, 8, single, msrun, tmp_path, timeout=1800)
+
+
+@pytest.mark.wide
+def test_sixteen_processes(single, msrun, tmp_path):
+    check(SIXTEEN, 16, single, msrun, tmp_path, timeout=1800)

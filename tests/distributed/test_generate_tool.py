@@ -1,0 +1,73 @@
+"""tools/generate.py under msrun: the tokens of one process, told by rank 0 alone."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from telechat import TeleChat, TeleChatConfig
+from tests.conftest import ROOT
+from tests.distributed.job import run_job
+
+GENERATE = ROOT / "tools/generate.py"
+SAMPLES = ROOT / "samples"
+QUESTIONS = ["<_user>生抽与老抽的区别？<_bot>", "<_user>月亮自己会发光吗？<_bot>", "<_user>为什么天空是蓝色的？<_bot>"]
+# The vocabulary is that of the sample tokenizer, which neither 4 nor its number of heads divides evenly.
+MODEL = dict(vocab_size=1666, hidden_size=64, n_layer=3, n_head=8, num_key_value_heads=4, ffn_hidden_size=96,
+             tie_word_embeddings=True, initializer_range=0.5)
+
+
+@pytest.fixture(scope="module", params=["rotary", pytest.param("alibi", marks=pytest.mark.wide)])
+def checkpoint(request, tmp_path_factory):
+    """A random model with grouped heads, rotary or ALiBi, and the sample tokenizer."""
+    folder = tmp_path_factory.mktemp(request.param) / "checkpoint"
+    config = TeleChatConfig.from_dict({**MODEL, "position_embedding": request.param})
+    TeleChat(config, seed=5).save_pretrained(folder)
+    shutil.copy(SAMPLES / "tokenizer.model", folder)
+    return folder
+
+
+def alone(*arguments, text=""):
+    result = subprocess.run([sys.executable, str(GENERATE), *map(str, arguments)], input=text, capture_output=True,
+                            encoding="utf-8", timeout=120)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def shown(log):
+    """What the program itself printed: MindSpore's messages left out, which may end a line of its own."""
+    return re.sub(r"\[(INFO|WARNING|ERROR)\] [A-Z_]+\(\d+,.*\n", "", log)
+
+
+def test_four_processes_give_the_tokens_of_one(checkpoint, tmp_path):
+    """Prompts of different lengths together, greedy with a penalty; and sampled with a seed."""
+    (tmp_path / "questions.jsonl").write_text("\n".join(json.dumps({"input": text}) for text in QUESTIONS),
+                                              encoding="utf-8")
+    arguments = ["--load_checkpoint", checkpoint, "--input_file", tmp_path / "questions.jsonl", "--independent",
+                 "--max_new_tokens", 24, "--repetition_penalty", 1.3, "--temperature", 0.7, "--seed", 11]
+    expected = alone(*arguments)
+    assert len(set(expected)) > 40  # the model says something
+    job = run_job(tmp_path, 4, GENERATE, *arguments)
+    assert shown(job.logs[0]) == expected
+    assert [shown(log) for log in job.logs[1:]] == [""] * 3
+
+
+def test_interactive_chat(checkpoint, tmp_path):
+    """Two turns, the second of which sees the first; typed at process 0 only."""
+    typed = "月亮自己会发光吗？\n为什么？\n/clear\n为什么？\n/exit\n"
+    arguments = ["--load_checkpoint", checkpoint, "--max_new_tokens", 12]
+    expected = alone(*arguments, text=typed)
+    job = run_job(tmp_path, 2, GENERATE, *arguments, text=typed)
+    assert shown(job.logs[0]) == expected
+    assert shown(job.logs[1]) == ""
+
+
+def test_a_model_that_does_not_divide_is_refused_once(checkpoint, tmp_path):
+    job = run_job(tmp_path, 3, GENERATE, "--load_checkpoint", checkpoint, "--predict_data", QUESTIONS[0], check=False,
+                  timeout=60)
+    assert job.exit_code != 0
+    said = [line for log in job.logs for line in log.splitlines() if line.startswith("error: ")]
+    assert len(said) == 1 and "parallel.tensor 3" in said[0] and "n_head 8" in said[0]
