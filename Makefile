@@ -4,12 +4,12 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test test-16 soak clean
+.PHONY: demo test test-16 test-web test-docs docs soak clean
 
 .venv/installed: setup.py
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable .
+	$(BIN)/python -m pip install --quiet --editable '.[serve]'
 	touch $@
 
 # torch on a line of its own: pip then takes the CPU build where there is one.
@@ -29,6 +29,7 @@ demo: .venv/installed
 	cp demo/run/loss.png demo/loss.png
 	@echo "data demo/data, checkpoint demo/run/final, metrics demo/run/metrics.jsonl, curves demo/loss.png"
 	@echo "chat with it: $(BIN)/python tools/generate.py --load_checkpoint demo/run/final"
+	@echo "or in a browser, at http://127.0.0.1:8000/: $(BIN)/python tools/serve.py --load_checkpoint demo/run/final --model_name demo --max_length 512"
 
 # Two files of tests at a time: compiling keeps one core busy.
 test: .venv/installed-dev
@@ -37,6 +38,21 @@ test: .venv/installed-dev
 # The meshes that take too long for every change.
 test-16: .venv/installed-dev
 	$(BIN)/python -m pytest -q -m wide tests
+
+# The chat page in Debian's chromium, which is installed where it is missing.
+test-web: .venv/installed-dev
+	command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; }
+	$(BIN)/python -m pip install --quiet 'playwright>=1.40,<2'
+	$(BIN)/python -m pytest -q -m web tests
+
+# Every command of the README and docs/, on a tiny checkpoint in the published layout.
+test-docs: .venv/installed-dev
+	$(BIN)/python -m pytest -q -m docs tests
+
+# The documentation with the API reference, as web pages in build/docs.
+docs: .venv/installed
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 # Ten SIGKILLs at random moments of a run of four processes.
 soak: .venv/installed-dev

@@ -8,6 +8,8 @@ from setuptools import find_packages, setup
 here = pathlib.Path(__file__).resolve().parent
 version = re.search(r'__version__ = "(.+)"', (here / "telechat/__init__.py").read_text(encoding="utf-8")).group(1)
 
+# Serving is an extra: who trains or converts does without an HTTP server.
+serve = ["starlette>=0.37,<2", "uvicorn>=0.30,<1"]
 # torch is needed by the converter alone, and by tests as the reference.
 torch = ["torch>=2.1"]
 
@@ -20,6 +22,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.9",
     packages=find_packages(include=["telechat", "telechat.*"]),
+    package_data={"telechat.serving": ["page.html"]},
     install_requires=[
         "mindspore>=2.7.0,<2.11",
         "numpy>=1.23,<2",
@@ -31,5 +34,12 @@ setup(
         "tqdm>=4.60,<5",
         "matplotlib>=3.7,<4",  # the curves in loss.png
     ],
-    extras_require={"convert": torch, "dev": ["torch==2.13.0", "pytest>=7", "pytest-xdist>=3", "psutil>=5", "scipy>=1.9"]},
+    extras_require={
+        "convert": torch,
+        "serve": serve,
+        "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.26,<2"],
+        "tensorboard": ["tensorboard>=2.10,<3"],
+        "dev": [*serve, "torch==2.13.0", "pytest>=7", "pytest-xdist>=3", "psutil>=5", "scipy>=1.9",
+                "openai>=1.40", "hypothesis>=6", "tensorboard>=2.10,<3"],
+    },
 )

@@ -1,7 +1,10 @@
 """What every command-line tool shares: errors become one sentence and exit status 2."""
 
 import argparse
+import os
 import sys
+import tempfile
+import traceback
 
 from telechat.errors import InputError
 from telechat.version import check_mindspore
@@ -21,7 +24,10 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def run(main):
-    """Run ``main()`` and exit: 0, or its return value, or 2 with one sentence on bad input."""
+    """Run ``main()`` and exit: 0, or its return value, or 2 with one sentence on bad input.
+
+    Anything else that goes wrong is one line too, and exit status 1; its traceback goes to a file named there.
+    """
     try:
         check_mindspore()
         status = main()
@@ -39,4 +45,24 @@ def run(main):
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         status = 130
+    except Exception as error:
+        if "RANK_ID" in os.environ:
+            raise  # a process under msrun has a log of its own, which is where its traceback is looked for
+        reason = (str(error).strip().splitlines() or [""])[0]
+        print(f"error: unexpected {type(error).__name__}: {reason[:300]} (details: {save_traceback()})",
+              file=sys.stderr)
+        status = 1
     sys.exit(status or 0)
+
+
+def save_traceback():
+    """Write the traceback of the exception being handled to a new file; returns its path."""
+    program = os.path.splitext(os.path.basename(sys.argv[0]))[0] or "telechat"
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix=f"{program}-error-", suffix=".txt", delete=False,
+                                         encoding="utf-8", errors="backslashreplace") as file:
+            file.write(f"{' '.join(sys.argv)}\n\n{traceback.format_exc()}")
+        return file.name
+    except OSError:
+        traceback.print_exc()
+        return "above; no file can be written"

@@ -11,7 +11,7 @@ from telechat.checkpoint.dtypes import NAMES  # noqa: E402
 from telechat.cli import ArgumentParser, run  # noqa: E402
 
 
-def parse_arguments():
+def parse_arguments(argv):
     parser = ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -33,7 +33,7 @@ def parse_arguments():
     command.add_argument("--mp", type=int, default=1,
                          help="52B: the --mp that the file was converted with, or the model_parallel it was "
                               "trained with; a wrong number goes unnoticed and garbles the model")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def add_command(commands, name, description):
@@ -42,8 +42,8 @@ def add_command(commands, name, description):
     return command
 
 
-def main():
-    arguments = vars(parse_arguments())
+def main(argv=None):
+    arguments = vars(parse_arguments(argv))
     command = arguments.pop("command")
     convert_files = {"torch-to-ms": convert.torch_to_ms, "ms-to-torch": convert.ms_to_torch,
                      "mindformers-to-ms": convert.mindformers_to_ms}[command]

@@ -18,7 +18,7 @@ _UNITS = {"MB": 10 ** 6, "GB": 10 ** 9, "TB": 10 ** 12, "MIB": 2 ** 20, "GIB": 2
 _SHOWN = 20  # meshes that --search lists
 
 
-def parse_arguments():
+def parse_arguments(argv):
     parser = ArgumentParser(description="Memory, communication and speed of a run, before there are cards. "
                                         "Speeds of cards and links are assumptions: give those of yours.")
     parser.add_argument("--config", required=True, help="YAML file of the run, as for tools/train.py")
@@ -35,7 +35,7 @@ def parse_arguments():
     parser.add_argument("--cards_per_node", type=int, default=8, help="cards that the faster links connect")
     parser.add_argument("--search", action="store_true", help="list meshes that fit, best predicted first")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="any key of the YAML file")
-    return parser.parse_intermixed_args()
+    return parser.parse_intermixed_args(argv)
 
 
 def parse_size(text, flag):
@@ -252,8 +252,8 @@ def settings(candidate):
     return " ".join(values)
 
 
-def main():
-    arguments = parse_arguments()
+def main(argv=None):
+    arguments = parse_arguments(argv)
     hardware = read_hardware(arguments)
     config, model, length = read_run(arguments)
 

@@ -11,8 +11,8 @@ from telechat.cli import ArgumentParser, run  # noqa: E402
 from telechat.errors import InputError  # noqa: E402
 
 
-def main():
-    arguments = parse_arguments()
+def main(argv=None):
+    arguments = parse_arguments(argv)
     if arguments.input_file and arguments.predict_data is not None:
         raise InputError("give --predict_data or --input_file, not both")
     if arguments.independent and not arguments.input_file:
@@ -29,15 +29,11 @@ def main():
 
     from telechat.generation.generator import Generator
     from telechat.generation.session import ChatSession, sampling_params
-    from telechat.parallel.agreement import together
-    from telechat.parallel.mesh import Mesh
-    from telechat.parallel.parallel_config import ParallelConfig, process_count
+    from telechat.parallel.inference import load_for_inference
 
     # Under msrun every process computes; the first one reads and prints.
-    parallel = ParallelConfig(tensor=process_count())
-    mesh = Mesh.create(parallel)
-    terminal = Terminal(mesh.world)
-    model = together(lambda: load(arguments.load_checkpoint, arguments.dtype, mesh, parallel), mesh.world)
+    model, world = load_for_inference(arguments.load_checkpoint, arguments.dtype)
+    terminal = Terminal(world)
     batch_size = arguments.batch_size if arguments.independent else 1
     generator = Generator(model, arguments.max_length or settings.max_length, batch_size)
     seed = terminal.share(arguments.seed if arguments.seed is not None else secrets.randbits(32))
@@ -58,16 +54,7 @@ def main():
     return 0
 
 
-def load(directory, dtype, mesh, parallel):
-    """The model, or this process's part of it."""
-    if mesh.world.size == 1:
-        from telechat.model import TeleChat
-        return TeleChat.from_pretrained(directory, dtype)
-    from telechat.parallel.inference import load_tensor_parallel
-    return load_tensor_parallel(directory, dtype, mesh, parallel)
-
-
-def parse_arguments():
+def parse_arguments(argv):
     parser = ArgumentParser(description="Answer prompts, or chat where neither --predict_data nor --input_file is "
                                         "given. Defaults come from the checkpoint's generation_config.json.")
     parser.add_argument("--load_checkpoint", required=True, help="checkpoint directory with its tokenizer")
@@ -84,7 +71,7 @@ def parse_arguments():
     parser.add_argument("--seed", type=int, help="of the random draws")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32",
                         help="of the weights in memory; bfloat16 on Ascend")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def predict(terminal, generator, settings, params, text):

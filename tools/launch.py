@@ -10,7 +10,7 @@ from telechat.cli import ArgumentParser, run  # noqa: E402
 from telechat.parallel.launcher import ONE_HOST_TIME_OUT, SEVERAL_NODES_TIME_OUT, Launch, launch  # noqa: E402
 
 
-def main():
+def main(argv=None):
     parser = ArgumentParser(
         usage="launch.py -n PROCESSES [--nodes N --node_rank I --master HOST:PORT] [--log_dir DIR] script.py …",
         description="Run a script on many processes under MindSpore's msrun, show rank 0's log, and at a failure "
@@ -27,7 +27,7 @@ def main():
                              f"{ONE_HOST_TIME_OUT} on one machine, {SEVERAL_NODES_TIME_OUT} on several")
     parser.add_argument("script", help="what to run")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="the script's own, handed on as they are")
-    return launch(Launch(**vars(parser.parse_args())))
+    return launch(Launch(**vars(parser.parse_args(argv))))
 
 
 if __name__ == "__main__":

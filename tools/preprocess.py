@@ -18,7 +18,7 @@ from telechat.data.sources import parse_source  # noqa: E402
 from telechat.data.tokenizer import Tokenizer  # noqa: E402
 
 
-def main():
+def main(argv=None):
     parser = ArgumentParser(description="Turn fine-tuning conversations into a packed MindRecord dataset.")
     parser.add_argument("--input_dataset_file", nargs="+", required=True, metavar="FILE[:WEIGHT]",
                         help='JSONL files of {"input": "<_user>…<_bot>…<_user>…", "output": "…"}; a '
@@ -35,7 +35,7 @@ def main():
     parser.add_argument("--eval_share", type=float, default=0.0,
                         help="share of the conversations to hold out for evaluation")
     parser.add_argument("--workers", type=int, help="processes; default: as many as pay")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
 
     tokenizer = Tokenizer.from_pretrained(args.vocab_file_path)
     chat_format = ChatFormat.for_tokenizer(tokenizer, args.start_token, args.user_token, args.bot_token,

@@ -1,5 +1,6 @@
 """Fine-tune a TeleChat model: python tools/train.py --config configs/finetune_12b.yaml …"""
 
+import argparse
 import pathlib
 import sys
 
@@ -8,7 +9,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from telechat.cli import ArgumentParser, run  # noqa: E402
 
 
-def main():
+def main(argv=None):
     parser = ArgumentParser(description="Fine-tune a TeleChat model, or train one from scratch.")
     parser.add_argument("--config", required=True, help="YAML file of the run")
     parser.add_argument("--train_dataset", help="directory written by tools/preprocess.py")
@@ -16,8 +17,11 @@ def main():
     parser.add_argument("--output_dir", help="where checkpoints, metrics and curves go")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in output_dir")
     parser.add_argument("--profile", type=int, metavar="STEPS", help="profile so many steps after the first two")
+    parser.add_argument("--report", action=argparse.BooleanOptionalAction, default=True,
+                        help="write report.html: curves, settings, and answers to a few questions at each checkpoint")
+    parser.add_argument("--tensorboard", action="store_true", help="write event files to output_dir/tensorboard too")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="any key of the YAML file")
-    arguments = parser.parse_intermixed_args()  # key=value may stand between flags
+    arguments = parser.parse_intermixed_args(argv)  # key=value may stand between flags
 
     # Flags win over the file, and are not parsed as YAML: a path may look like a number.
     from telechat.training.run_config import RunConfig
@@ -26,7 +30,7 @@ def main():
     config = RunConfig.load(arguments.config, arguments.overrides, flags)
 
     from telechat.training.run import Diverged, TrainingRun
-    training = TrainingRun(config, resume=arguments.resume, profile=arguments.profile)
+    training = TrainingRun(config, arguments.resume, arguments.report, arguments.tensorboard, arguments.profile)
     lead = training.mesh.world.rank == 0
     if training.mesh.world.size > 1:
         print(training.mesh.describe(), flush=True)
@@ -41,8 +45,11 @@ def main():
     if not lead:
         return 0
     print(f"checkpoint: {path}\nmetrics:    {config.output_dir}/metrics.jsonl\ncurves:     {config.output_dir}/loss.png")
+    if arguments.report:
+        print(f"report:     {config.output_dir}/report.html")
     if finished:
-        print(f"next:       python tools/generate.py --load_checkpoint {config.output_dir}/final")
+        print(f"next:       python tools/generate.py --load_checkpoint {config.output_dir}/final\n"
+              f"or:         python tools/serve.py --load_checkpoint {config.output_dir}/final   # chat in a browser")
     else:
         print("next:       the same command with --resume")
     return 0

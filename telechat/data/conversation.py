@@ -185,13 +185,17 @@ def read_conversations(path, tokens=()):
     return [_at(path, number, parse_conversation, record, tokens) for number, record in _records(path)]
 
 
-def read_prompts(path):
+def read_prompts(path, field="input"):
     """The prompts of a JSONL file of {"input": "…"} lines: list of str, in file order.
+
+    Args:
+        path: the file.
+        field: name of the field, where it is another one.
 
     Raises:
         InputError: names the file, and the line where there is one.
     """
-    return [_at(path, number, _field, record, "input") for number, record in _records(path)]
+    return [_at(path, number, _field, record, field) for number, record in _records(path)]
 
 
 def _records(path):

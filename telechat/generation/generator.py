@@ -1,21 +1,9 @@
 """Generator: prompts in, tokens out."""
 
-import dataclasses
-
 from telechat.errors import InputError
+from telechat.generation.batch import Batch
 from telechat.generation.engine import Engine
-from telechat.generation.sampling import Sampler
 from telechat.model import check_ids
-
-
-@dataclasses.dataclass
-class _Sequence:
-    """A prompt being answered in a slot of the engine."""
-
-    index: int
-    ids: list  # prompt and answer
-    sampler: Sampler
-    room: int  # how many more tokens may come
 
 
 class Generator:
@@ -81,30 +69,12 @@ class Generator:
         slots = min(self.batch_size, len(prompts))
         rooms = [min(params.max_new_tokens, self.max_length - len(prompt)) for prompt in prompts]
         self._engine.reserve(slots, max(len(prompt) + room for prompt, room in zip(prompts, rooms)))
+        batch = Batch(self._engine)
         waiting = list(enumerate(prompts))[::-1]
-        running = {}
-        while waiting or running:
-            for slot in range(slots):
-                while waiting and slot not in running:
-                    index, prompt = waiting.pop()
-                    sequence = _Sequence(index, list(prompt), Sampler(params, index), rooms[index])
-                    yield from self._advance(running, slot, sequence, self._engine.prefill(slot, prompt), params)
-            if running:
-                tokens, positions = [0] * slots, [0] * slots
-                for slot, sequence in running.items():
-                    tokens[slot], positions[slot] = sequence.ids[-1], len(sequence.ids) - 1
-                logits = self._engine.decode(tokens, positions)
-                for slot, sequence in list(running.items()):
-                    yield from self._advance(running, slot, sequence, logits[slot], params)
-
-    def _advance(self, running, slot, sequence, logits, params):
-        """Take the next token of a sequence; it keeps its slot while there is more to come."""
-        token = sequence.sampler(logits, sequence.ids)
-        running.pop(slot, None)
-        if token in params.stop_ids:
-            return
-        sequence.ids.append(token)
-        sequence.room -= 1
-        if sequence.room:
-            running[slot] = sequence
-        yield sequence.index, token
+        while waiting or len(batch):
+            while waiting and batch.free:
+                index, prompt = waiting.pop()
+                token, _ = batch.join(index, prompt, params, index)
+                if token is not None:
+                    yield index, token
+            yield from ((index, token) for index, token, _ in batch.decode() if token is not None)

@@ -19,6 +19,8 @@ class SamplingParams:
         top_p (float): only the most likely tokens that together reach this probability stay.
         repetition_penalty (float): of tokens already in the sequence, prompt included, as in CTRL
             (arXiv:1909.05858): positive logits are divided by it, negative ones multiplied.
+        presence_penalty (float): subtracted from the logits of tokens that the answer already holds.
+        frequency_penalty (float): the same, times how often the answer holds them.
         stop_ids (tuple of int): generation ends at any of these, which is left out of the result.
         seed (int): of the random draws; None draws a fresh one.
 
@@ -31,6 +33,8 @@ class SamplingParams:
     top_k: int = 0
     top_p: float = 1.0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
     stop_ids: tuple = ()
     seed: int = None
 
@@ -43,6 +47,8 @@ class SamplingParams:
         self._number("temperature", lambda x: x >= 0, "at least 0")
         self._number("top_p", lambda x: 0 < x <= 1, "above 0 and at most 1")
         self._number("repetition_penalty", lambda x: x > 0, "above 0")
+        for name in ("presence_penalty", "frequency_penalty"):
+            self._number(name, lambda x: -2 <= x <= 2, "from -2 to 2")
 
     def _whole(self, name, least):
         value = getattr(self, name)
@@ -67,21 +73,38 @@ def penalised(logits, previous_ids, penalty):
     return logits
 
 
-def distribution(logits, previous_ids, params):
+def counted_penalty(logits, answer_ids, presence, frequency):
+    """Logits (V,) less ``presence`` and count × ``frequency`` for each of ``answer_ids``; the input is left alone.
+
+    The presence and frequency penalties of OpenAI's interface; unlike the repetition penalty they look
+    at the answer alone.
+    """
+    if not len(answer_ids) or presence == frequency == 0:
+        return logits
+    seen, counts = np.unique(np.asarray(answer_ids, np.int64), return_counts=True)
+    logits = logits.copy()
+    logits[seen] -= (presence + frequency * counts).astype(logits.dtype)
+    return logits
+
+
+def distribution(logits, previous_ids, params, prompt_length=0):
     """The probabilities that a token is drawn from.
 
     In the order of the official code (transformers' processors): repetition penalty, temperature,
-    top-k, top-p. Temperature 0 puts everything on the most likely token.
+    top-k, top-p; presence and frequency penalties come after the repetition penalty. Temperature 0
+    puts everything on the most likely token.
 
     Args:
         logits (array): float32 (V,).
         previous_ids (sequence of int): the tokens so far, prompt included.
         params (SamplingParams): the settings.
+        prompt_length (int): how many of ``previous_ids`` are the prompt's.
 
     Returns:
         (array, array): the ids that can be drawn, most likely first, and their float64 probabilities.
     """
     logits = penalised(np.asarray(logits), previous_ids, params.repetition_penalty)
+    logits = counted_penalty(logits, previous_ids[prompt_length:], params.presence_penalty, params.frequency_penalty)
     if params.temperature == 0:
         return np.array([logits.argmax()]), np.ones(1)
     if 0 < params.top_k < len(logits):
@@ -91,8 +114,9 @@ def distribution(logits, previous_ids, params):
     else:
         ids = np.arange(len(logits))
     ids = ids[np.argsort(-logits[ids], kind="stable")]
-    scaled = logits[ids].astype(np.float64) / params.temperature
-    probabilities = np.exp(scaled - scaled[0])
+    with np.errstate(over="ignore"):  # a temperature close to 0 may bring all but the first to -inf
+        scaled = (logits[ids].astype(np.float64) - logits[ids[0]]) / params.temperature
+    probabilities = np.exp(scaled)
     probabilities /= probabilities.sum()
     if params.top_p < 1:
         # A token stays while those before it have not reached top_p; the first always does.
@@ -108,15 +132,17 @@ class Sampler:
     Args:
         params (SamplingParams): the settings.
         index (int): place of the prompt in its call, so that equal prompts get different draws.
+        prompt_length (int): how many of the sequence's ids are the prompt's.
     """
 
-    def __init__(self, params, index=0):
+    def __init__(self, params, index=0, prompt_length=0):
         self.params = params
+        self.prompt_length = prompt_length
         self._random = np.random.default_rng(None if params.seed is None else [params.seed, index])
 
     def __call__(self, logits, previous_ids):
         """The next token's id for float32 ``logits`` (V,)."""
-        ids, probabilities = distribution(logits, previous_ids, self.params)
+        ids, probabilities = distribution(logits, previous_ids, self.params, self.prompt_length)
         if len(ids) == 1:
             return int(ids[0])
         point = self._random.random() * probabilities.sum()

@@ -6,7 +6,11 @@ import mindspore as ms
 from telechat.checkpoint.layout import parameter_shapes
 from telechat.checkpoint.reader import CheckpointReader
 from telechat.config import TeleChatConfig
+from telechat.model import TeleChat
+from telechat.parallel.agreement import together
 from telechat.parallel.collectives import GatherRows
+from telechat.parallel.mesh import Mesh
+from telechat.parallel.parallel_config import ParallelConfig, process_count
 from telechat.parallel.plan import check_mesh
 from telechat.parallel.stage import build_stage
 from telechat.parallel.vocabulary import embed_for
@@ -70,3 +74,19 @@ def load_tensor_parallel(directory, dtype, mesh, parallel, kernels=None):
     reader = CheckpointReader(directory)
     reader.check(parameter_shapes(config))
     return TensorParallelModel(build_stage(config, dtype, mesh, parallel, reader.read, kernels), mesh.tensor)
+
+
+def load_for_inference(directory, dtype):
+    """The whole model, or under msrun this process's part of it; to be called once, before anything is computed.
+
+    Returns:
+        (TeleChat or TensorParallelModel, Group): the model, and all processes.
+
+    Raises:
+        InputError: as `load_tensor_parallel` and `TeleChat.from_pretrained`.
+    """
+    parallel = ParallelConfig(tensor=process_count())
+    mesh = Mesh.create(parallel)
+    if mesh.world.size == 1:
+        return TeleChat.from_pretrained(directory, dtype), mesh.world
+    return together(lambda: load_tensor_parallel(directory, dtype, mesh, parallel), mesh.world), mesh.world

@@ -1,10 +1,15 @@
-"""What a run shows: a line a step, ``metrics.jsonl`` and the curves in ``loss.png``."""
+"""What a run shows: a line a step, ``metrics.jsonl``, the curves in ``loss.png``, and ``report.html``."""
 
 import json
 import os
+import sys
 import time
 
 from telechat.errors import InputError
+from telechat.training.html_report import write_report
+
+COLUMNS = 80
+BAR = 10  # characters
 
 
 def duration(seconds):
@@ -12,6 +17,31 @@ def duration(seconds):
     minutes, seconds = divmod(max(int(round(seconds)), 0), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def step_line(number, total, result, speed, seconds_left, bar=False):
+    """What is printed of a step: at most 80 columns.
+
+    Args:
+        number, total (int): step (1 first), and how many there are.
+        result (StepResult): of it.
+        speed (float): tokens a second.
+        seconds_left (float): of the run.
+        bar (bool): draw how far the run is, where there is room.
+    """
+    outcome = f"loss {result.loss:.4f}" if not result.skipped else f"loss {result.loss:.4g}: SKIPPED"
+    scale = ""
+    if result.loss_scale is not None:
+        overflows = f"after {result.overflows} overflows " if result.overflows else ""
+        scale = f"scale {result.loss_scale:g} {overflows}"
+    line = (f"step {number:{len(str(total))}d}/{total} {outcome} lr {result.learning_rate:.2e} "
+            f"grad {result.grad_norm:.3g} {scale}{speed:.0f} tok/s left {duration(seconds_left)}")
+    if len(line) > COLUMNS:
+        line = line.replace(f" lr {result.learning_rate:.2e}", "")
+    if bar and len(line) + BAR + 3 <= COLUMNS:
+        done = BAR * number // max(total, 1)
+        line += f" [{'#' * done}{'.' * (BAR - done)}]"
+    return line
 
 
 class Report:
@@ -22,11 +52,18 @@ class Report:
         total_steps (int): of the run.
         first_step (int): where the run resumes; what an earlier process wrote of later steps, between
             its last checkpoint and its end, is dropped since these steps are done again.
+        config (str): the resolved configuration, to be shown in ``report.html``; None: no such file.
+        log (TensorBoardLog): gets every record too.
+        answers (SampleAnswers): are shown in ``report.html``.
     """
 
-    def __init__(self, output_dir, total_steps, first_step=0):
+    def __init__(self, output_dir, total_steps, first_step=0, config=None, log=None, answers=None):
         self.path = os.path.join(output_dir, "metrics.jsonl")
         self.image = os.path.join(output_dir, "loss.png")
+        self.html = os.path.join(output_dir, "report.html")
+        self.config = config
+        self.log = log
+        self.answers = answers
         self.total_steps = total_steps
         self.records = [record for record in _read(self.path) if record["step"] <= first_step] if first_step else []
         try:
@@ -44,16 +81,8 @@ class Report:
         # The first step compiles; it would spoil the estimate of the time left.
         self._seconds = [*self._seconds, seconds][-20:] if number > 1 else [seconds]
         typical = sorted(self._seconds)[len(self._seconds) // 2]
-        left = duration(typical * (self.total_steps - number))
-        width = len(str(self.total_steps))
-        outcome = f"loss {result.loss:.4f}" if not result.skipped else f"loss {result.loss:.4g} not finite: skipped"
-        scale = ""
-        if result.loss_scale is not None:
-            overflows = f"after {result.overflows} overflows " if result.overflows else ""
-            scale = f"scale {result.loss_scale:g} {overflows}"
-        print(f"step {number:{width}d}/{self.total_steps} {outcome} lr {result.learning_rate:.2e} "
-              f"grad {result.grad_norm:.3g} {scale}{tokens / seconds:.0f} tok/s {seconds * 1e3:.0f} ms left {left}",
-              flush=True)
+        print(step_line(number, self.total_steps, result, tokens / seconds, typical * (self.total_steps - number),
+                        sys.stdout.isatty()), flush=True)
         record = {"step": number, "loss": result.loss, "learning_rate": result.learning_rate,
                   "grad_norm": result.grad_norm, "tokens": tokens, "seconds": round(seconds, 4),
                   "skipped": result.skipped, "time": round(time.time(), 1)}
@@ -70,9 +99,26 @@ class Report:
         self.records.append(record)
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
+        if self.log:
+            self.log.write(record)
+
+    def summary(self):
+        """What the run came to, as printable lines."""
+        steps = [record for record in self.records if "loss" in record]
+        evaluations = [record for record in self.records if "evaluation_loss" in record]
+        lines = [f"tokens:     {sum(record['tokens'] for record in steps):,} in {len(steps):,} steps, "
+                 f"{duration(sum(record['seconds'] for record in steps))} of training"]
+        if evaluations:
+            best = min(evaluations, key=lambda record: record["evaluation_loss"])
+            lines.append(f"evaluation: loss {evaluations[-1]['evaluation_loss']:.4f}, "
+                         f"best {best['evaluation_loss']:.4f} at step {best['step']}")
+        return lines
 
     def draw(self):
-        """Write ``loss.png``: training and evaluation loss, learning rate, gradient norm."""
+        """Write ``report.html``, and ``loss.png``: training and evaluation loss, learning rate, gradient norm."""
+        if self.config is not None:
+            write_report(self.html, self.records, self.total_steps, self.config,
+                         self.answers.answers if self.answers else [], self.answers is None or self.answers.held_out)
         # Imported here: a second that only the first drawing needs to pay.
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -102,6 +148,8 @@ class Report:
 
     def close(self):
         self._file.close()
+        if self.log:
+            self.log.close()
 
 
 class SilentReport:
@@ -112,6 +160,10 @@ class SilentReport:
 
     def evaluation(self, number, loss):
         """Say nothing."""
+
+    def summary(self):
+        """Nothing to say."""
+        return []
 
     def draw(self):
         """Draw nothing."""

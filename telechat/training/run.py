@@ -26,7 +26,9 @@ from telechat.parallel.stage import build_stage, read_random
 from telechat.training.memory import fullest_rank
 from telechat.training.profile import StepProfiler
 from telechat.training.report import Report, SilentReport, duration
+from telechat.training.sample_answers import SampleAnswers
 from telechat.training.signals import StopSignal
+from telechat.training.tensorboard_log import TensorBoardLog, check_installed
 from telechat.training.trainer import Trainer
 from telechat.training.training_state import list_checkpoints, restore, save_training_checkpoint
 from telechat.version import code_version
@@ -43,12 +45,17 @@ class TrainingRun:
         config (RunConfig): the run.
         resume (bool): go on from the newest checkpoint in ``output_dir``.
         profile (int): how many steps to profile; None for none.
+        report (bool): write ``report.html``, with answers to a few questions at each checkpoint.
+        tensorboard (bool): write TensorBoard event files.
 
     Raises:
         InputError: data, checkpoint and configuration do not fit together.
     """
 
-    def __init__(self, config, resume=False, profile=None):
+    def __init__(self, config, resume=False, report=False, tensorboard=False, profile=None):
+        self.report, self.tensorboard = report, tensorboard
+        if tensorboard:
+            check_installed()
         if config.train_dataset is None:
             raise InputError("train_dataset is not set; give --train_dataset a directory written by tools/preprocess.py")
         found = list_checkpoints(config.output_dir)
@@ -184,7 +191,8 @@ class TrainingRun:
             os.makedirs(config.output_dir, exist_ok=True)
             with open(os.path.join(config.output_dir, "run.yaml"), "w", encoding="utf-8") as file:
                 yaml.safe_dump(config.to_dict(), file, sort_keys=False, allow_unicode=True)
-        report = self._report(trainer.step)
+        answers = self._answers(trainer)
+        report = self._report(trainer.step, answers)
         stop = StopSignal()
         started, path, saved = time.time(), self.checkpoint, trainer.step
         try:
@@ -210,6 +218,8 @@ class TrainingRun:
                 save = last or stopping or (config.save_steps and trainer.step % config.save_steps == 0)
                 if self._evaluates(trainer.step, save):
                     report.evaluation(trainer.step, trainer.evaluate(self.evaluation.evaluation_batches()))
+                if save and answers and not stopping:
+                    answers.ask(trainer.step)
                 if save:
                     path, saved = self._save(trainer, info, report), trainer.step
             if saved != trainer.step:
@@ -224,6 +234,8 @@ class TrainingRun:
             _link(path, os.path.join(config.output_dir, "final"))
         self._say(f"{'done' if finished else 'interrupted'} at step {trainer.step}/{config.train.total_steps} "
                   f"after {duration(time.time() - started)}")
+        for line in report.summary():
+            self._say(line)
         return path, finished
 
     def _say(self, text):
@@ -234,10 +246,21 @@ class TrainingRun:
         if lines:
             self._say("\n".join(lines))
 
-    def _report(self, step):
+    def _report(self, step, answers):
         if self.mesh.world.rank:
             return SilentReport()
-        return Report(self.config.output_dir, self.config.train.total_steps, step)
+        config = self.config
+        text = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True) if self.report else None
+        log = TensorBoardLog(config.output_dir) if self.tensorboard else None
+        return Report(config.output_dir, config.train.total_steps, step, text, log, answers)
+
+    def _answers(self, trainer):
+        """Sample answers for the report; a model cut over several processes gives none."""
+        if not self.report or self.tokenizer is None or self.mesh.world.size > 1:
+            return None
+        dataset = self.evaluation or self.dataset
+        return SampleAnswers(self.config.output_dir, trainer.model, self.tokenizer, dataset,
+                             self.evaluation is not None, trainer.step)
 
     def _any(self, flag):
         """Whether any process has the flag set; the same answer on all, so that all stop at one step."""

@@ -69,7 +69,25 @@ def test_temperature_zero_is_greedy_after_the_penalty():
     assert logits.tolist() == [1.0, 3.0, np.float32(2.9)], "the logits are left alone"
 
 
+def test_a_temperature_close_to_zero_is_greedy_and_not_nan():
+    ids, probabilities = distribution(np.array([1.0, 3.0, 2.9], np.float32), [], SamplingParams(1, temperature=1e-308))
+    assert ids[0] == 1 and probabilities.tolist() == [1.0, 0.0, 0.0]
+
+
+def test_presence_and_frequency_penalties_count_the_answer_alone():
+    logits = np.array([1.0, 3.0, 2.0, 0.0], np.float32)
+    params = SamplingParams(1, temperature=1.0, presence_penalty=0.5, frequency_penalty=0.25)
+    # The prompt holds tokens 1 and 3, the answer 2, 2, 0.
+    ids, probabilities = distribution(logits, [1, 3, 2, 2, 0], params, prompt_length=2)
+    wanted = np.exp(np.array([1.0 - 0.75, 3.0, 2.0 - 1.0, 0.0]))
+    assert np.abs(dense(ids, probabilities, 4) - wanted / wanted.sum()).max() < 1e-6
+    assert Sampler(SamplingParams(1, frequency_penalty=1.2), prompt_length=1)(logits, [1, 1, 2]) == 1
+    assert Sampler(SamplingParams(1, frequency_penalty=1.2), prompt_length=0)(logits, [1, 1, 2]) == 0
+    assert logits.tolist() == [1.0, 3.0, 2.0, 0.0], "the logits are left alone"
+
+
 @pytest.mark.parametrize("fields, words", [
+    (dict(presence_penalty=2.1), "presence_penalty"), (dict(frequency_penalty=float("inf")), "frequency_penalty"),
     (dict(max_new_tokens=0), "max_new_tokens"), (dict(temperature=-1), "temperature"), (dict(top_k=-1), "top_k"),
     (dict(top_p=0), "top_p"), (dict(top_p=1.1), "top_p"), (dict(repetition_penalty=0), "repetition_penalty"),
     (dict(seed=-1), "seed"), (dict(temperature=float("nan")), "temperature"), (dict(top_k=2.5), "top_k"),

@@ -37,7 +37,8 @@ def dataset(tmp_path_factory):
 
 
 def arguments(dataset, output, *more):
-    return ["--config", ROOT / "configs/demo.yaml", "--train_dataset", dataset, "--output_dir", output, *SMALL, *more]
+    return ["--config", ROOT / "configs/demo.yaml", "--train_dataset", dataset, "--output_dir", output, *SMALL,
+            "--no-report", *more]
 
 
 def metrics(output):
@@ -52,8 +53,8 @@ def test_run_writes_what_it_says(dataset, tool, tmp_path):
         assert words in result.stdout.split("step 1/6")[0]
     lines = [line for line in result.stdout.splitlines() if line.startswith("step") and "/6" in line]
     assert len(lines) == 6
-    assert all(word in line for line in lines for word in ("loss", "lr", "grad", "tok/s", "ms", "left"))
-    assert all(len(line) <= 100 for line in lines)
+    assert all(word in line for line in lines for word in ("loss", "lr", "grad", "tok/s", "left"))
+    assert all(len(line) <= 80 for line in lines)
     records = metrics(output)
     steps = [record for record in records if "loss" in record]
     assert [record["step"] for record in steps] == [1, 2, 3, 4, 5, 6]

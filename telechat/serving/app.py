@@ -1,0 +1,260 @@
+"""The HTTP interface: OpenAI's paths, the page, health and metrics."""
+
+import asyncio
+import json
+import pathlib
+import secrets
+import time
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from telechat.errors import InputError
+from telechat.serving.answer_text import AnswerText
+from telechat.serving.door import Door, page_headers
+from telechat.serving.protocol import parse_body, read_chat, read_completion
+from telechat.serving.refusal import Refusal
+from telechat.serving.service import Choice
+
+LARGEST_BODY = 1 << 20  # bytes
+PATIENCE = 30.0  # seconds that a client may take to send a body, or to take a piece of the answer
+
+
+class App:
+    """Made once for a server; `asgi` is what uvicorn runs.
+
+    Args:
+        service (Service): answers.
+        model (Model): what is served.
+        api_key (str): wanted with every request but /health; None: no key.
+    """
+
+    def __init__(self, service, model, api_key=None):
+        self.service = service
+        self.model = model
+        self.created = int(time.time())
+        page = pathlib.Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+        self._page = HTMLResponse(page, headers=page_headers(page))
+        service.deliver = self._deliver
+        self._loop = None
+        routes = [Route("/", self._get_page), Route("/health", self._get_health), Route("/metrics", self._get_metrics),
+                  Route("/v1/models", self._get_models), Route("/v1/models/{name:path}", self._get_model),
+                  Route("/v1/chat/completions", self._post_chat, methods=["POST"]),
+                  Route("/v1/completions", self._post_completion, methods=["POST"])]
+        starlette = Starlette(routes=routes, exception_handlers={
+            Refusal: _refused, InputError: _bad_input, HTTPException: _http_error, Exception: _failure})
+        self.asgi = Door(starlette, api_key, service.metrics, {route.path for route in routes})
+
+    def _deliver(self, events):
+        """Called in the loop's thread: hand events to the requests, which live in the HTTP thread."""
+        if events and self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(_hand_out, events)
+
+    async def _get_page(self, request):
+        return self._page
+
+    async def _get_health(self, request):
+        if self.service.stopping:
+            return JSONResponse({"status": "stopping"}, 503)
+        return JSONResponse({"status": "ok"})
+
+    async def _get_metrics(self, request):
+        return PlainTextResponse(self.service.metrics.text(self.service.waiting, self.service.running),
+                                 media_type="text/plain; version=0.0.4")
+
+    def _card(self):
+        return {"id": self.model.name, "object": "model", "created": self.created, "owned_by": "telechat",
+                "max_length": self.model.max_length}
+
+    async def _get_models(self, request):
+        return JSONResponse({"object": "list", "data": [self._card()]})
+
+    async def _get_model(self, request):
+        if request.path_params["name"] != self.model.name:
+            raise Refusal(404, f"this server has {self.model.name!r} alone", "model", "model_not_found")
+        return JSONResponse(self._card())
+
+    async def _post_chat(self, request):
+        return await self._answer(request, read_chat)
+
+    async def _post_completion(self, request):
+        return await self._answer(request, read_completion)
+
+    async def _answer(self, request, read):
+        self._loop = asyncio.get_running_loop()
+        data = await _read_body(request)
+        # Parsing and tokenising a large body takes a while, which must not hold up the others.
+        ask = await run_in_threadpool(lambda: read(parse_body(data), self.model))
+        answer = _Answer(ask, self.model, self.service)
+        if ask.stream:
+            return _EventStream(answer.stream(), media_type="text/event-stream",
+                                headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
+        return await answer.whole(request.receive)
+
+
+def _hand_out(events):
+    for event in events:
+        event[0].listener.put_nowait(event)
+
+
+class _Answer:
+    """One accepted request and its choices."""
+
+    def __init__(self, ask, model, service):
+        self.ask = ask
+        self.model = model
+        self.service = service
+        self.id = ("chatcmpl-" if ask.chat else "cmpl-") + secrets.token_hex(12)
+        self.kind = "chat.completion" if ask.chat else "text_completion"
+        self.created = int(time.time())
+        self.events = asyncio.Queue()
+        self.choices = [
+            Choice(prompt, ask.params, place * ask.n + number, AnswerText(model.settings.tokenizer, ask.stops),
+                   self.events)
+            for place, prompt in enumerate(ask.prompts) for number in range(ask.n)]
+        service.submit(self.choices)
+        service.metrics.tokens("prompt", sum(map(len, ask.prompts)))
+
+    async def whole(self, receive):
+        """The response in one piece; a client that goes away frees its places."""
+        collected = asyncio.ensure_future(self._collect())
+        gone = asyncio.ensure_future(_until_gone(receive))
+        try:
+            await asyncio.wait({collected, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not collected.done():
+                return Response(status_code=499)  # nobody reads it
+            texts, reasons = collected.result()
+        finally:
+            collected.cancel()
+            gone.cancel()
+            self.service.cancel(self.choices)
+        choices = []
+        for choice in self.choices:
+            text = texts[choice.index]
+            content = {"message": {"role": "assistant", "content": text}} if self.ask.chat else {"text": text}
+            choices.append({"index": choice.index, **content, "finish_reason": reasons[choice.index], "logprobs": None})
+        return JSONResponse({**self._head(self.kind), "choices": choices, "usage": self._usage()})
+
+    async def _collect(self):
+        texts = {choice.index: "" for choice in self.choices}
+        reasons = {}
+        while len(reasons) < len(texts):
+            choice, text, reason = await self.events.get()
+            texts[choice.index] += text
+            if reason in _FAILURES:
+                raise _FAILURES[reason]
+            if reason is not None:
+                reasons[choice.index] = reason
+        return texts, reasons
+
+    async def stream(self):
+        """Server-sent events."""
+        kind = "chat.completion.chunk" if self.ask.chat else self.kind
+        head = self._head(kind)
+        if self.ask.include_usage:
+            head["usage"] = None
+        open_choices = len(self.choices)
+        try:
+            if self.ask.chat:
+                for choice in self.choices:
+                    yield self._piece(head, choice, {"role": "assistant", "content": ""}, None)
+            while open_choices:
+                choice, text, reason = await self.events.get()
+                if reason in _FAILURES:
+                    yield _event(_FAILURES[reason].body())
+                    return
+                if text:
+                    yield self._piece(head, choice, {"content": text}, None)
+                if reason is not None:
+                    open_choices -= 1
+                    yield self._piece(head, choice, {}, reason)
+            if self.ask.include_usage:
+                yield _event({**head, "choices": [], "usage": self._usage()})
+            yield "data: [DONE]\n\n"
+        finally:
+            self.service.cancel(self.choices)
+
+    def _piece(self, head, choice, delta, reason):
+        content = {"delta": delta} if self.ask.chat else {"text": delta.get("content", "")}
+        return _event({**head, "choices": [{"index": choice.index, **content, "finish_reason": reason,
+                                            "logprobs": None}]})
+
+    def _head(self, kind):
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model.name}
+
+    def _usage(self):
+        prompt = sum(map(len, self.ask.prompts))
+        completion = sum(choice.tokens for choice in self.choices)
+        return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+
+_FAILURES = {"timeout": Refusal(504, "the answer took longer than this server's time limit", code="timeout"),
+             "failure": Refusal(500, "the server failed; its operator finds the reason in its output", code="failure")}
+
+
+def _event(value):
+    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
+
+
+class _EventStream(StreamingResponse):
+    """A stream that is given up where the client stops taking it."""
+
+    async def __call__(self, scope, receive, send):
+        async def patient_send(message):
+            await asyncio.wait_for(send(message), PATIENCE)
+
+        try:
+            await super().__call__(scope, receive, patient_send)
+        finally:
+            # A generator that was never begun, or is cut off between two pieces, ends here.
+            await self.body_iterator.aclose()
+
+
+async def _until_gone(receive):
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _read_body(request):
+    if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
+        raise Refusal(415, "the request needs the header Content-Type: application/json")
+    too_large = Refusal(413, f"the body is larger than {LARGEST_BODY} bytes")
+    length = request.headers.get("content-length", "")
+    if length.isdigit() and len(length) < 20 and int(length) > LARGEST_BODY:
+        raise too_large
+
+    async def read():
+        parts, size = [], 0
+        async for part in request.stream():
+            size += len(part)
+            if size > LARGEST_BODY:
+                raise too_large
+            parts.append(part)
+        return b"".join(parts)
+
+    try:
+        return await asyncio.wait_for(read(), PATIENCE)
+    except asyncio.TimeoutError:
+        raise Refusal(408, f"the body did not arrive within {PATIENCE:.0f} seconds") from None
+
+
+async def _refused(request, refusal):
+    headers = {"retry-after": "1"} if refusal.status in (429, 503) else None
+    return JSONResponse(refusal.body(), refusal.status, headers)
+
+
+async def _bad_input(request, error):
+    return await _refused(request, Refusal(400, str(error)))
+
+
+async def _http_error(request, error):
+    words = {404: f"there is no {request.url.path[:80]} here", 405: f"{request.method[:20]} is not allowed here"}
+    return JSONResponse(Refusal(error.status_code, words.get(error.status_code, error.detail)).body(),
+                        error.status_code, error.headers)
+
+
+async def _failure(request, error):
+    return await _refused(request, _FAILURES["failure"])

@@ -1,0 +1,88 @@
+"""uvicorn in a thread of its own: the main thread belongs to the engine."""
+
+import socket
+import threading
+import time
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from telechat.errors import InputError
+
+HEAD_SECONDS = 15.0  # that a client may take to send a request's head
+MOST_CONNECTIONS = 1024
+
+
+class _Protocol(H11Protocol):
+    """Closes connections that do not send a request's head in time, which uvicorn itself waits for for ever."""
+
+    _timer = None
+
+    def connection_made(self, transport):
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data):
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc):
+        if self._timer:
+            self._timer.cancel()
+        super().connection_lost(exc)
+
+    def _watch(self):
+        answering = self.cycle is not None and not self.cycle.response_complete
+        if answering and self._timer:
+            self._timer.cancel()
+            self._timer = None
+        elif not answering and not self._timer:
+            self._timer = self.loop.call_later(HEAD_SECONDS, self._give_up)
+
+    def _give_up(self):
+        self._timer = None
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
+
+
+class HttpServer:
+    """Binds at once, answers between `start` and `stop`.
+
+    Args:
+        host (str), port (int): where to listen; port 0 takes a free one.
+
+    Raises:
+        InputError: the address cannot be bound.
+    """
+
+    def __init__(self, host, port):
+        try:
+            family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM,
+                                                          flags=socket.AI_PASSIVE)[0]
+            self._socket = socket.socket(family, socket.SOCK_STREAM)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._socket.bind(address)
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(f"--host {host} --port {port}: {reason}; give another address or port") from None
+        self.port = self._socket.getsockname()[1]
+        self.url = f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+        self._server = self._thread = None
+
+    def start(self, app):
+        """Serve an ASGI application in a daemon thread; returns when connections are taken."""
+        config = uvicorn.Config(app, http=_Protocol, ws="none", lifespan="off", log_level="critical", access_log=False,
+                                server_header=False, limit_concurrency=MOST_CONNECTIONS, timeout_keep_alive=HEAD_SECONDS,
+                                timeout_graceful_shutdown=10)
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, args=([self._socket],), name="http", daemon=True)
+        self._thread.start()
+        while self._thread.is_alive() and not self._server.started:
+            time.sleep(0.01)
+
+    def stop(self):
+        """Stop listening and return when the answers that are under way have been sent."""
+        if self._server is not None:
+            self._server.should_exit = True
+            self._thread.join(15)
+        self._socket.close()

@@ -1,0 +1,115 @@
+"""A server of a tiny random model that all tests here share, and an engine whose answers are known."""
+
+import dataclasses
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from telechat import Generator, TeleChat, TeleChatConfig, Tokenizer
+from tests.conftest import ROOT
+
+KEY = "sk-test"
+MAX_LENGTH = 1024
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """A random model with the shipped tokenizer; greedy by default."""
+    directory = tmp_path_factory.mktemp("serving") / "tiny"
+    TeleChat(TeleChatConfig(vocab_size=1664, hidden_size=32, n_layer=2, n_head=4, ffn_hidden_size=48,
+                            training_seqlen=2048, initializer_range=0.3)).save_pretrained(directory)
+    shutil.copy(ROOT / "samples" / "tokenizer.model", directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tokenizer(checkpoint):
+    return Tokenizer.from_pretrained(checkpoint)
+
+
+@pytest.fixture(scope="session")
+def generator(checkpoint):
+    """The library's own answers to the same prompts, one at a time, from a cache as long as the server's."""
+    return Generator(TeleChat.from_pretrained(checkpoint), MAX_LENGTH)
+
+
+@dataclasses.dataclass
+class Server:
+    """A running tools/serve.py."""
+
+    process: subprocess.Popen
+    url: str
+
+    def stop(self):
+        """SIGTERM, and its exit status and the rest of its output."""
+        self.process.send_signal(signal.SIGTERM)
+        output, _ = self.process.communicate(timeout=60)
+        return self.process.returncode, output
+
+
+def start(checkpoint, *flags):
+    """Start tools/serve.py on a free port and wait until it answers."""
+    command = [sys.executable, str(ROOT / "tools" / "serve.py"), "--load_checkpoint", str(checkpoint), "--port", "0",
+               *map(str, flags)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8",
+                               env={**os.environ, "GLOG_v": "3"})
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        found = re.search(r"at (http://\S+)/ ", line)
+        if found:
+            return Server(process, found[1].replace("0.0.0.0", "127.0.0.1")), "".join(lines)
+    process.wait()
+    pytest.fail("the server did not start:\n" + "".join(lines), pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def server(checkpoint):
+    running, _ = start(checkpoint, "--api_key", KEY, "--max_batch", 4, "--max_queue", 6, "--max_length", MAX_LENGTH)
+    yield running
+    assert running.stop()[0] == 0
+
+
+@pytest.fixture(scope="session")
+def client(server):
+    """OpenAI's own client of the shared server."""
+    import openai
+
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0, timeout=120)
+
+
+class CountingEngine:
+    """Stands in for an Engine: the most likely token is the one before it plus one."""
+
+    def __init__(self, slots=2, length=32, vocabulary=64):
+        self.slots = slots
+        self.length = length
+        self.vocabulary = vocabulary
+        self.decodes = 0
+        self.fail_at = None
+
+    def prefill(self, slot, prompt):
+        assert 0 <= slot < self.slots
+        return self._logits(prompt[-1])
+
+    def decode(self, tokens, positions):
+        self.decodes += 1
+        if self.decodes == self.fail_at:
+            raise MemoryError("no more")
+        return np.stack([self._logits(token) for token in tokens])
+
+    def _logits(self, token):
+        logits = np.zeros(self.vocabulary, np.float32)
+        logits[(token + 1) % self.vocabulary] = 1
+        return logits
+
+
+@pytest.fixture
+def engine():
+    return CountingEngine()

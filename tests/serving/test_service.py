@@ -1,0 +1,182 @@
+"""The loop: who joins and leaves when, on an engine that counts."""
+
+import queue
+import threading
+
+import pytest
+
+from telechat.generation.sampling import SamplingParams
+from telechat.parallel.mesh import Mesh
+from telechat.serving.metrics import Metrics
+from telechat.serving.refusal import Refusal
+from telechat.serving.service import Choice, Service
+from tests.serving.conftest import CountingEngine
+
+
+class Spelling:
+    """Stands in for AnswerText: token 7 is "7 "; stops at a token."""
+
+    def __init__(self, stop_at=None):
+        self.stop_at = stop_at
+        self.stopped = False
+
+    def put(self, token):
+        self.stopped = token == self.stop_at
+        return "" if self.stopped else f"{token} "
+
+    def end(self):
+        return ""
+
+
+def choice(prompt, count, stop_at=None, **params):
+    return Choice(prompt, SamplingParams(count, **params), 0, Spelling(stop_at), queue.Queue())
+
+
+def collect(item):
+    """The text and reason that a choice got."""
+    text = ""
+    while True:
+        _, piece, reason = item.listener.get(timeout=10)
+        text += piece
+        if reason:
+            return text, reason
+
+
+@pytest.fixture
+def service(engine):
+    made = Service(engine, Mesh.single().world, Metrics(), queue_limit=3)
+    made.deliver = lambda events: [event[0].listener.put(event) for event in events]
+    return made
+
+
+def finish(service):
+    """Run the loop until all is answered."""
+    service.stopping = True
+    service.run()
+
+
+def test_more_sequences_than_slots_are_all_answered(service, engine):
+    items = [choice([start], count) for start, count in ((1, 3), (10, 5), (20, 1), (30, 4))]
+    service.submit(items[:2])
+    service.submit(items[2:])
+    finish(service)
+    assert [collect(item) for item in items] == [
+        ("2 3 4 ", "length"), ("11 12 13 14 15 ", "length"), ("21 ", "length"), ("31 32 33 34 ", "length")]
+    # Two slots: after two tokens the first has left, and the third is answered by its prefill alone; the fourth joins
+    # a token later and has three to go.
+    assert engine.decodes == 2 + 1 + 3
+
+
+def test_stop_tokens_and_stop_strings_and_the_end_of_the_cache(service):
+    items = [choice([1], 9, stop_ids=(4,)), choice([1], 9, stop_at=4), choice([1] * 30, 9)]
+    service.submit(items)
+    finish(service)
+    assert [collect(item) for item in items] == [("2 3 ", "stop"), ("2 3 ", "stop"), ("2 3 ", "length")]
+    assert service.running == service.waiting == 0
+
+
+def test_the_queue_has_a_limit(service):
+    service.submit([choice([1], 1) for _ in range(5)])  # two slots and three that wait
+    with pytest.raises(Refusal) as refused:
+        service.submit([choice([1], 1)])
+    assert refused.value.status == 429
+    finish(service)
+    with pytest.raises(Refusal) as refused:
+        service.submit([choice([1], 1)])
+    assert refused.value.status == 503
+
+
+def test_a_cancelled_sequence_frees_its_slot_within_one_token(service, engine):
+    gone, waits, queued = choice([1], 30), choice([10], 30), choice([20], 2)
+    service.submit([gone, waits, queued])
+    decode = engine.decode
+
+    def cancel_at_third(tokens, positions):
+        if engine.decodes == 2:
+            service.cancel([gone])
+        return decode(tokens, positions)
+
+    engine.decode = cancel_at_third
+    finish(service)
+    assert collect(queued) == ("21 22 ", "length")
+    assert collect(waits)[0].split() == [str(token) for token in range(11, 41)]
+    # `gone` had the tokens of its prefill and of two decodes; the one after which it left went nowhere.
+    assert [event[1] for event in gone.listener.queue] == ["2 ", "3 ", "4 "]
+    assert engine.decodes == 29
+
+
+def test_a_cancelled_sequence_that_waits_is_never_answered(service):
+    items = [choice([1], 2), choice([2], 2), choice([3], 2)]
+    service.submit(items)
+    service.cancel(items[2:])
+    finish(service)
+    assert items[2].listener.empty()
+
+
+def test_the_time_limit_ends_what_runs_and_what_waits(service, engine):
+    items = [choice([1], 30), choice([2], 30), choice([3], 30)]
+    service.submit(items)
+    decode = engine.decode
+
+    def late(tokens, positions):
+        for item in items[1:]:
+            item.deadline = 0.0
+        return decode(tokens, positions)
+
+    engine.decode = late
+    finish(service)
+    assert [collect(item)[1] for item in items] == ["length", "timeout", "timeout"]
+
+
+def test_a_second_signal_ends_all_at_once(service, engine):
+    items = [choice([1], 30), choice([2], 30)]
+    service.submit(items)
+    service.hurry()
+    service.run()
+    assert [collect(item)[1] for item in items] == ["timeout", "timeout"] and engine.decodes == 0
+
+
+def test_a_failure_is_told_to_everyone_and_raised(service, engine):
+    engine.fail_at = 2
+    items = [choice([1], 30), choice([2], 30), choice([3], 30)]
+    service.submit(items)
+    with pytest.raises(MemoryError):
+        service.run()
+    assert [collect(item)[1] for item in items] == ["failure"] * 3
+    with pytest.raises(Refusal):
+        service.submit([choice([1], 1)])
+
+
+def test_an_idle_loop_wakes_for_a_request(service):
+    thread = threading.Thread(target=service.run)
+    thread.start()
+    try:
+        item = choice([1], 2)
+        service.submit([item])
+        assert collect(item) == ("2 3 ", "length")
+    finally:
+        service.stopping = True
+        thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_warm_up_runs_every_size_that_fits():
+    engine = CountingEngine(slots=3, length=100)
+    sizes = []
+    engine.prefill = lambda slot, prompt: sizes.append(len(prompt))
+    Service(engine, Mesh.single().world, Metrics()).warm_up()
+    assert sizes == [32, 64] and engine.decodes == 1
+
+
+def test_metrics_are_in_the_text_form_of_prometheus(service):
+    service.submit([choice([1], 3)])
+    finish(service)
+    service.metrics.request("/v1/completions", 200)
+    service.metrics.tokens("prompt", 1)
+    lines = service.metrics.text(waiting=4, running=0).splitlines()
+    for line in ('telechat_requests_total{path="/v1/completions",status="200"} 1', "telechat_prompt_tokens_total 1",
+                 "telechat_completion_tokens_total 3", "telechat_waiting_sequences 4",
+                 'telechat_batch_size_bucket{le="1"} 2', 'telechat_batch_size_bucket{le="+Inf"} 2',
+                 "telechat_batch_size_sum 2.000000", "telechat_batch_size_count 2",
+                 "telechat_time_to_first_token_seconds_count 1", "# TYPE telechat_request_seconds histogram"):
+        assert line in lines

@@ -1,0 +1,180 @@
+"""The chat page in headless Chromium, against the running server; make test-web runs it."""
+
+import json
+import re
+import shutil
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.serving.conftest import start
+
+pytestmark = pytest.mark.web
+# The demo model where make demo has been run (its answers are sentences), else a random one.
+DEMO = ROOT / "demo" / "run" / "final"
+EVIL = ('Look: <script>document.title = "owned"</script><img src=x onerror="document.title=\'owned\'">\n\n'
+        '```js\n<b>code</b>\n```\n\n- **bold** and `<i>`\n- [link](https://example.org/) [bad](javascript:alert(1))\n')
+
+
+@pytest.fixture(scope="module")
+def web_server(checkpoint):
+    running, _ = start(DEMO if DEMO.is_dir() else checkpoint, "--max_length", 1024, "--max_batch", 2)
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api")
+    path = shutil.which("chromium") or shutil.which("chromium-browser")
+    if path is None:
+        pytest.fail("needs Debian's chromium: apt-get install chromium")
+    with sync_api.sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield launched
+        launched.close()
+
+
+@pytest.fixture
+def page(browser, web_server):
+    context = browser.new_context(locale="en-US")
+    made = context.new_page()
+    made.set_default_timeout(60_000)
+    errors = []
+    made.on("pageerror", lambda error: errors.append(str(error)))
+    made.on("request", lambda request: None if request.url.startswith(web_server.url) else errors.append(request.url))
+    made.goto(f"{web_server.url}/")
+    yield made
+    context.close()
+    assert errors == [], "scripts failed, or the page went elsewhere"
+
+
+def ask(page, text):
+    page.get_by_label("Your question").fill(text)
+    page.keyboard.press("Enter")
+
+
+def set_field(page, name, value):
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_label(name).fill(value)
+    page.get_by_label(name).press("Tab")
+    page.get_by_role("button", name="Settings").click()
+
+
+def answers(page):
+    return page.locator(".message.assistant .text")
+
+
+def wait_for_end(page, number):
+    page.wait_for_function("n => document.querySelectorAll('.message.assistant .tools').length === n", arg=number)
+
+
+def pretend(page, text):
+    """Let the server's next answers be ``text``."""
+    events = [{"choices": [{"index": 0, "delta": {"content": piece}, "finish_reason": None}]}
+              for piece in re.findall(r"(?s).{1,5}", text)]
+    events.append({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+    body = "".join(f"data: {json.dumps(event)}\n\n" for event in events) + "data: [DONE]\n\n"
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(content_type="text/event-stream", body=body))
+
+
+def test_type_stream_stop_and_a_second_turn_that_uses_the_first(page):
+    bodies = []
+    page.on("request", lambda request: bodies.append(request.post_data_json) if request.method == "POST" else None)
+    set_field(page, "Temperature", "1.5")
+    set_field(page, "Seed", "3")
+    ask(page, "你好")
+    page.wait_for_function("() => document.querySelector('.message.assistant .text')?.textContent.length > 5")
+    early = answers(page).inner_text()
+    page.wait_for_function("n => document.querySelector('.message.assistant .text').textContent.length > n", arg=len(early))
+    page.get_by_role("button", name="Stop").click()
+    page.get_by_text("(stopped)").wait_for()
+    stopped = page.evaluate("JSON.parse(localStorage.telechat).messages[1].content")
+    page.wait_for_timeout(500)
+    assert page.evaluate("JSON.parse(localStorage.telechat).messages[1].content") == stopped, "nothing comes any more"
+    set_field(page, "Longest answer", "4")
+    ask(page, "第二个问题")
+    wait_for_end(page, 2)
+    assert [message["content"] for message in bodies[1]["messages"]] == ["你好", stopped, "第二个问题"]
+    assert [message["role"] for message in bodies[1]["messages"]] == ["user", "assistant", "user"]
+    assert (bodies[1]["temperature"], bodies[1]["seed"], bodies[1]["max_tokens"]) == (1.5, 3, 4)
+    before = page.locator("#log").inner_text()
+    page.reload()
+    assert page.locator("#log").inner_text() == before, "a reload keeps the conversation"
+    page.get_by_role("button", name="Clear").click()
+    assert answers(page).count() == 0
+    page.reload()
+    assert answers(page).count() == 0
+
+
+def test_regenerate_asks_again_and_copy_copies(page):
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    set_field(page, "Longest answer", "8")
+    set_field(page, "Temperature", "1.5")
+    ask(page, "hi")
+    wait_for_end(page, 1)
+    first = page.evaluate("JSON.parse(localStorage.telechat).messages[1].content")
+    page.get_by_role("button", name="Copy").click()
+    page.get_by_role("button", name="Copied").wait_for()
+    assert page.evaluate("navigator.clipboard.readText()") == first
+    page.get_by_role("button", name="Regenerate").click()
+    page.wait_for_function("t => JSON.parse(localStorage.telechat).messages[1]?.content.length > 0 "
+                           "&& JSON.parse(localStorage.telechat).messages[1].content !== t", arg=first)
+    assert page.evaluate("JSON.parse(localStorage.telechat).messages.length") == 2
+
+
+def test_what_a_model_writes_never_runs(page):
+    pretend(page, EVIL)
+    ask(page, "<script>document.title = 'owned'</script>")
+    wait_for_end(page, 1)
+    for _ in range(2):
+        assert "owned" not in page.title()
+        assert page.locator("#log script, #log img, #log b, #log i").count() == 0
+        assert page.locator(".message.user .text").inner_text() == "<script>document.title = 'owned'</script>"
+        text = answers(page).inner_text()
+        assert '<script>document.title = "owned"</script><img src=x' in text and "[bad](javascript:alert(1))" in text
+        assert page.locator("#log pre code").inner_text() == "<b>code</b>"
+        assert page.locator("#log li").count() == 2 and page.locator("#log strong").inner_text() == "bold"
+        assert [link.get_attribute("href") for link in page.locator("#log a").all()] == ["https://example.org/"]
+        page.reload()
+    policy = page.request.get(page.url).headers["content-security-policy"]
+    assert "default-src 'none'" in policy and "'unsafe-inline'" not in policy.split("script-src")[1].split(";")[0]
+
+
+def test_errors_are_shown_and_the_question_can_be_asked_again(page):
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(
+        status=429, content_type="application/json", body='{"error": {"message": "64 requests are waiting"}}'))
+    ask(page, "hi")
+    assert page.get_by_role("alert").inner_text() == "64 requests are waiting"
+    page.unroute("**/v1/chat/completions")
+    page.route("**/v1/chat/completions", lambda route: route.abort())
+    page.get_by_role("button", name="Regenerate").click()
+    page.get_by_text("connection to the server was lost").first.wait_for()
+    page.unroute("**/v1/chat/completions")
+    pretend(page, "fine")
+    ask(page, "hi again")
+    wait_for_end(page, 1)
+    assert page.locator(".message").count() == 2 and answers(page).inner_text() == "fine"
+
+
+def test_chinese_dark_keyboard_and_phone(page):
+    page.set_viewport_size({"width": 360, "height": 640})
+    page.get_by_role("button", name="中文").press("Enter")
+    assert page.locator("html").get_attribute("lang") == "zh-CN"
+    colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    page.get_by_role("button", name="浅色 / 深色").press("Space")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") != colour
+    pretend(page, "很长的一行" * 60 + "\n\n```\n" + "x" * 400 + "\n```")
+    page.get_by_label("您的问题").focus()
+    page.keyboard.type("第一行")
+    page.keyboard.press("Shift+Enter")
+    page.keyboard.type("第二行")
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="重新生成").wait_for()
+    assert page.locator(".message.user .text").inner_text() == "第一行\n第二行"
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360, "nothing sticks out on a phone"
+    assert page.get_by_role("log").get_attribute("aria-live") == "polite"
+    assert page.get_by_role("status").inner_text() == "回答完毕"
+    assert page.evaluate("document.activeElement.id") == "question", "ready for the next question"
+    assert page.evaluate("[...document.querySelectorAll('button, input, textarea')]"
+                         ".every(part => part.textContent || part.labels?.length)"), "everything has a name"

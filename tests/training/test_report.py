@@ -1,0 +1,169 @@
+"""What a run shows: the line of a step, the summary, report.html, event files and answers."""
+
+import html.parser
+import json
+import math
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from telechat import Generator, SamplingParams, TeleChat, Tokenizer
+from telechat.training.html_report import MOST_POINTS, chart, page, thin
+from telechat.training.report import Report, step_line
+from telechat.training.trainer import StepResult
+from tests.conftest import ROOT
+
+VOCABULARY = ROOT / "samples" / "tokenizer.model"
+
+
+@pytest.mark.parametrize("bar", [False, True])
+@pytest.mark.parametrize("number, total, result, speed, left", [
+    (1, 9, StepResult(7.4, 1.0, 1e-3, 5), 12.3, 3),
+    (320, 320, StepResult(12.34567, 123.4, 2e-3, 5), 1234.5, 61),
+    (999_999, 1_000_000, StepResult(12.3456, 123456.7, 1.23e-5, 5), 99_999, 3600 * 99),
+    (9_999, 10_000, StepResult(math.nan, math.inf, 1e-5, 5, skipped=True), 9_999_999, 3600 * 99),
+])
+def test_a_step_stays_within_80_columns(number, total, result, speed, left, bar):
+    line = step_line(number, total, result, speed, left, bar)
+    assert len(line) <= 80 and f" {number}/{total} " in line
+    for word in ("loss", "grad", "tok/s", "left"):
+        assert word in line
+    assert ("lr" in line) == (total < 10_000), "left out where there is no room"
+    assert ("SKIPPED" in line) == result.skipped
+    assert "#" not in line or bar
+
+
+def test_the_bar_shows_how_far_the_run_is():
+    result = StepResult(1.0, 1.0, 1e-3, 5)
+    assert step_line(5, 10, result, 100, 3, bar=True).endswith(" [#####.....]")
+    assert step_line(10, 10, result, 100, 3, bar=True).endswith(" [##########]")
+
+
+def record(step, loss, skipped=False):
+    return {"step": step, "loss": loss, "learning_rate": 1e-3, "grad_norm": 2.0, "tokens": 640, "seconds": 0.5,
+            "skipped": skipped, "time": 1.0}
+
+
+class Structure(html.parser.HTMLParser):
+    """The tags and the text of a page; every tag must be closed."""
+
+    VOID = {"meta", "path", "polyline", "circle"}
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.text, self.attributes = [], [], "", []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += [value for _, value in attributes]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert tag in self.VOID or self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_the_page_holds_everything_and_needs_nothing():
+    records = [record(1, 7.0), record(2, math.nan, True), record(3, 5.0), {"step": 3, "evaluation_loss": 5.5},
+               record(4, 4.0), {"step": 4, "evaluation_loss": 5.75}]
+    answers = [{"step": 2, "question": "<b>?", "answer": "</td><script>"}, {"step": 4, "question": "<b>?", "answer": "yes"}]
+    made = Structure(page(records, 10, "lr: 1\nname: <x>\n", answers, True))
+    for words in ("step 4 of 10", "2,560 tokens", "evaluation loss 5.7500, best 5.5000 at step 3",
+                  "1 steps skipped (the last at 2)", "name: <x>", "<b>?", "</td><script>", "yes", "held out of training"):
+        assert words in made.text, words
+    assert made.tags.count("svg") == 4 and "script" not in made.tags and "link" not in made.tags and "img" not in made.tags
+    assert not any("http" in (value or "") for value in made.attributes)
+    assert Structure(page([], 10, "", [], False)).text.count("nothing yet") == 4
+
+
+def test_a_curve_goes_through_its_points_with_a_gap_where_one_is_not_finite():
+    drawing = chart("loss", "", [("training", [(1, 4.0), (2, 3.0), (3, math.inf), (4, 1.0), (5, 2.0)])])
+    lines = [[tuple(map(float, point.split(","))) for point in line.split()]
+             for line in re.findall(r'polyline points="([^"]+)"', drawing)]
+    assert [len(line) for line in lines] == [2, 2]
+    (x1, y1), (x2, y2), (x4, y4), (x5, y5) = lines[0] + lines[1]
+    assert x2 - x1 == pytest.approx((x5 - x1) / 4, abs=0.2) and x5 - x4 == pytest.approx(x2 - x1, abs=0.2)
+    assert (y4 - y2) == pytest.approx(2 * (y2 - y1), abs=0.2) and y1 < y2 < y4, "up is more"
+
+
+def test_long_curves_are_thinned_by_means():
+    points = [(step, float(step % 2)) for step in range(10 * MOST_POINTS)]
+    thinned = thin(points)
+    assert len(thinned) == MOST_POINTS and {value for _, value in thinned} == {0.5}
+    assert thin(points[:5]) == points[:5]
+
+
+def test_the_summary(tmp_path):
+    report = Report(str(tmp_path), 3)
+    for step, loss in ((1, 3.0), (2, 2.0), (3, 2.5)):
+        report.step(step, StepResult(loss, 1.0, 1e-3, 5), 100, 60.0)
+        report.evaluation(step, loss + 0.25)
+    report.close()
+    assert report.summary() == ["tokens:     300 in 3 steps, 3:00 of training",
+                                "evaluation: loss 2.7500, best 2.2500 at step 2"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """The same run with dropout, with everything on and with everything off."""
+    folder = tmp_path_factory.mktemp("report")
+    subprocess.run([sys.executable, str(ROOT / "tools/preprocess.py"), "--input_dataset_file",
+                    str(ROOT / "samples/conversations.jsonl"), "--output_path", str(folder / "data"), "--vocab_file_path",
+                    str(VOCABULARY), "--max_length", "160", "--eval_share", "0.1"], check=True, capture_output=True)
+    outputs = {}
+    for name, flags in (("with", ["--tensorboard"]), ("without", ["--no-report"])):
+        result = subprocess.run(
+            [sys.executable, str(ROOT / "tools/train.py"), "--config", str(ROOT / "configs/demo.yaml"), "--train_dataset",
+             str(folder / "data"), "--output_dir", str(folder / name), *flags, "model.hidden_size=32", "model.n_layer=2",
+             "model.n_head=4", "model.ffn_hidden_size=48", "model.hidden_dropout=0.1", "batch_size=4", "total_steps=4",
+             "save_steps=2", "keep_checkpoints=5", f"tokenizer={VOCABULARY}"], capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        outputs[name] = (folder / name, result.stdout)
+    return outputs
+
+
+def test_a_report_changes_nothing(runs):
+    from safetensors.numpy import load_file
+
+    ours, other = (load_file(runs[name][0] / "final" / "model.safetensors") for name in ("with", "without"))
+    assert all(np.array_equal(ours[key], other[key]) for key in other)
+    assert not (runs["without"][0] / "report.html").exists() and not (runs["without"][0] / "answers.jsonl").exists()
+
+
+def test_the_answers_are_those_of_each_checkpoint(runs):
+    output, _ = runs["with"]
+    answers = [json.loads(line) for line in (output / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [answer["step"] for answer in answers] == [2, 2, 2, 4, 4, 4]
+    tokenizer = Tokenizer.from_pretrained(VOCABULARY)
+    held_out = [answer["question"] for answer in answers[:3]]
+    for step in (2, 4):
+        generator = Generator(TeleChat.from_pretrained(output / f"checkpoint-{step:06d}"), 576)
+        prompts = [[20, *tokenizer.encode(question), 21] for question in held_out]
+        expected = generator.generate(prompts, SamplingParams(64, stop_ids=(2,)))
+        assert [answer["answer"] for answer in answers if answer["step"] == step] == [
+            tokenizer.decode(ids, skip_control_tokens=True) for ids in expected]
+    text = Structure((output / "report.html").read_text(encoding="utf-8")).text
+    assert all(question in text for question in held_out) and "hidden_dropout: 0.1" in text
+
+
+def test_event_files_hold_the_metrics(runs):
+    loader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    output, stdout = runs["with"]
+    events = loader.EventAccumulator(str(output / "tensorboard"))
+    events.Reload()
+    records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    for name in ("loss", "learning_rate", "grad_norm", "evaluation_loss"):
+        expected = [(record["step"], record[name]) for record in records if name in record]
+        found = [(event.step, event.value) for event in events.Scalars(name)]
+        assert [step for step, _ in found] == [step for step, _ in expected]
+        assert np.allclose([value for _, value in found], [value for _, value in expected], rtol=1e-6)
+    for words in ("evaluation: loss", "report:     ", "serve.py --load_checkpoint"):
+        assert words in stdout

@@ -1,0 +1,116 @@
+"""Score a checkpoint: python tools/evaluate.py --load_checkpoint DIR --task ceval|mmlu|jsonl --data DIR"""
+
+import json
+import os
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from telechat.cli import ArgumentParser, run  # noqa: E402
+from telechat.errors import InputError  # noqa: E402
+
+
+def main(argv=None):
+    arguments = parse_arguments(argv)
+
+    from telechat.config import TeleChatConfig
+    from telechat.generation.settings import GenerationSettings
+
+    # Everything that can be wrong with the input shows before the weights are read.
+    config = TeleChatConfig.from_pretrained(arguments.load_checkpoint)
+    settings = GenerationSettings.load(arguments.load_checkpoint, config)
+
+    from telechat.evaluation.multiple_choice import BENCHMARKS, letter_ids
+    from telechat.evaluation.run import Results, evaluate_choices, evaluate_perplexity
+    from telechat.parallel.inference import load_for_inference
+
+    choices = arguments.task in BENCHMARKS
+    split = arguments.split or (BENCHMARKS[arguments.task].split if choices else None)
+    if choices:
+        letter_ids(settings.tokenizer)
+        for subject in BENCHMARKS[arguments.task].subjects(arguments.data, split):
+            BENCHMARKS[arguments.task].read(arguments.data, split, subject)
+            BENCHMARKS[arguments.task].read(arguments.data, "dev", subject) if arguments.shots else None
+    elif not os.path.isfile(arguments.data):
+        raise InputError(f"--data {arguments.data} is not a file; --task jsonl wants a JSONL file")
+    identity = {"checkpoint": os.path.abspath(arguments.load_checkpoint), "task": arguments.task,
+                "data": os.path.abspath(arguments.data), "split": split, "shots": arguments.shots if choices else None,
+                "dtype": arguments.dtype}
+    model, world = load_for_inference(arguments.load_checkpoint, arguments.dtype)
+    lead = world.rank == 0
+    say = (lambda line: print(line, flush=True)) if lead else (lambda line: None)
+    results = Results(arguments.output_dir, identity, world)
+    try:
+        if choices:
+            say(f"{'subject':48s} {'asked':>6s} {'right':>7s}")
+            scores = evaluate_choices(arguments.task, arguments.data, split, model, settings, results, arguments.shots,
+                                      arguments.batch_size, say)
+        else:
+            scores = evaluate_perplexity(arguments.data, model, settings, results, arguments.batch_size, say)
+    finally:
+        results.close()
+    if lead:
+        write(arguments.output_dir, "scores.json", {**identity, **scores})
+        if arguments.task == "ceval" and scores["accuracy"] is None:
+            write(arguments.output_dir, "submission.json", submission(results))
+            print(f"the file tells no answers: {arguments.output_dir}/submission.json is what cevalbenchmark.com takes")
+        else:
+            print(summary(scores))
+        print(f"scores: {arguments.output_dir}/scores.json")
+    return 0
+
+
+def parse_arguments(argv):
+    parser = ArgumentParser(description="Score a checkpoint in multiple choice (C-Eval, MMLU: worked examples as turns of "
+                                        "a chat, the likeliest of A to D as the next token), or the perplexity of a "
+                                        "JSONL file. The same command goes on where it was broken off.")
+    parser.add_argument("--load_checkpoint", required=True, help="checkpoint directory with its tokenizer")
+    parser.add_argument("--task", required=True, choices=("ceval", "mmlu", "jsonl"))
+    parser.add_argument("--data", required=True,
+                        help="the benchmark's directory, with dev/, val/ and test/; or a JSONL file")
+    parser.add_argument("--split", choices=("val", "test"),
+                        help="val for ceval, whose test tells no answers; test for mmlu")
+    parser.add_argument("--shots", type=int, default=5, help="worked examples in front of a question")
+    parser.add_argument("--batch_size", type=int, default=4, help="questions or sequences at a time")
+    parser.add_argument("--output_dir", default="evaluation", help="where answers and scores go")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32",
+                        help="of the weights in memory; bfloat16 on Ascend")
+    arguments = parser.parse_args(argv)
+    if arguments.batch_size < 1:
+        raise InputError(f"--batch_size must be at least 1, not {arguments.batch_size}")
+    if not 0 <= arguments.shots <= 100:
+        raise InputError(f"--shots must be from 0 to 100, not {arguments.shots}")
+    return arguments
+
+
+def summary(scores):
+    """The last line of the table."""
+    if "perplexity" in scores:
+        return (f"loss {scores['loss']:.4f}, perplexity {scores['perplexity']:.3f} over {scores['tokens']:,} tokens of "
+                f"{scores['sequences']:,} sequences ({scores['cut']} cut off)")
+    if scores["accuracy"] is None:
+        return "the files tell no answers"
+    return (f"{'mean over subjects':48s} {'':6s} {scores['accuracy']:7.1%}\n"
+            f"{'all questions':48s} {'':6s} {scores['accuracy_of_questions']:7.1%}")
+
+
+def submission(results):
+    """C-Eval's form: subject → id → letter."""
+    answers = {}
+    for key, record in results.records.items():
+        subject, _, number = key.rpartition("/")
+        answers.setdefault(subject, {})[number] = record["answer"]
+    return answers
+
+
+def write(directory, name, value):
+    """Write JSON that is never half there."""
+    path = os.path.join(directory, name)
+    with open(path + ".partial", "w", encoding="utf-8") as file:
+        json.dump(value, file, ensure_ascii=False, indent=2)
+    os.replace(path + ".partial", path)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,118 @@
+"""Serve a model to OpenAI's clients and to a browser: python tools/serve.py --load_checkpoint DIR"""
+
+import ipaddress
+import os
+import pathlib
+import signal
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from telechat.cli import ArgumentParser, run  # noqa: E402
+from telechat.errors import InputError  # noqa: E402
+
+
+def main(argv=None):
+    arguments = parse_arguments(argv)
+    try:
+        from telechat.serving.app import App
+        from telechat.serving.http_server import HttpServer
+    except ImportError as error:
+        raise InputError(f"serving needs the package {error.name}; pip install 'telechat[serve]'") from None
+    from telechat.config import TeleChatConfig
+    from telechat.generation.settings import GenerationSettings
+
+    # Everything that can be wrong with the input shows before the weights are read.
+    config = TeleChatConfig.from_pretrained(arguments.load_checkpoint)
+    settings = GenerationSettings.load(arguments.load_checkpoint, config)
+    max_length = arguments.max_length or settings.max_length
+
+    from telechat.generation.engine import Engine
+    from telechat.parallel.inference import load_for_inference
+    from telechat.parallel.parallel_config import process_count
+    from telechat.serving.metrics import Metrics
+    from telechat.serving.protocol import Model
+    from telechat.serving.service import Service
+
+    lead = process_count() == 1 or os.environ.get("RANK_ID", "0") == "0"
+    http = HttpServer(arguments.host, arguments.port) if lead and os.environ.get("MS_ROLE") != "MS_SCHED" else None
+    model, world = load_for_inference(arguments.load_checkpoint, arguments.dtype)
+    engine = Engine(model, max_length)
+    engine.reserve(arguments.max_batch, max_length)
+    service = Service(engine, world, Metrics(), arguments.max_queue, arguments.time_limit)
+    handle_signals(service, world)
+    if http is None:
+        service.warm_up()
+        service.run()
+        return 0
+    print(f"{arguments.load_checkpoint}: {arguments.max_batch} sequences of {engine.length} tokens at a time; compiling",
+          flush=True)
+    service.warm_up()
+    name = arguments.model_name or pathlib.Path(arguments.load_checkpoint).absolute().name
+    app = App(service, Model(name, settings, engine.length, config.vocab_size, arguments.system), arguments.api_key)
+    if arguments.api_key is None and not is_loopback(arguments.host):
+        print(f"warning: --host {arguments.host} lets other machines in, and there is no --api_key", file=sys.stderr)
+    http.start(app.asgi)
+    print(f"chat with {name!r} at {http.url}/ (interface for programs: {http.url}/v1); Ctrl-C stops", flush=True)
+    try:
+        service.run()
+    finally:
+        http.stop()
+    print("stopped", flush=True)
+    return 0
+
+
+def parse_arguments(argv):
+    parser = ArgumentParser(description="Serve a model: OpenAI's interface, and a page to chat in a browser. Sampling "
+                                        "defaults come from the checkpoint's generation_config.json.")
+    parser.add_argument("--load_checkpoint", required=True, help="checkpoint directory with its tokenizer")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 lets other machines in")
+    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
+    parser.add_argument("--api_key", help="key that clients must send")
+    parser.add_argument("--model_name", help="name that clients use; the directory's name if left out")
+    parser.add_argument("--max_batch", type=int, default=8, help="sequences answered at a time")
+    parser.add_argument("--max_length", type=int, help="longest sequence, prompt and answer together")
+    parser.add_argument("--max_queue", type=int, default=64, help="sequences that may wait; more are refused (429)")
+    parser.add_argument("--time_limit", type=float, default=600.0, help="seconds an answer may take, waiting included")
+    parser.add_argument("--system", choices=("refuse", "prepend"), default="refuse",
+                        help="what becomes of a system message: TeleChat was trained without; prepend puts it in front "
+                             "of the first question")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32",
+                        help="of the weights in memory; bfloat16 on Ascend")
+    arguments = parser.parse_args(argv)
+    for name, least in (("max_batch", 1), ("max_length", 8), ("max_queue", 0), ("port", 0)):
+        value = getattr(arguments, name)
+        if value is not None and value < least:
+            raise InputError(f"--{name} must be at least {least}, not {value}")
+    if arguments.port > 65535:
+        raise InputError(f"--port must be at most 65535, not {arguments.port}")
+    if not arguments.time_limit > 0:
+        raise InputError(f"--time_limit must be above 0 seconds, not {arguments.time_limit}")
+    if arguments.api_key is not None and not (arguments.api_key.isascii() and arguments.api_key.isprintable()
+                                              and arguments.api_key.strip()):
+        raise InputError("--api_key must be printable ASCII characters, and not empty")
+    return arguments
+
+
+def is_loopback(host):
+    """Whether an address is reached from this machine alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def handle_signals(service, world):
+    """SIGTERM and SIGINT end the service: after the running answers, or at the second signal at once."""
+    def stop(number, frame):
+        if service.stopping:
+            service.hurry()
+        service.stopping = True
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # The first process decides for all; one that ended on its own would leave the others waiting.
+        signal.signal(number, stop if world.rank == 0 else signal.SIG_IGN)
+
+
+if __name__ == "__main__":
+    run(main)
