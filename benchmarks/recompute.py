@@ -16,7 +16,7 @@ from memory import measure  # noqa: E402
 
 GOAL = 0.45
 MODEL = dict(vocab_size=4000, hidden_size=512, n_layer=6, n_head=8, ffn_hidden_size=1408, tie_word_embeddings=False)
-RUN = {"model": MODEL, "sequence_length": 512, "batch_size": 8}
+RUN = {"model": MODEL, "sequence_length": 128, "batch_size": 32}
 
 
 def main():

@@ -18,12 +18,10 @@ FLOAT32 = 4
 _UPDATE_COPIES = 4
 # Fitted to peaks measured on CPU (benchmarks/memory.py): what a block's graphs hold at once beyond their inputs
 # and results, as multiples of the attention scores (float32), of one activation of the feed-forward width and of
-# the attention's; how many float32 copies of lower weights and their gradients; and what is there without a model
-# of any size to speak of.
+# the attention's; and how many float32 copies of lower weights and their gradients.
 _FORWARD_SCORES, _FORWARD_INNER, _FORWARD_HIDDEN = 3, 4, 6
 _BACKWARD_SCORES, _BACKWARD_INNER, _BACKWARD_HIDDEN = 5, 14, 20
 _CASTS = 4
-_CPU_POOL = 80_000_000
 _LOGIT_COPIES = 3  # likewise of the head's graph, as multiples of a chunk of float32 logits
 
 
@@ -247,7 +245,7 @@ def stage_memory(model, parallel, workload, stage):
     }
     phase = max(phases, key=phases.get)
     tables = index_tables(model, parallel, workload, stage) + _constants(model, parallel, workload)
-    peak = weights + optimizer + held + tables + phases[phase] + (_CPU_POOL if workload.on_cpu else 0)
+    peak = weights + optimizer + held + tables + phases[phase]
     return Memory(parts.parameters, weights, gradients, optimizer, kept, logits, held,
                   max(backward, update, reduced if parallel.data > 1 else 0), peak, phase)
 
