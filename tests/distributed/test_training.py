@@ -151,7 +151,8 @@ def some(meshes, **sizes):
 
 
 def test_two_processes(single, msrun, tmp_path):
-    check(TWO, 2, single, msrun, tmp_path)
+    check(some(TWO, dp2=("12b",), tp2=("7b", "52b"), pp2=("7b",), tp2_sequence_parallel=("52b",),
+               dp2_sharded_optimizer=("7b",)), 2, single, msrun, tmp_path)
 
 
 def test_three_stages(single, msrun, tmp_path):
@@ -182,6 +183,11 @@ def test_two_nodes_on_one_machine(single, tmp_path):
             kill_tree(job.process.pid)
     assert [[bool(log) for log in node] for node in logs] == [[True, True, False, False], [False, False, True, True]]
     compare(cases, expected, 4)
+
+
+@pytest.mark.wide
+def test_two_processes_of_every_size(single, msrun, tmp_path):
+    check(TWO, 2, single, msrun, tmp_path, timeout=900)
 
 
 @pytest.mark.wide
