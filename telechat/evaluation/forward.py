@@ -4,7 +4,8 @@ import numpy as np
 from mindspore import Tensor, ops
 
 from telechat.data.conversation import IGNORED
-from telechat.nn.positions import causal_mask, sequence_tables
+from telechat.generation.engine import own_heads
+from telechat.nn.positions import sequence_tables
 
 ROWS = 256  # positions whose logits are held at a time: a vocabulary of 160,000 makes that 160 MB
 MULTIPLE = 32  # lengths are filled up to a multiple of this
@@ -61,11 +62,10 @@ class Forward:
         ids = np.zeros((len(sequences), length), np.int32)
         for number, sequence in enumerate(sequences):
             ids[number, :len(sequence)] = sequence
-        cos, sin = map(Tensor, sequence_tables(config, length))
-        mask = causal_mask(config, length)
-        if mask.shape[1] > 1:
-            mask = np.ascontiguousarray(mask[:, getattr(self.model, "own_heads", slice(None))])
+        kernels = self.model.kernels
+        cos, sin = map(kernels.rotary_tensor, sequence_tables(config, length))
+        visible = kernels.attention_tensors(config, length, heads=own_heads(self.model))
         x = self.model.embed(Tensor(ids))
         for block in self.model.transformer.h:
-            x = block(x, cos, sin, Tensor(mask))
+            x = block(x, cos, sin, visible)
         return x, length
