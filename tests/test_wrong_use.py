@@ -166,7 +166,7 @@ USES = [
         ("warmup_ratio=2", ["warmup_ratio"]), ("betas=0.9", ["betas"]), ("betas=[0.9]", ["betas"]),
         ("betas=[0.9,1.0]", ["betas"]), ("betas=[a,b]", ["betas"]), ("eps=0", ["eps"]), ("eps=2", ["eps"]),
         ("weight_decay=-0.1", ["weight_decay"]), ("max_grad_norm=-1", ["max_grad_norm"]), ("seed=-1", ["seed"]),
-        ("seed=x", ["seed"]), ("dtype=float16", ["dtype", "float16"]), ("dtype=8", ["dtype"]),
+        ("seed=x", ["seed"]), ("dtype=int4", ["dtype", "int4"]), ("dtype=8", ["dtype"]),
         ("mask_padding=1", ["mask_padding"]), ("tokenizer=3", ["tokenizer"]),
         ("model=5", ["model"]), ("model.hiden_size=5", ["model.hiden_size", "model.hidden_size"]),
         ("parallel=4", ["parallel"]), ("parallel.tensor=0", ["parallel.tensor"]), ("parallel.tensr=1", ["tensr", "tensor"]),

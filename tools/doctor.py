@@ -18,12 +18,12 @@ from telechat.version import check_mindspore  # noqa: E402
 PACKAGES = ("mindspore", "numpy", "safetensors", "sentencepiece", "tokenizers")
 
 
-def main():
+def main(argv=None):
     parser = ArgumentParser(description="Versions, device, kernels, a self-test of their numbers, and a verdict.")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"),
                         help="default: bfloat16, on a CPU float32")
     parser.add_argument("--kernels", choices=("ascend", "portable"), help="default: what the device has")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
 
     problems = []
     print(f"python      {platform.python_version()} on {platform.system()} {platform.machine()}")

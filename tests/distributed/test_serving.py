@@ -5,7 +5,7 @@ import shutil
 
 from telechat import Generator, SamplingParams, TeleChat, TeleChatConfig, Tokenizer
 from tests.conftest import ROOT
-from tests.distributed.conftest import free_port
+from tests.distributed.job import free_port
 
 
 def test_two_processes_serve_as_one(msrun, tmp_path):
