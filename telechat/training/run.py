@@ -18,7 +18,7 @@ from telechat.errors import InputError
 from telechat.model import TeleChat, as_dtype
 from telechat.nn.kernels import choose_kernels
 from telechat.parallel.agreement import together
-from telechat.parallel.collectives import all_reduce, gather_objects
+from telechat.parallel.collectives import all_reduce, barrier, gather_objects
 from telechat.parallel.mesh import Mesh
 from telechat.parallel.pipeline import bubble_fraction
 from telechat.parallel.plan import check_mesh, stage_layers
@@ -236,6 +236,8 @@ class TrainingRun:
                   f"after {duration(time.time() - started)}")
         for line in report.summary():
             self._say(line)
+        # All end together: MindSpore may crash in a process that ends long after its neighbours.
+        barrier(self.mesh.world)
         return path, finished
 
     def _say(self, text):
