@@ -178,8 +178,7 @@ def _check_whole(name, value, low, high=None):
 
 
 def _stack(rows):
-    input_ids, labels = zip(*rows)
-    return np.stack(input_ids), np.stack(labels)
+    return tuple(map(np.stack, zip(*rows)))
 
 
 def _read_info(directory):
