@@ -10,7 +10,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import re
 import socket
 import subprocess
 import sys
@@ -41,6 +40,7 @@ def train(configuration):
     """In the child: take the steps, return this process's peak and what was expected, in bytes."""
     import numpy as np
 
+    from benchmarks.measure import peak_memory
     from telechat.config import TeleChatConfig
     from telechat.parallel.mesh import Mesh
     from telechat.parallel.stage import build_stage, read_random
@@ -59,9 +59,7 @@ def train(configuration):
     ids = np.random.default_rng(0).integers(4, model.vocab_size, shape).astype(np.int32)
     for _ in range(STEPS):
         trainer.train_step(ids, ids)
-    status = pathlib.Path("/proc/self/status").read_text()
-    peak = int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
-    return mesh.rank, {"peak": peak, "expected": fullest_rank(model, config, config.sequence_length).peak}
+    return mesh.rank, {"peak": peak_memory(), "expected": fullest_rank(model, config, config.sequence_length).peak}
 
 
 def measure(configuration):

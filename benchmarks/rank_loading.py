@@ -8,7 +8,6 @@ only imported and initialised the same. Ends with status 1 where a rank needs mo
 import json
 import os
 import pathlib
-import re
 import shutil
 import subprocess
 import sys
@@ -17,16 +16,13 @@ import tempfile
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.measure import peak_memory  # noqa: E402
+
 RANKS = 4
 ALLOWANCE = 300e6
 # 555M parameters in float32: 2.2 GB; its largest tensor is the embedding, 197 MB.
 MODEL = dict(vocab_size=24000, hidden_size=2048, n_layer=10, n_head=16, ffn_hidden_size=5504,
              tie_word_embeddings=False)
-
-
-def peak():
-    """Peak resident memory of this process so far, bytes."""
-    return int(re.search(r"VmHWM:\s+(\d+) kB", pathlib.Path("/proc/self/status").read_text())[1]) * 1024
 
 
 def make_checkpoint(folder):
@@ -54,11 +50,11 @@ def load(folder, output):
 
     parallel = ParallelConfig(tensor=RANKS)
     mesh = Mesh.create(parallel)
-    empty = peak()
+    empty = peak_memory()
     model = load_tensor_parallel(folder, "float32", mesh, parallel)
     share = sum(parameter.nbytes for block in model.transformer.h for parameter in block.get_parameters())
     share += sum(weight.nbytes for weight in (model.ln_f.weight, model.head_weight, model._embedding))
-    result = {"empty": empty, "peak": peak(), "share": share}
+    result = {"empty": empty, "peak": peak_memory(), "share": share}
     (pathlib.Path(output) / f"rank-{mesh.rank}.json").write_text(json.dumps(result))
 
 

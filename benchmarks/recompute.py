@@ -10,9 +10,9 @@ import pathlib
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+sys.path.insert(0, str(ROOT))
 
-from memory import measure  # noqa: E402
+from benchmarks.memory import measure  # noqa: E402
 
 GOAL = 0.45
 MODEL = dict(vocab_size=4000, hidden_size=512, n_layer=6, n_head=8, ffn_hidden_size=1408, tie_word_embeddings=False)

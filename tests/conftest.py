@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -65,3 +66,21 @@ def assert_refused(result, *words):
     assert len(lines) == 1, result.stderr
     for word in words:
         assert str(word) in lines[0], (word, lines[0])
+
+
+def save_small_model(directory, seed=0, **fields):
+    """Save a random model of 32 × 2 layers that matches the sample tokenizer, and that beside it."""
+    from telechat import TeleChat, TeleChatConfig
+
+    small = dict(vocab_size=1664, hidden_size=32, n_layer=2, n_head=4, ffn_hidden_size=48, initializer_range=0.3)
+    TeleChat(TeleChatConfig(**{**small, **fields}), seed=seed).save_pretrained(directory)
+    shutil.copy(ROOT / "samples" / "tokenizer.model", directory)
+
+
+def preprocess_samples(path, *flags, max_length=160):
+    """Preprocess the sample conversations into ``path``; returns it."""
+    subprocess.run([sys.executable, str(ROOT / "tools/preprocess.py"), "--input_dataset_file",
+                    str(ROOT / "samples/conversations.jsonl"), "--output_path", str(path), "--vocab_file_path",
+                    str(ROOT / "samples/tokenizer.model"), "--max_length", str(max_length), *map(str, flags)],
+                   check=True, capture_output=True)
+    return path

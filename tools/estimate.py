@@ -120,18 +120,11 @@ def choose_mesh(config, model, workload, hardware, cards):
 
 def check_run(model, config, workload):
     """The refusals of tools/train.py."""
-    from telechat.parallel.plan import check_mesh
+    from telechat.parallel.plan import check_batch, check_mesh
 
-    parallel = config.parallel
-    check_mesh(model, parallel)
-    whole = workload.micro_batches * parallel.data
-    if config.batch_size % whole:
-        raise InputError(f"batch_size {config.batch_size} must be a multiple of {whole}: micro_batches "
-                         f"{workload.micro_batches} on each of {parallel.data} data-parallel ranks")
-    if parallel.sequence_parallel and workload.tokens(parallel) % parallel.tensor:
-        raise InputError(f"parallel.sequence_parallel needs the {workload.tokens(parallel)} tokens of a "
-                         f"micro-batch to divide by parallel.tensor {parallel.tensor}; change batch_size or "
-                         "turn it off")
+    check_mesh(model, config.parallel)
+    check_batch(config.batch_size, workload.micro_batches, config.parallel.data, workload.sequence_length,
+                config.parallel)
 
 
 def gigabytes(size):

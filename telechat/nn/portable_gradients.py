@@ -27,17 +27,17 @@ class RmsNorm(nn.Cell):
     """x·r·w, r = 1/√(mean(x²) + ε) of each row: x (N, H), w (H,), float32."""
 
     def construct(self, x, weight, epsilon):
-        count, width = x.shape
-        scale = _tile(_rsqrt(_mean(x * x, -1) + epsilon), (1, width))
-        return x * scale * _tile(weight.reshape(1, width), (count, 1))
+        return x * self.scale(x, epsilon) * _tile(weight.reshape(1, -1), (x.shape[0], 1))
+
+    def scale(self, x, epsilon):
+        return _tile(_rsqrt(_mean(x * x, -1) + epsilon), (1, x.shape[1]))
 
     def bprop(self, x, weight, epsilon, out, dout):
         """With n = x·r: dw = Σ dout·n over rows; dx = r·(dout·w − n·mean(dout·w·n))."""
-        count, width = x.shape
-        scale = _tile(_rsqrt(_mean(x * x, -1) + epsilon), (1, width))
+        scale = self.scale(x, epsilon)
         normed = x * scale
-        inner = dout * _tile(weight.reshape(1, width), (count, 1))
-        projection = _tile(_mean(inner * normed, -1), (1, width))
+        inner = dout * _tile(weight.reshape(1, -1), (x.shape[0], 1))
+        projection = _tile(_mean(inner * normed, -1), (1, x.shape[1]))
         return (inner - normed * projection) * scale, _column_sums(dout * normed, 0), 0.0
 
 
@@ -46,15 +46,16 @@ class Rotate(nn.Cell):
 
     def construct(self, x, cos, sin):
         first, second = _halves(x)
+        return x * like(cos, x) + _join((second, first)) * like(self.signed(sin), x)
+
+    def signed(self, sin):
+        """rotate_half is (−second, first): the sign goes to the small table."""
         low, high = _halves(sin)
-        # rotate_half is (−second, first): the sign goes to the small table.
-        signed = _join((low * -1.0, high))
-        return x * like(cos, x) + _join((second, first)) * like(signed, x)
+        return _join((low * -1.0, high))
 
     def bprop(self, x, cos, sin, out, dout):
         """The rotation by the opposite angle."""
-        low, high = _halves(sin)
-        first, second = _halves(dout * like(_join((low * -1.0, high)), x))
+        first, second = _halves(dout * like(self.signed(sin), x))
         return dout * like(cos, x) + _join((second, first)), ops.zeros_like(cos), ops.zeros_like(sin)
 
 

@@ -123,16 +123,7 @@ def swiglu(gate, up):
 
 
 def token_cross_entropy(logits, labels, weights):
-    """Weighted cross entropies of tokens, and the gradient of their sum in the logits.
-
-    Args:
-        logits (Tensor): (N, V), any float dtype; computed in float32.
-        labels (Tensor): int32 (N,), each in [0, V).
-        weights (Tensor): float32 (N,); 0 leaves a token out.
-
-    Returns:
-        (Tensor, Tensor): the weighted losses, float32 (N,); the gradient, (N, V) in float32.
-    """
+    """Losses and gradient in one pass over the logits."""
     logits = logits.astype(ms.float32)
     shifted = logits - ops.ReduceMax(keep_dims=True)(logits, -1)
     exponentials = ops.exp(shifted)
@@ -146,9 +137,5 @@ def token_cross_entropy(logits, labels, weights):
 
 
 def adamw(parameter, first_moment, second_moment, gradient, step, rate, beta1, beta2, epsilon, decay):
-    """One AdamW step in place on float32 tensors, in the form without bias correction.
-
-    The caller folds the correction into ``rate``, ``epsilon`` and ``decay`` (training/optimizer.py).
-    Scalars are float32 tensors. Returns something to depend on.
-    """
+    """Without bias correction, which `Kernels.adamw_scalars` folds into rate, epsilon and decay."""
     return _adam(parameter, first_moment, second_moment, rate, beta1, beta2, epsilon, decay, gradient)

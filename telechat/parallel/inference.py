@@ -11,7 +11,7 @@ from telechat.parallel.agreement import together
 from telechat.parallel.collectives import GatherRows
 from telechat.parallel.mesh import Mesh
 from telechat.parallel.parallel_config import ParallelConfig, process_count
-from telechat.parallel.plan import check_mesh
+from telechat.parallel.plan import check_mesh, own_heads
 from telechat.parallel.stage import build_stage
 from telechat.parallel.vocabulary import embed_for
 
@@ -43,8 +43,7 @@ class TensorParallelModel(nn.Cell):
         self.transformer = _Blocks(stage.blocks)
         self.ln_f = stage.ln_f
         self.head_weight = stage.head_weight
-        width = stage.config.n_head // tensor.size
-        self.own_heads = slice(tensor.rank * width, (tensor.rank + 1) * width)
+        self.own_heads = own_heads(stage.config, tensor)
         self._embed = embed_for(stage, tensor, sequence_parallel=False)
         self._embedding = stage.word_embeddings.weight
         self._gather = GatherRows(tensor)

@@ -97,6 +97,28 @@ def check_mesh(config, parallel):
                          f"the model has n_layer {config.n_layer}; make them agree")
 
 
+def check_batch(batch_size, micro_batches, data, sequence_length, parallel):
+    """Refuse a batch that does not divide over ``data`` ranks, their micro-batches and, where cut, their tokens.
+
+    Raises:
+        InputError: names the numbers.
+    """
+    whole = micro_batches * data
+    if batch_size % whole:
+        raise InputError(f"batch_size {batch_size} must be a multiple of {whole}: micro_batches "
+                         f"{micro_batches} on each of {data} data-parallel ranks")
+    tokens = batch_size // whole * sequence_length
+    if parallel.sequence_parallel and tokens % parallel.tensor:
+        raise InputError(f"parallel.sequence_parallel needs the {tokens} tokens of a micro-batch to divide by "
+                         f"parallel.tensor {parallel.tensor}; change batch_size or turn it off")
+
+
+def own_heads(config, tensor):
+    """The heads that this rank of the tensor-parallel `Group` computes, a slice."""
+    width = config.n_head // tensor.size
+    return slice(tensor.rank * width, (tensor.rank + 1) * width)
+
+
 def _nearest_divisor(number, wanted):
     divisors = [candidate for candidate in range(1, number + 1) if number % candidate == 0]
     return min(divisors, key=lambda divisor: (abs(divisor - wanted), divisor))

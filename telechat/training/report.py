@@ -1,12 +1,11 @@
 """What a run shows: a line a step, ``metrics.jsonl``, the curves in ``loss.png``, and ``report.html``."""
 
-import json
 import os
 import sys
 import time
 
-from telechat.errors import InputError
 from telechat.training.html_report import write_report
+from telechat.training.step_log import StepLog
 
 COLUMNS = 80
 BAR = 10  # characters
@@ -58,22 +57,14 @@ class Report:
     """
 
     def __init__(self, output_dir, total_steps, first_step=0, config=None, log=None, answers=None):
-        self.path = os.path.join(output_dir, "metrics.jsonl")
         self.image = os.path.join(output_dir, "loss.png")
         self.html = os.path.join(output_dir, "report.html")
         self.config = config
         self.log = log
         self.answers = answers
         self.total_steps = total_steps
-        self.records = [record for record in _read(self.path) if record["step"] <= first_step] if first_step else []
-        try:
-            self._file = open(self.path + ".partial", "w", encoding="utf-8")
-            for record in self.records:
-                self._file.write(json.dumps(record) + "\n")
-            self._file.flush()
-            os.replace(self.path + ".partial", self.path)
-        except OSError as error:
-            raise InputError(f"{self.path} cannot be written ({error.strerror}); give another output_dir") from None
+        self.metrics = StepLog(os.path.join(output_dir, "metrics.jsonl"), first_step)
+        self.records = self.metrics.records
         self._seconds = []
 
     def step(self, number, result, tokens, seconds):
@@ -96,9 +87,7 @@ class Report:
         self._write({"step": number, "evaluation_loss": loss})
 
     def _write(self, record):
-        self.records.append(record)
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        self.metrics.add(record)
         if self.log:
             self.log.write(record)
 
@@ -147,7 +136,6 @@ class Report:
         os.replace(partial, self.image)
 
     def close(self):
-        self._file.close()
         if self.log:
             self.log.close()
 
@@ -170,16 +158,3 @@ class SilentReport:
 
     def close(self):
         """There is nothing to close."""
-
-
-def _read(path):
-    """The records of an earlier process; a last line cut short by a crash is left out."""
-    records = []
-    if os.path.exists(path):
-        with open(path, encoding="utf-8") as file:
-            for line in file:
-                try:
-                    records.append(json.loads(line))
-                except ValueError:
-                    break
-    return records

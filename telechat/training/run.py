@@ -20,10 +20,9 @@ from telechat.nn.kernels import choose_kernels
 from telechat.parallel.agreement import together
 from telechat.parallel.collectives import all_reduce, barrier, gather_objects
 from telechat.parallel.mesh import Mesh
-from telechat.parallel.pipeline import bubble_fraction
-from telechat.parallel.plan import check_mesh, stage_layers
+from telechat.parallel.plan import check_batch, check_mesh
 from telechat.parallel.stage import build_stage, read_random
-from telechat.training.memory import fullest_rank
+from telechat.training.description import describe_run
 from telechat.training.profile import StepProfiler
 from telechat.training.report import Report, SilentReport, duration
 from telechat.training.sample_answers import SampleAnswers
@@ -67,8 +66,9 @@ class TrainingRun:
         self.mesh = Mesh.create(config.parallel)
         self.checkpoint = found[-1] if resume else None
         together(lambda: self._open(config), self.mesh.world)
-        mine, everyone = self._identity(), gather_objects(self._identity(), self.mesh.world)
-        together(lambda: check_agreement(mine, everyone[0], self.mesh.world.rank), self.mesh.world)
+        mine = self._identity()
+        first = gather_objects(mine, self.mesh.world)[0]
+        together(lambda: check_agreement(mine, first, self.mesh.world.rank), self.mesh.world)
         self.profiler = None if profile is None else StepProfiler(config.output_dir, profile)
 
     def _open(self, config):
@@ -98,14 +98,8 @@ class TrainingRun:
     def _check_mesh(self):
         config, mesh = self.config, self.mesh
         check_mesh(self.model_config, config.parallel)
-        whole = config.train.micro_batches * mesh.data.size
-        if config.batch_size % whole:
-            raise InputError(f"batch_size {config.batch_size} must be a multiple of {whole}: micro_batches "
-                             f"{config.train.micro_batches} on each of {mesh.data.size} data-parallel ranks")
-        rows = config.batch_size // whole * self.dataset.max_length
-        if config.parallel.sequence_parallel and rows % mesh.tensor.size:
-            raise InputError(f"parallel.sequence_parallel needs the {rows} tokens of a micro-batch to divide by "
-                             f"parallel.tensor {mesh.tensor.size}; change batch_size or turn it off")
+        check_batch(config.batch_size, config.train.micro_batches, mesh.data.size, self.dataset.max_length,
+                    config.parallel)
 
     def _identity(self):
         """What must be the same on all processes."""
@@ -140,38 +134,7 @@ class TrainingRun:
 
     def describe(self):
         """The resolved run as printable lines."""
-        config, model = self.config, self.model_config
-        count = sum(math.prod(shape) for shape in parameter_shapes(model).values())
-        tokens = config.batch_size * self.dataset.max_length
-        memory = fullest_rank(model, config, self.dataset.max_length)
-        states = memory.weights + memory.gradients + memory.optimizer
-        process = "" if self.mesh.world.size == 1 else " in the fullest process"
-        source = self.checkpoint or config.load_checkpoint or "random weights"
-        return [
-            f"model       {count / 1e6:,.1f}M parameters, {model.n_layer} layers of {model.hidden_size}, from {source}",
-            f"data        {config.train_dataset}: {self.dataset.num_packs:,} packs of {self.dataset.max_length} tokens",
-            f"batch       {config.batch_size} sequences = {tokens:,} tokens a step, "
-            f"micro_batches {config.train.micro_batches}",
-            f"steps       {config.train.total_steps:,} "
-            f"({config.train.total_steps * config.batch_size / self.dataset.num_packs:.1f} epochs), "
-            f"warm-up {config.train.resolved_warmup_steps}",
-            f"optimizer   AdamW, lr {config.train.learning_rate:g} {config.train.lr_schedule}, "
-            f"{config.train.dtype}, clip {config.train.max_grad_norm:g}",
-            f"kernels     {self.kernels.describe()}",
-            f"memory      about {memory.peak / 1e9:.2f} GB expected at the peak{process}: weights, gradients, optimizer "
-            f"{states / 1e9:.2f}, activations {memory.activations / 1e9:.2f}",
-            f"output      {config.output_dir}",
-        ] + self._describe_mesh()
-
-    def _describe_mesh(self):
-        mesh, parallel = self.mesh, self.config.parallel
-        if mesh.world.size == 1:
-            return []
-        stages = ", ".join(str(len(layers)) for layers in stage_layers(self.model_config, parallel))
-        on = [name for name in ("sequence_parallel", "shard_optimizer", "recompute") if getattr(parallel, name)]
-        bubble = bubble_fraction(mesh.pipeline.size, self.config.train.micro_batches)
-        return [f"mesh        {mesh.world.size} processes: tensor {mesh.tensor.size}, pipeline {mesh.pipeline.size} "
-                f"(layers {stages}), data {mesh.data.size}{''.join(', ' + name for name in on)}; bubble {bubble:.1%}"]
+        return describe_run(self)
 
     def run(self):
         """Train to the end; returns the last checkpoint's path and whether all steps were done.

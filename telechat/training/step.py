@@ -9,6 +9,7 @@ from telechat.nn.dropout import dropout_mask
 from telechat.nn.graphs import Accumulate, BlockBackward, BlockForward
 from telechat.nn.positions import sequence_tables
 from telechat.parallel.collectives import all_gather_rows
+from telechat.parallel.plan import own_heads
 from telechat.parallel.vocabulary import embed_for, head_loss_for
 
 # Logits made at a time, as rows × vocabulary: 16 MB in float32, so that a chunk stays near the caches
@@ -174,8 +175,7 @@ class StageCompute:
         return tables
 
     def _visible(self, length, padding=None, documents=None):
-        width = self.config.n_head // self.tensor.size
-        heads = slice(self.tensor.rank * width, (self.tensor.rank + 1) * width)
+        heads = own_heads(self.config, self.tensor)
         return self.kernels.attention_tensors(self.config, length, padding, documents, heads)
 
     def _drops(self, job, layer):
@@ -199,8 +199,7 @@ class StageCompute:
         """The part of (B, n, …) that belongs to this rank's heads."""
         if array is None:
             return None
-        width = array.shape[1] // self.tensor.size
-        return np.ascontiguousarray(array[:, self.tensor.rank * width:(self.tensor.rank + 1) * width])
+        return np.ascontiguousarray(array[:, own_heads(self.config, self.tensor)])
 
     def _own_rows(self, rows):
         """This rank's part of all rows (array or Tensor) in the sequence-parallel region."""

@@ -6,15 +6,12 @@ import shutil
 import subprocess
 import sys
 
-from telechat import TeleChat, TeleChatConfig
-from tests.conftest import ROOT
+from tests.conftest import ROOT, save_small_model
 
 
 def test_two_processes_score_as_one(msrun, tmp_path):
     checkpoint, tool = tmp_path / "tiny", ROOT / "tools" / "evaluate.py"
-    TeleChat(TeleChatConfig(vocab_size=1664, hidden_size=32, n_layer=2, n_head=4, ffn_hidden_size=48,
-                            training_seqlen=256, initializer_range=0.3)).save_pretrained(checkpoint)
-    shutil.copy(ROOT / "samples" / "tokenizer.model", checkpoint)
+    save_small_model(checkpoint, training_seqlen=256)
     lines = [{"text": "天空为什么是蓝色的" * number} for number in range(1, 7)]
     (tmp_path / "lines.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     flags = ["--load_checkpoint", checkpoint, "--task", "jsonl", "--data", tmp_path / "lines.jsonl", "--output_dir"]

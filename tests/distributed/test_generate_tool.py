@@ -2,18 +2,15 @@
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 
 import pytest
 
-from telechat import TeleChat, TeleChatConfig
-from tests.conftest import ROOT
+from tests.conftest import ROOT, save_small_model
 from tests.distributed.job import run_job
 
 GENERATE = ROOT / "tools/generate.py"
-SAMPLES = ROOT / "samples"
 QUESTIONS = ["<_user>生抽与老抽的区别？<_bot>", "<_user>月亮自己会发光吗？<_bot>", "<_user>为什么天空是蓝色的？<_bot>"]
 # The vocabulary is that of the sample tokenizer, which neither 4 nor its number of heads divides evenly.
 MODEL = dict(vocab_size=1666, hidden_size=64, n_layer=3, n_head=8, num_key_value_heads=4, ffn_hidden_size=96,
@@ -24,9 +21,7 @@ MODEL = dict(vocab_size=1666, hidden_size=64, n_layer=3, n_head=8, num_key_value
 def checkpoint(request, tmp_path_factory):
     """A random model with grouped heads, rotary or ALiBi, and the sample tokenizer."""
     folder = tmp_path_factory.mktemp(request.param) / "checkpoint"
-    config = TeleChatConfig.from_dict({**MODEL, "position_embedding": request.param})
-    TeleChat(config, seed=5).save_pretrained(folder)
-    shutil.copy(SAMPLES / "tokenizer.model", folder)
+    save_small_model(folder, seed=5, **MODEL, position_embedding=request.param)
     return folder
 
 

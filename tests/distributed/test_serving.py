@@ -1,19 +1,16 @@
 """tools/serve.py on two tensor-parallel processes."""
 
 import json
-import shutil
 
-from telechat import Generator, SamplingParams, TeleChat, TeleChatConfig, Tokenizer
-from tests.conftest import ROOT
+from telechat import Generator, SamplingParams, TeleChat, Tokenizer
+from tests.conftest import save_small_model
 from tests.distributed.job import free_port
 
 
 def test_two_processes_serve_as_one(msrun, tmp_path):
     """More requests than slots, greedy and sampled: the library's answers on one process; SIGTERM ends both."""
     checkpoint = tmp_path / "tiny"
-    TeleChat(TeleChatConfig(vocab_size=1664, hidden_size=32, n_layer=2, n_head=4, ffn_hidden_size=48,
-                            training_seqlen=128, initializer_range=0.3)).save_pretrained(checkpoint)
-    shutil.copy(ROOT / "samples" / "tokenizer.model", checkpoint)
+    save_small_model(checkpoint, training_seqlen=128)
     prompts = [[20, 300 + number, 400, 21] for number in range(5)]
     requests = [{"model": "tiny", "prompt": prompt, "max_tokens": 6 + 3 * number, "seed": number,
                  "temperature": float(number % 2)} for number, prompt in enumerate(prompts)]

@@ -5,8 +5,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -15,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from telechat import TeleChat
 from telechat.training.training_state import list_checkpoints
-from tests.conftest import ROOT
+from tests.conftest import ROOT, preprocess_samples
 from tests.distributed.job import RunningJob, run_job
 
 TRAIN = ROOT / "tools/train.py"
@@ -30,15 +28,7 @@ DEADLINE = 60  # seconds: "all end, non-zero, within a minute"
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     """The shipped samples, preprocessed."""
-    return preprocess(tmp_path_factory.mktemp("data") / "dataset", 160)
-
-
-def preprocess(path, max_length, seed=0):
-    subprocess.run([sys.executable, str(ROOT / "tools/preprocess.py"), "--input_dataset_file",
-                    str(SAMPLES / "conversations.jsonl"), "--output_path", str(path), "--vocab_file_path",
-                    str(SAMPLES / "tokenizer.model"), "--max_length", str(max_length), "--seed", str(seed)],
-                   check=True, capture_output=True)
-    return path
+    return preprocess_samples(tmp_path_factory.mktemp("data") / "dataset")
 
 
 def arguments(dataset, output, *more):
@@ -201,7 +191,7 @@ def test_another_code_version(one_rank, tmp_path):
 
 def test_another_dataset(one_rank, dataset, tmp_path):
     """Of the same name, as on another machine that was not brought up to date."""
-    for folder, source in (("here", dataset), ("there", preprocess(tmp_path / "other", 160, seed=1))):
+    for folder, source in (("here", dataset), ("there", preprocess_samples(tmp_path / "other", "--seed", 1))):
         (tmp_path / folder).mkdir()
         shutil.copytree(source, tmp_path / folder / "data")
     refused(one_rank(["--train_dataset", "data"], directories=("here", "there")), "rank 1", "another dataset")

@@ -186,25 +186,7 @@ def test_two_nodes_on_one_machine(single, tmp_path):
 
 
 @pytest.mark.wide
-def test_two_processes_of_every_size(single, msrun, tmp_path):
-    check(TWO, 2, single, msrun, tmp_path, timeout=900)
-
-
-@pytest.mark.wide
-def test_three_stages_of_every_size(single, msrun, tmp_path):
-    check(THREE, 3, single, msrun, tmp_path, timeout=900)
-
-
-@pytest.mark.wide
-def test_four_processes_of_every_size(single, msrun, tmp_path):
-    check(FOUR, 4, single, msrun, tmp_path, timeout=1800)
-
-
-@pytest.mark.wide
-def test_eight_processes(single, msrun, tmp_path):
-    check(EIGHT, 8, single, msrun, tmp_path, timeout=1800)
-
-
-@pytest.mark.wide
-def test_sixteen_processes(single, msrun, tmp_path):
-    check(SIXTEEN, 16, single, msrun, tmp_path, timeout=1800)
+@pytest.mark.parametrize("processes, meshes", [(2, TWO), (3, THREE), (4, FOUR), (8, EIGHT), (16, SIXTEEN)],
+                         ids=["2", "3", "4", "8", "16"])
+def test_every_mesh_on_every_size(processes, meshes, single, msrun, tmp_path):
+    check(meshes, processes, single, msrun, tmp_path, timeout=1800)

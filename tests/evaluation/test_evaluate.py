@@ -4,14 +4,13 @@ import importlib.util
 import json
 import math
 import random
-import shutil
 
 import numpy as np
 import pytest
 
-from telechat import TeleChat, TeleChatConfig, Tokenizer
+from telechat import Tokenizer
 from telechat.generation import chat
-from tests.conftest import ROOT
+from tests.conftest import ROOT, save_small_model
 
 torch = pytest.importorskip("torch")
 spec = importlib.util.spec_from_file_location("evaluate_tool", ROOT / "tools" / "evaluate.py")
@@ -26,8 +25,7 @@ SUBJECTS = {"logic": "逻辑学", "high_school_physics": "高中物理"}
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     directory = tmp_path_factory.mktemp("evaluation") / "tiny"
-    TeleChat(TeleChatConfig(**FIELDS)).save_pretrained(directory)
-    shutil.copy(ROOT / "samples" / "tokenizer.model", directory)
+    save_small_model(directory, **FIELDS)
     return directory
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -11,8 +10,8 @@ import sys
 import numpy as np
 import pytest
 
-from telechat import Generator, TeleChat, TeleChatConfig, Tokenizer
-from tests.conftest import ROOT
+from telechat import Generator, TeleChat, Tokenizer
+from tests.conftest import ROOT, save_small_model
 
 KEY = "sk-test"
 MAX_LENGTH = 1024
@@ -22,9 +21,7 @@ MAX_LENGTH = 1024
 def checkpoint(tmp_path_factory):
     """A random model with the shipped tokenizer; greedy by default."""
     directory = tmp_path_factory.mktemp("serving") / "tiny"
-    TeleChat(TeleChatConfig(vocab_size=1664, hidden_size=32, n_layer=2, n_head=4, ffn_hidden_size=48,
-                            training_seqlen=2048, initializer_range=0.3)).save_pretrained(directory)
-    shutil.copy(ROOT / "samples" / "tokenizer.model", directory)
+    save_small_model(directory, training_seqlen=2048)
     return directory
 
 

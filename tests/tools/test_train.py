@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 
 from telechat import TeleChat
 from telechat.training.training_state import list_checkpoints
-from tests.conftest import ROOT, assert_refused
+from tests.conftest import ROOT, assert_refused, preprocess_samples
 from tests.torch_reference import TorchTeleChat
 
 SAMPLES = ROOT / "samples"
@@ -28,12 +28,7 @@ SMALL = ["model.hidden_size=32", "model.n_layer=2", "model.n_head=4", "model.ffn
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     """The shipped samples, preprocessed, an evaluation part held out."""
-    path = tmp_path_factory.mktemp("data") / "dataset"
-    subprocess.run([sys.executable, str(ROOT / "tools/preprocess.py"), "--input_dataset_file",
-                    str(SAMPLES / "conversations.jsonl"), "--output_path", str(path), "--vocab_file_path",
-                    str(SAMPLES / "tokenizer.model"), "--max_length", "160", "--eval_share", "0.1"],
-                   check=True, capture_output=True)
-    return path
+    return preprocess_samples(tmp_path_factory.mktemp("data") / "dataset", "--eval_share", 0.1)
 
 
 def arguments(dataset, output, *more):

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 from telechat import Generator, SamplingParams, TeleChat, Tokenizer
+from telechat.data import PackedDataset
 from telechat.training.html_report import MOST_POINTS, chart, page, thin
 from telechat.training.report import Report, step_line
+from telechat.training.sample_answers import first_prompts
 from telechat.training.trainer import StepResult
-from tests.conftest import ROOT
+from tests.conftest import ROOT, preprocess_samples
 
 VOCABULARY = ROOT / "samples" / "tokenizer.model"
 
@@ -115,9 +117,7 @@ def test_the_summary(tmp_path):
 def runs(tmp_path_factory):
     """The same run with dropout, with everything on and with everything off."""
     folder = tmp_path_factory.mktemp("report")
-    subprocess.run([sys.executable, str(ROOT / "tools/preprocess.py"), "--input_dataset_file",
-                    str(ROOT / "samples/conversations.jsonl"), "--output_path", str(folder / "data"), "--vocab_file_path",
-                    str(VOCABULARY), "--max_length", "160", "--eval_share", "0.1"], check=True, capture_output=True)
+    preprocess_samples(folder / "data", "--eval_share", 0.1)
     outputs = {}
     for name, flags in (("with", ["--tensorboard"]), ("without", ["--no-report"])):
         result = subprocess.run(
@@ -167,3 +167,10 @@ def test_event_files_hold_the_metrics(runs):
         assert np.allclose([value for _, value in found], [value for _, value in expected], rtol=1e-6)
     for words in ("evaluation: loss", "report:     ", "serve.py --load_checkpoint"):
         assert words in stdout
+
+
+def test_questions_of_a_dataset_whose_conversations_are_kept_apart(tmp_path):
+    """Rows then come with a third array; the questions are the same."""
+    preprocess_samples(tmp_path / "data")
+    prompts = [first_prompts(PackedDataset(tmp_path / "data", 2, documents=documents)) for documents in (False, True)]
+    assert prompts[0] == prompts[1] and len(prompts[0]) == 3

@@ -1,0 +1,43 @@
+"""What a run is about to do, for people to read before its first step."""
+
+import math
+
+from telechat.checkpoint.layout import parameter_shapes
+from telechat.parallel.pipeline import bubble_fraction
+from telechat.parallel.plan import stage_layers
+from telechat.training.memory import fullest_rank
+
+
+def describe_run(run):
+    """The resolved `TrainingRun` as printable lines."""
+    config, model, dataset = run.config, run.model_config, run.dataset
+    train = config.train
+    count = sum(math.prod(shape) for shape in parameter_shapes(model).values())
+    tokens = config.batch_size * dataset.max_length
+    memory = fullest_rank(model, config, dataset.max_length)
+    states = memory.weights + memory.gradients + memory.optimizer
+    process = "" if run.mesh.world.size == 1 else " in the fullest process"
+    source = run.checkpoint or config.load_checkpoint or "random weights"
+    return [
+        f"model       {count / 1e6:,.1f}M parameters, {model.n_layer} layers of {model.hidden_size}, from {source}",
+        f"data        {config.train_dataset}: {dataset.num_packs:,} packs of {dataset.max_length} tokens",
+        f"batch       {config.batch_size} sequences = {tokens:,} tokens a step, micro_batches {train.micro_batches}",
+        f"steps       {train.total_steps:,} ({train.total_steps * config.batch_size / dataset.num_packs:.1f} epochs), "
+        f"warm-up {train.resolved_warmup_steps}",
+        f"optimizer   AdamW, lr {train.learning_rate:g} {train.lr_schedule}, {train.dtype}, "
+        f"clip {train.max_grad_norm:g}",
+        f"kernels     {run.kernels.describe()}",
+        f"memory      about {memory.peak / 1e9:.2f} GB expected at the peak{process}: weights, gradients, optimizer "
+        f"{states / 1e9:.2f}, activations {memory.activations / 1e9:.2f}",
+        f"output      {config.output_dir}",
+        *_describe_mesh(run.mesh, config.parallel, model, train.micro_batches)]
+
+
+def _describe_mesh(mesh, parallel, model, micro_batches):
+    if mesh.world.size == 1:
+        return []
+    stages = ", ".join(str(len(layers)) for layers in stage_layers(model, parallel))
+    on = [name for name in ("sequence_parallel", "shard_optimizer", "recompute") if getattr(parallel, name)]
+    bubble = bubble_fraction(mesh.pipeline.size, micro_batches)
+    return [f"mesh        {mesh.world.size} processes: tensor {mesh.tensor.size}, pipeline {mesh.pipeline.size} "
+            f"(layers {stages}), data {mesh.data.size}{''.join(', ' + name for name in on)}; bubble {bubble:.1%}"]
