@@ -47,7 +47,7 @@ class PrefillBlock(nn.Cell):
         query, key, value = f.heads(query, key_value, cos, sin)
         written = kernels.write_cache(key_cache, value_cache, key, value, index)
         attended = kernels.merge_heads(kernels.attention(query, key, value, mask, shift, documents, f.scale))
-        return ops.depend(f.finish(x, attended, weights), written)
+        return kernels.by_workers(ops.depend(f.finish(x, attended, weights), written))
 
 
 class Logits(nn.Cell):
@@ -60,7 +60,7 @@ class Logits(nn.Cell):
     @ms.jit
     def construct(self, x, delta, rows):
         x = x if delta is None else x + delta
-        return self.model.head(x if rows is None else ops.gather(x, rows, 0))
+        return self.model.kernels.by_workers(self.model.head(x if rows is None else ops.gather(x, rows, 0)))
 
 
 class DecodeBlocks(nn.Cell):

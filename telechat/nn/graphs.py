@@ -23,8 +23,9 @@ class BlockForward(nn.Cell):
 
     @ms.jit
     def construct(self, x, cos, sin, mask, shift, documents, drop_attention, drop_dense, drop_down, *weights):
-        return self.functions.forward(x, cos, sin, (mask, shift, documents), (drop_attention, drop_dense, drop_down),
-                                      weights)
+        y, *kept = self.functions.forward(x, cos, sin, (mask, shift, documents),
+                                          (drop_attention, drop_dense, drop_down), weights)
+        return self.functions.kernels.by_workers(y), *kept
 
 
 class BlockBackward(nn.Cell):
@@ -109,7 +110,7 @@ class HeadLoss(nn.Cell):
     def construct(self, x, rows, labels, weights, norm, head):
         """Weighted losses of x's ``rows``, float32 (R,), without gradients."""
         logits = self.logits(ops.gather(x, rows, 0), norm, head)
-        return self.cross_entropy(logits, labels, weights)[0]
+        return self.kernels.by_workers(self.cross_entropy(logits, labels, weights)[0])
 
     @ms.jit
     def backward(self, x, rows, labels, weights, norm, head):
@@ -121,7 +122,7 @@ class HeadLoss(nn.Cell):
         losses, dlogits = self.cross_entropy(self.logits(hidden, norm, head), labels, weights)
         dhidden, dnorm, dhead = _gradient(self.logits)(hidden, norm, head, dlogits.astype(x.dtype))
         dx = ops.unsorted_segment_sum(dhidden, rows, x.shape[0])
-        return losses, dx, dnorm, dhead
+        return self.kernels.by_workers(losses), dx, dnorm, dhead
 
 
 class Accumulate(nn.Cell):
@@ -176,4 +177,4 @@ class Update(nn.Cell):
                                          rate, beta1, beta2, epsilon, decay if parameter.ndim > 1 else no_decay)
             # Chained, so that the result is there only when the last tensor is updated.
             done = ops.depend(done, updated)
-        return done * clip
+        return self.kernels.by_workers(done * clip)

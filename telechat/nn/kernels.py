@@ -29,6 +29,12 @@ def on_cpu():
     return ms.get_context("device_target") == "CPU"
 
 
+if on_cpu():
+    # Graphs run in the thread that calls them. Else two threads of MindSpore's take turns in spinning while they
+    # wait, and take a tenth of two cores (benchmarks/README.md). It is read when the first graph runs.
+    os.environ.setdefault("MS_DEV_HOST_BLOCKING_RUN", "1")
+
+
 def device_name():
     """What computes, in words."""
     target = ms.get_context("device_target")
@@ -57,6 +63,7 @@ class Kernels(nn.Cell):
         self.paged = paged
         self.keep_prob = keep_prob
         self.gathers_bits = not fused and on_cpu()
+        self.number = Tensor([1.0], ms.float32) if not fused and on_cpu() else None
 
     def describe(self):
         """Which implementation each kernel has, as one line."""
@@ -69,6 +76,10 @@ class Kernels(nn.Cell):
         """InputError where Ascend operations were chosen and this device has none."""
         if on_cpu() and (self.fused or self.flash or self.paged):
             raise InputError('kernels "ascend" cannot run on a CPU; set kernels to "portable" or leave it out')
+
+    def by_workers(self, result):
+        """A result of a graph, unchanged; on CPU the graph is run by MindSpore's worker threads alone."""
+        return result if self.number is None else portable.by_workers(result, self.number)
 
     def embedding(self, input_ids, weight, dtype):
         """Rows of ``weight`` (V, H) for int32 ``input_ids`` (N,): (N, H) in ``dtype``."""

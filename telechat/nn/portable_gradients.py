@@ -12,6 +12,7 @@ from mindspore import nn, ops
 _tile = ops.Tile()
 _mean = ops.ReduceMean(keep_dims=True)
 _column_sums = ops.ReduceSum()
+_bias_add = ops.BiasAdd()
 _rsqrt = ops.Rsqrt()
 _sigmoid = ops.Sigmoid()
 _halves = ops.Split(-1, 2)
@@ -21,6 +22,16 @@ _product = ops.BatchMatMul()
 _product_bt = ops.BatchMatMul(transpose_b=True)
 _product_at = ops.BatchMatMul(transpose_a=True)
 _matmul = ops.MatMul()
+
+
+class AddBias(nn.Cell):
+    """x (N, H) + bias (H,)."""
+
+    def construct(self, x, bias):
+        return _bias_add(x, bias)
+
+    def bprop(self, x, bias, out, dout):
+        return dout, _column_sums(dout, 0)
 
 
 class RmsNorm(nn.Cell):

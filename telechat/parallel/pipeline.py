@@ -21,10 +21,10 @@ def run_schedule(compute, pipeline, parts, rows, hidden, loss):
         pipeline (Group): the stages; the rank in it is the stage.
         parts (list): for each micro-batch ``(input_ids, place, documents)`` as `StageCompute.forward` takes them.
         rows, hidden (int): shape of what is handed from stage to stage.
-        loss (callable): ``loss(part)`` → (float, gradient) in the last stage.
+        loss (callable): ``loss(part)`` → (list of losses, gradient) in the last stage.
 
     Returns:
-        float: sum of the micro-batches' losses; 0 in all but the last stage.
+        list: the micro-batches' losses, read only now so that no pass waited for them; empty in all but the last stage.
     """
     last = pipeline.rank == pipeline.size - 1
     dtype = compute.stage.compute_dtype
@@ -38,7 +38,7 @@ def run_schedule(compute, pipeline, parts, rows, hidden, loss):
         y = compute.forward(part, input_ids, x, place, documents=documents)
         if last:
             value, gradients[part] = loss(part)
-            losses.append(value)
+            losses.extend(value)
         else:
             sending.append((send(y, pipeline.rank + 1, pipeline), y))
 
@@ -59,4 +59,4 @@ def run_schedule(compute, pipeline, parts, rows, hidden, loss):
     # A tensor must live until it has been taken; by the end of the step all have been.
     for handle, _ in sending:
         handle.wait()
-    return float(sum(losses))
+    return losses

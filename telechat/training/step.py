@@ -17,7 +17,6 @@ from telechat.parallel.vocabulary import embed_for, head_loss_for
 HEAD_LOGITS = 2 ** 22
 HEAD_ROWS = 64
 
-
 def head_rows(rows, vocab_size):
     """How many of ``rows`` rows of logits are made at a time, a multiple of HEAD_ROWS.
 
@@ -103,11 +102,14 @@ class StageCompute:
         token_weight (float): weight of each counted token. Returns a float.
         """
         x = self._all_rows(self._parts.pop(part).output)
-        return sum(_total(self.head_loss(x, *chunk, *self._head_weights()))
+        return sum(total(self.head_loss(x, *chunk, *self._head_weights()))
                    for chunk in self._chunks(labels, token_weight))
 
     def loss_and_gradient(self, part, labels, token_weight):
-        """As `loss`, and the gradient of the stage's output, from which `backward` starts."""
+        """The losses, as tensors to be read when the passes are under way, and the gradient of the stage's output.
+
+        Arguments as of `loss`; `backward` starts from the gradient.
+        """
         x = self._all_rows(self._parts[part].output)
         losses, gradients = [], None
         for chunk in self._chunks(labels, token_weight):
@@ -120,7 +122,7 @@ class StageCompute:
             self._accumulate(-1, [dnorm])
         else:
             self._accumulate(-1, [dnorm, dhead])
-        return sum(map(_total, losses)), self._own_rows(dx)
+        return losses, self._own_rows(dx)
 
     def backward(self, part, dx):
         """Back through the stage's layers; returns the gradient of its input, None in the first stage."""
@@ -234,7 +236,7 @@ def _positions_within(documents):
     return places - np.maximum.accumulate(np.where(starts, places, 0), axis=1)
 
 
-def _total(losses):
+def total(losses):
     """The sum of a vector, in float64 and in one order: see `SquaredNorm`."""
     return float(losses.asnumpy().sum(dtype=np.float64))
 

@@ -19,7 +19,7 @@ from telechat.parallel.stage import Stage
 from telechat.training.loss_scale import LossScale
 from telechat.training.optimizer import AdamW
 from telechat.training.schedule import learning_rate
-from telechat.training.step import StageCompute
+from telechat.training.step import StageCompute, total
 
 IGNORED = -100
 
@@ -117,10 +117,11 @@ class Trainer:
         data = self.mesh.data
         parts = [(ids, (self.step, part * data.size + data.rank), numbers)
                  for part, (ids, numbers) in enumerate(zip(inputs, documents))]
-        loss = run_schedule(self.compute, self.mesh.pipeline, parts, self._rows(inputs[0]),
-                            self.stage.config.hidden_size,
-                            lambda part: self.compute.loss_and_gradient(part, targets[part], weight * scale))
+        losses = run_schedule(self.compute, self.mesh.pipeline, parts, self._rows(inputs[0]),
+                              self.stage.config.hidden_size,
+                              lambda part: self.compute.loss_and_gradient(part, targets[part], weight * scale))
         gradients = self.optimizer.reduce(self._complete(self.compute.take_gradients()))
+        loss = float(sum(map(total, losses)))
         loss, square = self._sum_over_world(loss if self.mesh.tensor.rank == 0 else 0.0,
                                             self.optimizer.squared_norm(gradients, self._counts))
         return loss / scale, math.sqrt(square) / scale, gradients, scale
