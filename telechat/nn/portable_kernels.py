@@ -12,6 +12,9 @@ from telechat.nn.portable_gradients import AddBias, Attend, RmsNorm, Rotate, Swi
 # What a masked score gets: finite, so that a row with nothing to attend to stays finite too.
 MASKED = -1e30
 
+# For so many rows of x the product weight·xᵀ takes less time than x·weightᵀ on CPU, with 16 rows a fifth.
+FEWEST_TURNED, MOST_TURNED = 5, 64
+
 # MindSpore's CPU scheduler runs a graph of up to this many kernels in the thread that calls it.
 SMALL_GRAPH = 100
 
@@ -39,7 +42,10 @@ def embedding_of_bits(input_ids, weight, dtype):
 
 def linear(x, weight, bias=None):
     """x (N, in), weight (out, in), bias (out,) or None → x·weightᵀ + bias, (N, out) in x's dtype."""
-    return add_bias(_matmul(x, weight.astype(x.dtype)), bias)
+    weight = weight.astype(x.dtype)
+    if FEWEST_TURNED <= x.shape[0] <= MOST_TURNED:
+        return add_bias(_matmul(weight, x).transpose(1, 0), bias)
+    return add_bias(_matmul(x, weight), bias)
 
 
 def add_bias(x, bias):
