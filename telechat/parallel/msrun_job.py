@@ -249,9 +249,11 @@ class MsrunJob:
                 f"what launch.py says on node {node} tells why")
             return 1
         rank = self._first_failure()
-        if rank is None or self.scheduler.failed() and self.scheduler.end_time < (self._failed_at or 0):
+        # With 2 it has refused bad input, as the workers do: it runs the same script until they meet.
+        alone = self.scheduler.failed() and self.scheduler.code != 2
+        if rank is None or alone and self.scheduler.end_time < (self._failed_at or 0):
             log = scheduler if scheduler.lines() else Log(self.msrun_log)
-            return show_end(log, "the job failed, and no worker before it")
+            return show_end(log, "the job failed, and no worker before it", 2 if self.scheduler.code == 2 else 1)
         return self._report_rank(rank)
 
     def _report_rank(self, rank):

@@ -57,14 +57,8 @@ class TrainingRun:
             check_installed()
         if config.train_dataset is None:
             raise InputError("train_dataset is not set; give --train_dataset a directory written by tools/preprocess.py")
-        found = list_checkpoints(config.output_dir)
-        if resume and not found:
-            raise InputError(f"--resume: {config.output_dir} holds no checkpoint; start without --resume")
-        if found and not resume:
-            raise InputError(f"{config.output_dir} holds checkpoints of an earlier run; "
-                             "go on with --resume, or give another output_dir")
         self.mesh = Mesh.create(config.parallel)
-        self.checkpoint = found[-1] if resume else None
+        self.checkpoint = together(lambda: _find_checkpoint(config.output_dir, resume), self.mesh.world)
         together(lambda: self._open(config), self.mesh.world)
         mine = self._identity()
         first = gather_objects(mine, self.mesh.world)[0]
@@ -272,6 +266,17 @@ class TrainingRun:
                                         self.config.keep_checkpoints)
         self._say(f"saved {path}")
         return path
+
+
+def _find_checkpoint(output_dir, resume):
+    """The newest checkpoint to resume from; None for a new run."""
+    found = list_checkpoints(output_dir)
+    if resume and not found:
+        raise InputError(f"--resume: {output_dir} holds no checkpoint; start without --resume")
+    if found and not resume:
+        raise InputError(f"{output_dir} holds checkpoints of an earlier run; "
+                         "go on with --resume, or give another output_dir")
+    return found[-1] if resume else None
 
 
 def check_agreement(mine, first, rank):

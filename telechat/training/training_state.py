@@ -77,7 +77,7 @@ def save_training_checkpoint(output_dir, trainer, info, extra_from=None, tokeniz
             os.rename(partial, path)
             _flush(output_dir, deep=False)
             for old in list_checkpoints(output_dir)[:-keep]:
-                shutil.rmtree(old)
+                _remove(old)
         barrier(world)
     except (OSError, SafetensorError, InputError) as error:
         shutil.rmtree(partial, ignore_errors=True)
@@ -135,6 +135,14 @@ def list_checkpoints(output_dir):
     names = [name for name in os.listdir(output_dir)
              if _NAME.fullmatch(name) and os.path.isfile(os.path.join(output_dir, name, _STATE, "state.json"))]
     return [os.path.join(output_dir, name) for name in sorted(names, key=lambda name: int(name[11:]))]
+
+
+def _remove(path):
+    """Delete a checkpoint; whenever that is cut short, what is left no longer has a checkpoint's name."""
+    folder, name = os.path.split(path)
+    partial = os.path.join(folder, f".{name}.partial")  # the next save clears it away
+    os.rename(path, partial)
+    shutil.rmtree(partial)
 
 
 def restore(path, trainer, info):

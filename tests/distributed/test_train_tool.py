@@ -22,6 +22,8 @@ SMALL = ["model.hidden_size=32", "model.n_layer=2", "model.n_head=4", "model.ffn
          "warmup_steps=2", "model.hidden_dropout=0.1", f"tokenizer={SAMPLES / 'tokenizer.model'}"]
 STEPS = 12
 SAVES = ["save_steps=2", "keep_checkpoints=2"]
+# Four processes that compile on two cores may send no sign of life for 5 seconds.
+SOAK = {"MS_NODE_TIMEOUT": "12"}
 DEADLINE = 60  # seconds: "all end, non-zero, within a minute"
 
 
@@ -121,36 +123,44 @@ def test_soak(dataset, tmp_path):
     total, kills = 120, 10
     settings = [f"total_steps={total}", *SAVES, "parallel.tensor=2", "parallel.shard_optimizer=true"]
     expected, output = tmp_path / "expected", tmp_path / "run"
-    run_job(tmp_path, 4, TRAIN, *arguments(dataset, expected, *settings), timeout=600)
+    run_job(tmp_path, 4, TRAIN, *arguments(dataset, expected, *settings), timeout=600, environment=SOAK)
     seed = random.randrange(2 ** 32)
     print("seed", seed)
     chance = random.Random(seed)
+
+    def command():
+        """Goes on where there is something to go on from, else begins anew."""
+        if list_checkpoints(output):
+            return [TRAIN, *arguments(dataset, output, *settings), "--resume"]
+        shutil.rmtree(output, ignore_errors=True)
+        return [TRAIN, *arguments(dataset, output, *settings)]
+
     for number in range(kills):
-        rank, after, wait = chance.randrange(4), chance.randint(1, total // kills), chance.random() * 0.3
-        done = len(steps(output)) if (output / "metrics.jsonl").exists() else 0
-        resume = ["--resume"] if list_checkpoints(output) else []
+        # 0 steps: while the processes find each other, read the checkpoint, compile.
+        rank, after = chance.randrange(4), chance.randint(0, total // kills)
+        wait = chance.random() * (0.3 if after else 12)
+        begin = command()
+        enough = min(count_lines(output) + after, total - 2)
 
         def due():
-            if not (output / "metrics.jsonl").exists() or count_lines(output) < min(done + after, total - 2):
+            if count_lines(output) < enough:
                 return False
             time.sleep(wait)
             return True
 
-        command = [TRAIN, *arguments(dataset, output, *settings), *resume]
-        if not resume and output.exists():
-            shutil.rmtree(output)
-        job = kill_when(due, lambda: RunningJob(tmp_path, 4, *command), rank)
-        print(f"kill {number}: rank {rank} after {count_lines(output)} steps,",
-              "too late" if job is None else f"{job.seconds:.0f} s in all", flush=True)
+        job = kill_when(due, lambda: RunningJob(tmp_path, 4, *begin, environment=SOAK), rank)
+        print(f"kill {number}: rank {rank} at {after} steps more, {count_lines(output)} in all,",
+              "too late" if job is None else f"{job.seconds:.0f} s", flush=True)
+        assert job is not None
         for path in list_checkpoints(output):
             TeleChat.from_pretrained(path)
-    if not (output / "final").exists():
-        run_job(tmp_path, 4, *command, "--resume", timeout=600)
+    run_job(tmp_path, 4, *command(), timeout=600, environment=SOAK)
     check_equal(output, expected)
 
 
 def count_lines(output):
-    return (output / "metrics.jsonl").read_bytes().count(b"\n")
+    path = output / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 # ---- What is refused. On one of two processes something differs: scripts/one_rank.py
@@ -203,6 +213,11 @@ def test_another_batch_size_on_resuming(whole, dataset, tmp_path):
     job = run_job(tmp_path, 2, TRAIN, *arguments(dataset, output, f"total_steps={STEPS}", *SAVES, "parallel.tensor=2",
                                                  "--resume", "batch_size=2"), check=False, timeout=DEADLINE)
     refused(job, "batch_size", "2", "4")
+
+
+def test_resuming_without_a_checkpoint(dataset, tmp_path):
+    job = run_job(tmp_path, 2, TRAIN, *arguments(dataset, tmp_path / "run", "--resume"), check=False, timeout=DEADLINE)
+    refused(job, "--resume", "holds no checkpoint")
 
 
 def test_a_checkpoint_that_lacks_a_slice(whole, dataset, tmp_path):

@@ -156,6 +156,21 @@ def test_bad_input_on_one_rank_keeps_its_status_and_its_sentence(script):
     assert job.running() == []
 
 
+def test_bad_input_on_all_ranks_is_a_ranks_even_if_the_scheduler_refuses_first(script):
+    job = script("""
+        import os, sys, time
+        if os.environ["MS_ROLE"] != "MS_SCHED":
+            time.sleep(3)
+        print("error: parallel: 3 processes do not fit", file=sys.stderr)
+        sys.exit(2)
+    """).start()
+    status, _, err = job.finish()
+    assert status == 2
+    assert "failed first" in err and "no worker before it" not in err
+    assert err.count("error: parallel: 3 processes do not fit") == 1
+    assert job.running() == []
+
+
 def test_the_rank_whose_error_came_first_is_named_even_if_it_ends_last(script):
     # MindSpore's own end takes seconds after the traceback, while the others fail because of it.
     job = script(SCHEDULER, """
