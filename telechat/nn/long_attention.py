@@ -18,10 +18,13 @@ from telechat.nn.portable_kernels import MASKED
 # Sequences longer than this go in pieces of so many tokens.
 WHOLE = 1024
 PIECE = 512
+SMALLEST_SHARE = 1e-30
 
 _tile = ops.Tile()
 _join = ops.Concat(-1)
+_stack = ops.Concat(2)
 _exp = ops.Exp()
+_softmax = ops.Softmax(-1)
 _larger = ops.Maximum()
 # Several times as fast as ReduceMax on CPU.
 _row_maximum = ops.ArgMaxWithValue(-1, True)
@@ -122,14 +125,24 @@ def attend(queries, keys, values, pieces):
     """
     results, normalisers = [], []
     for number, query in enumerate(queries):
-        rows = (*query.shape[:3], 1)
-        state = ops.full(rows, MASKED, dtype=ms.float32), ops.zeros(rows, ms.float32), ops.zeros_like(query)
-        for other, *seen in pieces.seen_by(number):
-            state = _attend_piece(query, keys[other], values[other], *state, *seen)
-        result, normaliser = _normalise(*state)
+        seen = [(keys[other], values[other], *rest) for other, *rest in pieces.seen_by(number)]
+        result, total = _attend_in_turn(query, seen, quickly=True)
+        if not np.isfinite(total.asnumpy()).all():
+            result, total = _attend_in_turn(query, seen, quickly=False)
         results.append(result)
-        normalisers.append(normaliser)
+        normalisers.append(-1.0 * total)
     return results, normalisers
+
+
+def _attend_in_turn(query, seen, quickly):
+    """Result of a piece of queries, and log Σ exp(scores), over all that it sees, its own piece first."""
+    result, total = ops.zeros_like(query), ops.full((*query.shape[:3], 1), MASKED, dtype=ms.float32)
+    for turn, (key, value, *bias) in enumerate(reversed(seen)):
+        if quickly and turn > 0 and all(part is None for part in bias):
+            result, total = _attend_quickly(query, key, value, result, total)
+        else:
+            result, total = _attend_exactly(query, key, value, result, total, *bias)
+    return result, total
 
 
 def attend_backward(queries, keys, values, normalisers, dresults, inners, pieces):
@@ -154,24 +167,35 @@ def attend_backward(queries, keys, values, normalisers, dresults, inners, pieces
 
 
 @ms.jit
-def _attend_piece(query, key, value, top, total, result, mask, shift, documents, key_documents):
-    """Go on with one more piece of keys.
-
-    top, total (B, n, Q, 1) and result (B, n, Q, D): the largest score so far, and over all keys so far the
-    sums of exp(score − top) and of that times the value. Returns the three with these keys.
-    """
+def _attend_exactly(query, key, value, result, total, mask, shift, documents, key_documents):
+    """Go on with one more piece of keys: result (B, n, Q, D) and log Σ exp(scores) (B, n, Q, 1) with and without it."""
     scores = _add_bias(_product_bt(_by_key_head(query, key), key), query, mask, shift, documents, key_documents)
-    highest = _larger(_row_maximum(scores)[1], top)
+    highest = _larger(_row_maximum(scores)[1], total)
     weights = _by_key_head(_exp(scores - _tile(highest, (1, 1, 1, scores.shape[3]))), key)
-    kept = _exp(top - highest)
     sums = _product(weights, ops.ones((*key.shape[:3], 1), ms.float32)).reshape(total.shape)
-    products = _product(weights, value).reshape(result.shape)
-    return highest, total * kept + sums, result * _tile(kept, (1, 1, 1, query.shape[3])) + products
+    kept = _exp(total - highest)
+    share = 1.0 / (kept + sums)
+    width = (1, 1, 1, query.shape[3])
+    result = result * _tile(kept * share, width) + _product(weights, value).reshape(result.shape) * _tile(share, width)
+    return result, highest - ops.log(share)
 
 
 @ms.jit
-def _normalise(top, total, result):
-    return result * _tile(1.0 / total, (1, 1, 1, result.shape[3])), -1.0 * (top + ops.log(total))
+def _attend_quickly(query, key, value, result, total):
+    """As `_attend_exactly` without bias, where the new keys do not outweigh those before them altogether.
+
+    What there was so far is one more key, whose score is ``total``: softmax gives it its share in the new
+    result, and the products take care of its column. With a share under `SMALLEST_SHARE` the new total would
+    be inexact: it is not a number then.
+    """
+    zeros = ops.zeros((*key.shape[:3], 1), ms.float32)
+    last = _join((ops.zeros((*key.shape[:2], 1, key.shape[3]), ms.float32), ops.ones((*key.shape[:2], 1, 1), ms.float32)))
+    keys, values = (_stack((_join((part, zeros)), last)) for part in (key, value))
+    weights = _softmax(_product_bt(_by_key_head(_join((query, total)), key), keys))
+    new, share = ops.split(_product(weights, values), (key.shape[3], 1), -1)
+    new, share = new.reshape(result.shape), share.reshape(total.shape)
+    total = ops.select(share < SMALLEST_SHARE, np.nan, total - ops.log(share))
+    return result * _tile(share, (1, 1, 1, query.shape[3])) + new, total
 
 
 @ms.jit
