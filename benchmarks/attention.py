@@ -120,9 +120,9 @@ def best_layer(length, passes):
     x.requires_grad_(True)
     attention, mlp = block.self_attention, block.mlp
     # In the order of `telechat.nn.block.Block.weights`.
-    inputs = [x, block.input_layernorm.weight, attention.query.weight, attention.key_value.weight, attention.dense.weight,
-              attention.dense.bias, block.post_attention_layernorm.weight, mlp.gate_proj.weight, mlp.up_proj.weight,
-              mlp.down_proj.weight, mlp.down_proj.bias]
+    inputs = [x, block.input_layernorm.weight, attention.query.weight, attention.key_value.weight,
+              attention.dense.weight, attention.dense.bias, block.post_attention_layernorm.weight,
+              mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight, mlp.down_proj.bias]
 
     def run():
         for tensor in inputs:

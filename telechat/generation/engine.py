@@ -187,7 +187,8 @@ class Engine:
         kernels = self.model.kernels
         cos, sin = (kernels.rotary_tensor(table[None, None]) for table in rotary_tables(config, np.arange(size), count))
         if goes_in_pieces(kernels, size):
-            prefill_block, visible = self._long_prefill_block, (Pieces(config, size, heads=own_heads(self.model)), None, None)
+            prefill_block = self._long_prefill_block
+            visible = Pieces(config, size, heads=own_heads(self.model)), None, None
         else:
             prefill_block = self._prefill_block
             visible = kernels.attention_tensors(config, size, heads=own_heads(self.model))

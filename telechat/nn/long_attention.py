@@ -18,7 +18,7 @@ from telechat.nn.portable_kernels import MASKED
 # Sequences longer than this go in pieces of so many tokens.
 WHOLE = 1024
 PIECE = 512
-SMALLEST_SHARE = 1e-30
+SMALLEST_SHARE = 1e-30  # of the keys before in a sum of exponentials, for its logarithm to be exact
 
 _tile = ops.Tile()
 _join = ops.Concat(-1)
@@ -168,7 +168,7 @@ def attend_backward(queries, keys, values, normalisers, dresults, inners, pieces
 
 @ms.jit
 def _attend_exactly(query, key, value, result, total, mask, shift, documents, key_documents):
-    """Go on with one more piece of keys: result (B, n, Q, D) and log Σ exp(scores) (B, n, Q, 1) with and without it."""
+    """Go on with one more piece of keys: from result (B, n, Q, D) and log Σ exp(scores) (B, n, Q, 1) to both with it."""
     scores = _add_bias(_product_bt(_by_key_head(query, key), key), query, mask, shift, documents, key_documents)
     highest = _larger(_row_maximum(scores)[1], total)
     weights = _by_key_head(_exp(scores - _tile(highest, (1, 1, 1, scores.shape[3]))), key)
@@ -189,7 +189,8 @@ def _attend_quickly(query, key, value, result, total):
     be inexact: it is not a number then.
     """
     zeros = ops.zeros((*key.shape[:3], 1), ms.float32)
-    last = _join((ops.zeros((*key.shape[:2], 1, key.shape[3]), ms.float32), ops.ones((*key.shape[:2], 1, 1), ms.float32)))
+    last = _join((ops.zeros((*key.shape[:2], 1, key.shape[3]), ms.float32),
+                  ops.ones((*key.shape[:2], 1, 1), ms.float32)))
     keys, values = (_stack((_join((part, zeros)), last)) for part in (key, value))
     weights = _softmax(_product_bt(_by_key_head(_join((query, total)), key), keys))
     new, share = ops.split(_product(weights, values), (key.shape[3], 1), -1)

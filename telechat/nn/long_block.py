@@ -65,32 +65,36 @@ class LongBlockBackward(nn.Cell):
         norm, query, key_value, *others = weights
         count = len(pieces)
         length = cos.shape[2]
-        parts = self.behind(length, pieces.size, dy, x, attended, middle, g, u, drop_dense, drop_down, *others)
-        dresults, inners, (dx, *outer) = parts[:count], parts[count:2 * count], parts[2 * count:]
-        dpieces = attend_backward(queries, keys, values, normalisers, dresults, inners, pieces)
-        dqueries, dkeys, dvalues = dpieces
+        dmiddle, *outer = self.feed_forward(dy, middle, g, u, drop_down, *others[2:])
+        parts = self.behind(length, pieces.size, dmiddle, x, attended, drop_dense, *others[:2])
+        dresults, inners, (dx, *dense) = parts[:count], parts[count:2 * count], parts[2 * count:]
+        dqueries, dkeys, dvalues = attend_backward(queries, keys, values, normalisers, dresults, inners, pieces)
         dx, *inner = self.before(dx, x, cos, sin, norm, query, key_value, *dqueries, *dkeys, *dvalues)
-        return dx, *inner, *outer
+        return dx, *inner, *dense, *outer
 
     @ms.jit
-    def behind(self, length, size, dy, x, attended, middle, g, u, drop_dense, drop_down,
-               dense, dense_bias, norm, gate, up, down, down_bias):
-        """Back to attention's result: its gradient and −Σ gradient·result in pieces, the residual's, the weights'."""
+    def feed_forward(self, dy, middle, g, u, drop_down, norm, gate, up, down, down_bias):
+        """Back to the feed-forward layer's input: its gradient and the weights'."""
         f = self.functions
         down_grads = _gradient(f.project_down)(middle, g, u, down, down_bias, drop_down, dy)
         gate_grads = _gradient(f.project_gate_up)(middle, norm, gate, up, (down_grads[1], down_grads[2]))
-        dmiddle = down_grads[0] + gate_grads[0]
+        # None arguments have no gradient, so a bias gradient is there only where a bias is.
+        down_bias_grad = () if down_bias is None else (down_grads[4],)
+        return (down_grads[0] + gate_grads[0], gate_grads[1], gate_grads[2], gate_grads[3], down_grads[3],
+                *down_bias_grad)
+
+    @ms.jit
+    def behind(self, length, size, dmiddle, x, attended, drop_dense, dense, dense_bias):
+        """Back to attention's result: its gradient and −Σ gradient·result in pieces, the residual's, the weights'."""
+        f = self.functions
         dense_grads = _gradient(f.project_attention)(x, attended, dense, dense_bias, drop_dense, dmiddle)
         dattended = dense_grads[1]
         ones = ops.ones((f.head_dim, 1), ms.float32)
         inner = ops.MatMul()((dattended * attended).reshape(-1, f.head_dim), ones * -1.0)
         inner = f.kernels.split_heads(inner.reshape(dattended.shape[0], -1), length, 1)
-        # None arguments have no gradient, so a bias gradient is there only where a bias is.
         dense_bias_grad = () if dense_bias is None else (dense_grads[3],)
-        down_bias_grad = () if down_bias is None else (down_grads[4],)
         return (*ops.split(f.kernels.split_heads(dattended, length, f.head_dim), size, 2), *ops.split(inner, size, 2),
-                dense_grads[0], dense_grads[2], *dense_bias_grad, gate_grads[1], gate_grads[2], gate_grads[3],
-                down_grads[3], *down_bias_grad)
+                dense_grads[0], dense_grads[2], *dense_bias_grad)
 
     @ms.jit
     def before(self, dx, x, cos, sin, norm, query, key_value, *dpieces):
@@ -115,8 +119,8 @@ class LongPrefillBlock(LongBlock):
         return self.finish(x, index, key_cache, value_cache, len(pieces), *weights, *results, *keys, *values)
 
     @ms.jit
-    def finish(self, x, index, key_cache, value_cache, count, norm1, query, key_value, dense, dense_bias, norm2, gate, up,
-               down, down_bias, *parts):
+    def finish(self, x, index, key_cache, value_cache, count,
+               norm1, query, key_value, dense, dense_bias, norm2, gate, up, down, down_bias, *parts):
         f = self.functions
         results, keys = ops.concat(parts[:count], 2), ops.concat(parts[count:2 * count], 2)
         values = ops.concat(parts[2 * count:], 2)
