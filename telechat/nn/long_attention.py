@@ -3,8 +3,8 @@
 Queries, keys and values are cut along the sequence. Each pair of pieces that see each other is one call of a
 small compiled graph, which carries the softmax along from piece to piece, as FlashAttention does (Dao et al.,
 arXiv:2205.14135; the backward pass as in arXiv:2307.08691). Pairs that see nothing of each other (the future,
-other documents) are left out, which also makes it faster than attention over whole sequences. The loop over
-the pieces is Python's: in one graph MindSpore's CPU backend would keep the memory of all pieces.
+other documents) are left out. The loop over the pieces is Python's: in one graph MindSpore's CPU backend would
+keep the memory of all pieces.
 """
 
 import mindspore as ms
