@@ -17,15 +17,15 @@ import sys
 import tempfile
 from importlib import metadata
 
-from benchmarks import (compiling, decoding, growth, large, leaks, plot, preprocessing, prefill, report,
+from benchmarks import (attention, compiling, decoding, growth, large, leaks, plot, preprocessing, prefill, report,
                         training)
 from benchmarks.measure import ROOT, ChildFailed, NumbersDiffer
 from benchmarks.workspace import Workspace
 from telechat.cli import ArgumentParser, run
 from telechat.errors import InputError
 
-SUBJECTS = {"train": training, "compile": compiling, "decode": decoding, "prefill": prefill, "large": large,
-            "preprocess": preprocessing, "growth": growth, "leaks": leaks}
+SUBJECTS = {"train": training, "compile": compiling, "decode": decoding, "prefill": prefill, "attention": attention,
+            "large": large, "preprocess": preprocessing, "growth": growth, "leaks": leaks}
 FOLDER = ROOT / "benchmarks"
 RESULTS = FOLDER / "results.json"
 PAGES = [FOLDER / "README.md", FOLDER / "README_zh.md"]

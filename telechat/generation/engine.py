@@ -11,6 +11,8 @@ from mindspore import Tensor, nn, ops
 
 from telechat.generation.block_table import BlockTable
 from telechat.nn.alibi import alibi_slopes
+from telechat.nn.long_attention import Pieces, goes_in_pieces
+from telechat.nn.long_block import LongPrefillBlock
 from telechat.nn.positions import decoding_tables
 from telechat.nn.rotary import rotary_tables
 
@@ -143,6 +145,7 @@ class Engine:
         self._table = None
         self._key_value_heads = model.transformer.h[0].functions.key_value_heads
         self._prefill_block = PrefillBlock(model.transformer.h[0].functions)
+        self._long_prefill_block = LongPrefillBlock(model.transformer.h[0].functions)
         self._logits = Logits(model)
         self._decode = Decode(model, max_length)
         self._decode_blocks = DecodeBlocks(model, max_length)
@@ -183,11 +186,16 @@ class Engine:
         # overwrites their cache entries before it looks at them.
         kernels = self.model.kernels
         cos, sin = (kernels.rotary_tensor(table[None, None]) for table in rotary_tables(config, np.arange(size), count))
-        visible = kernels.attention_tensors(config, size, heads=own_heads(self.model))
+        if goes_in_pieces(kernels, size):
+            prefill_block = self._long_prefill_block
+            visible = Pieces(config, size, heads=own_heads(self.model)), None, None
+        else:
+            prefill_block = self._prefill_block
+            visible = kernels.attention_tensors(config, size, heads=own_heads(self.model))
         tables = (cos, sin, *visible, Tensor(self._prompt_index(slot, size)))
         x = self.model.embed(Tensor(ids))
         for layer, block in enumerate(self.model.transformer.h):
-            x = self._prefill_block(x, *tables, *self._caches[2 * layer:2 * layer + 2], *_data(block.weights()))
+            x = prefill_block(x, *tables, *self._caches[2 * layer:2 * layer + 2], *_data(block.weights()))
         return self._logits(x, None, Tensor([count - 1], ms.int32)).asnumpy()[0]
 
     def _prompt_index(self, slot, size):

@@ -7,6 +7,8 @@ from mindspore import Tensor
 
 from telechat.nn.dropout import dropout_mask
 from telechat.nn.graphs import Accumulate, BlockBackward, BlockForward
+from telechat.nn.long_attention import Pieces, goes_in_pieces
+from telechat.nn.long_block import LongBlockBackward, LongBlockForward
 from telechat.nn.positions import sequence_tables
 from telechat.parallel.collectives import all_gather_rows
 from telechat.parallel.plan import own_heads
@@ -31,7 +33,7 @@ class _Part:
     """What a micro-batch leaves between its forward and its backward pass."""
 
     input_ids: np.ndarray
-    tables: tuple  # cos, sin, and the three of `Kernels.attention_tensors`
+    tables: tuple  # cos, sin, and the three of `Kernels.attention_tensors`, or `Pieces` and two times None
     place: tuple  # (step, number of the micro-batch): which dropout masks are drawn
     kept: list = dataclasses.field(default_factory=list)  # for each layer what its backward pass starts from
     output: Tensor = None
@@ -58,8 +60,8 @@ class StageCompute:
         self.seed = seed
         self.mask_padding = mask_padding
         self.restart_positions = restart_positions
-        self.block_forward = BlockForward(stage.functions)
-        self.block_backward = BlockBackward(stage.functions)
+        self.blocks = BlockForward(stage.functions), BlockBackward(stage.functions)
+        self.long_blocks = LongBlockForward(stage.functions), LongBlockBackward(stage.functions)
         self.embed = embed_for(stage, mesh.tensor, parallel.sequence_parallel)
         self.head_loss = head_loss_for(stage, mesh.tensor)
         self.add = Accumulate()
@@ -85,9 +87,10 @@ class StageCompute:
         if self.stage.first:
             x = self.embed(Tensor(input_ids.reshape(-1)), self._embedding_drop(job) if train else None,
                            self.stage.word_embeddings.weight.data)
+        block_forward, _ = self._blocks_for(input_ids.shape[1])
         for layer, block in zip(self.stage.layers, self.stage.blocks):
             drops = self._drops(job, layer) if train else (None, None, None)
-            y, *inputs = self.block_forward(x, *job.tables, *drops, *_data(block.weights()))
+            y, *inputs = block_forward(x, *job.tables, *drops, *_data(block.weights()))
             if train:
                 job.kept.append([x] if self.parallel.recompute else [x, *inputs])
             x = y
@@ -127,13 +130,14 @@ class StageCompute:
     def backward(self, part, dx):
         """Back through the stage's layers; returns the gradient of its input, None in the first stage."""
         job = self._parts.pop(part)
+        block_forward, block_backward = self._blocks_for(job.input_ids.shape[1])
         for index in reversed(range(len(self.stage.blocks))):
             weights = _data(self.stage.blocks[index].weights())
             drops = self._drops(job, self.stage.layers[index])
             kept = job.kept.pop()
             if self.parallel.recompute:
-                kept += self.block_forward(kept[0], *job.tables, *drops, *weights)[1:]
-            dx, *gradients = self.block_backward(dx, *kept, *job.tables, *drops, *weights)
+                kept += block_forward(kept[0], *job.tables, *drops, *weights)[1:]
+            dx, *gradients = block_backward(dx, *kept, *job.tables, *drops, *weights)
             self._accumulate(index + 1, gradients)
         if not self.stage.first:
             return dx
@@ -176,8 +180,13 @@ class StageCompute:
             tables = (*tables[:2], *self._visible(length, shown))
         return tables
 
+    def _blocks_for(self, length):
+        return self.long_blocks if goes_in_pieces(self.kernels, length) else self.blocks
+
     def _visible(self, length, padding=None, documents=None):
         heads = own_heads(self.config, self.tensor)
+        if goes_in_pieces(self.kernels, length):
+            return Pieces(self.config, length, padding, documents, heads), None, None
         return self.kernels.attention_tensors(self.config, length, padding, documents, heads)
 
     def _drops(self, job, layer):

@@ -1,0 +1,167 @@
+"""Attention over a long sequence, forward and backward: memory and time beside scaled_dot_product_attention.
+
+Once alone, once within a layer. The queries of attention alone are taken as already multiplied by the scale.
+"""
+
+import statistics
+import time
+import zlib
+
+from benchmarks import measure
+from benchmarks.report import Row, Section
+from benchmarks.workspace import SIZES
+
+LENGTH = 8192
+SIZE = dict(SIZES["S"], n_layer=1, vocab_size=64)  # one layer, and next to nothing around it
+HEADS, DIM = SIZE["n_head"], SIZE["hidden_size"] // SIZE["n_head"]
+GOAL = 1.5  # of memory, to torch
+NOTHING = 32  # tokens of a run whose memory counts as an empty process's
+PASSES = 4  # of a run that is timed; the first one is not
+
+
+def draw(seed, *shape):
+    """Random float32 numbers, the same on both sides."""
+    import numpy as np
+
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+def weight(name, shape):
+    """The layer's weights, the same on both sides."""
+    import numpy as np
+
+    name = name.removeprefix("transformer.h.0.")
+    if len(shape) == 1:
+        return np.full(shape, "norm" in name, np.float32)
+    return draw(zlib.crc32(name.encode()), *shape) * np.float32(0.02)
+
+
+def ours_alone(length, passes):
+    """In a child: the library's attention, in the pieces that a layer makes of it."""
+    import mindspore as ms
+    import numpy as np
+
+    from telechat.config import TeleChatConfig
+    from telechat.nn.long_attention import Pieces, attend, attend_backward
+
+    pieces = Pieces(TeleChatConfig(**SIZE), length)
+
+    def cut(array):
+        return [ms.Tensor(np.ascontiguousarray(array[:, :, start:start + pieces.size])) for start in pieces.starts]
+
+    shape = (1, HEADS, length, DIM)
+    queries, keys, values, dresults = (cut(draw(seed, *shape)) for seed in range(4))
+
+    def run():
+        results, normalisers = attend(queries, keys, values, pieces)
+        inners = [(dresult * result).sum(-1, keepdims=True) * -1.0 for dresult, result in zip(dresults, results)]
+        outcome = results, *attend_backward(queries, keys, values, normalisers, dresults, inners, pieces)
+        ms.runtime.synchronize()
+        return outcome
+
+    return _figures(run, passes, lambda part: sum(float((piece.asnumpy() ** 2).sum()) for piece in part))
+
+
+def best_alone(length, passes):
+    """In a child: torch's scaled_dot_product_attention."""
+    import torch
+
+    shape = (1, HEADS, length, DIM)
+    query, key, value, dresult = (torch.from_numpy(draw(seed, *shape)).requires_grad_(seed < 3) for seed in range(4))
+
+    def run():
+        query.grad = key.grad = value.grad = None
+        result = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=1.0)
+        result.backward(dresult)
+        return result.detach(), query.grad, key.grad, value.grad
+
+    return _figures(run, passes, lambda part: float((part ** 2).sum()))
+
+
+def ours_layer(length, passes):
+    """In a child: the passes of a layer in training."""
+    import mindspore as ms
+
+    import telechat
+    from telechat.config import TeleChatConfig
+    from telechat.nn.long_attention import Pieces
+    from telechat.nn.long_block import LongBlockBackward, LongBlockForward
+    from telechat.nn.positions import sequence_tables
+
+    config = TeleChatConfig(**SIZE)
+    block = telechat.TeleChat(config, tensors=weight).transformer.h[0]
+    forward, backward = LongBlockForward(block.functions), LongBlockBackward(block.functions)
+    weights = [None if parameter is None else parameter.data for parameter in block.weights()]
+    places = (*map(ms.Tensor, sequence_tables(config, length)), Pieces(config, length), None, None, None, None, None)
+    x, dy = (ms.Tensor(draw(seed, length, SIZE["hidden_size"])) for seed in range(2))
+
+    def run():
+        y, *kept = forward(x, *places, *weights)
+        outcome = y, *backward(dy, x, *kept, *places, *weights)
+        ms.runtime.synchronize()
+        return outcome
+
+    return _figures(run, passes, lambda part: float((part.asnumpy() ** 2).sum()))
+
+
+def best_layer(length, passes):
+    """In a child: the same layer in torch."""
+    import torch
+
+    from benchmarks import peer_torch
+    from telechat.config import TeleChatConfig
+
+    config = TeleChatConfig(**SIZE)
+    block = peer_torch.Block(config, peer_torch.BestAttention)
+    block.load_state_dict({name: torch.from_numpy(weight(name, tuple(tensor.shape)))
+                           for name, tensor in block.state_dict().items()})
+    cos, sin = (table[:length] for table in peer_torch.rotary_tables(config, length))
+    x, dy = (torch.from_numpy(draw(seed, 1, length, SIZE["hidden_size"])) for seed in range(2))
+    x.requires_grad_(True)
+    attention, mlp = block.self_attention, block.mlp
+    # In the order of `telechat.nn.block.Block.weights`.
+    inputs = [x, block.input_layernorm.weight, attention.query.weight, attention.key_value.weight,
+              attention.dense.weight, attention.dense.bias, block.post_attention_layernorm.weight,
+              mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight, mlp.down_proj.bias]
+
+    def run():
+        for tensor in inputs:
+            tensor.grad = None
+        middle = x + attention(block.input_layernorm(x), cos, sin)
+        y = middle + mlp(block.post_attention_layernorm(middle))
+        y.backward(dy)
+        return y.detach(), *(tensor.grad for tensor in inputs)
+
+    return _figures(run, passes, lambda part: float((part ** 2).sum()))
+
+
+def _figures(run, passes, square):
+    taken = []
+    for _ in range(passes):
+        outcome = None  # freed before the next is made
+        started = time.perf_counter()
+        outcome = run()
+        taken.append(time.perf_counter() - started)
+    return {"seconds": statistics.median(taken[1:] or taken), "squares": [square(part) for part in outcome]}
+
+
+def run(workspace):
+    """Attention alone and within a layer; `Section`."""
+    length = LENGTH // 4 if workspace.quick else LENGTH
+    memory, times = [], []
+    for name, words in (("alone", "attention alone"), ("layer", "a layer")):
+        sides = {"ours": f"ours_{name}", "best": f"best_{name}"}
+        once = measure.side_by_side("attention", sides.values(), dict(length=length, passes=1), workspace.rounds)
+        empty = measure.side_by_side("attention", sides.values(), dict(length=NOTHING, passes=1), workspace.rounds)
+        timed = measure.side_by_side("attention", sides.values(), dict(length=length, passes=PASSES), workspace.rounds)
+        ours, best = (once[function][0]["squares"] for function in sides.values())
+        measure.check_close(f"{words}, squares of the results and gradients", ours, best, 1e-3)
+        what = f"{words}, 1 × {length:,}, forward and backward"
+        memory.append(Row(f"memory of {what}", "MB", goal_best=GOAL, **{
+            side: (measure.median(once[function], "peak_memory") - measure.median(empty[function], "peak_memory")) / 1e6
+            for side, function in sides.items()}))
+        times.append(Row(what, "s", **{side: measure.median(timed[function], "seconds")
+                                       for side, function in sides.items()}))
+    return Section(memory + times, notes=[
+        f"Width, heads and feed-forward width of S. Memory is the peak of a process that makes one pass, less that "
+        f"of one that makes it over {NOTHING} tokens; times are of further passes."])

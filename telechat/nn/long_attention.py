@@ -1,0 +1,235 @@
+"""Portable causal attention over long sequences, piece by piece, without ever holding all the scores.
+
+Queries, keys and values are cut along the sequence. Each pair of pieces that see each other is one call of a
+small compiled graph, which carries the softmax along from piece to piece, as FlashAttention does (Dao et al.,
+arXiv:2205.14135; the backward pass as in arXiv:2307.08691). Pairs that see nothing of each other (the future,
+other documents) are left out. The loop over the pieces is Python's: in one graph MindSpore's CPU backend would
+keep the memory of all pieces.
+"""
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, ops
+
+from telechat.nn.alibi import alibi_slopes
+from telechat.nn.portable_gradients import like
+from telechat.nn.portable_kernels import MASKED
+
+# Sequences longer than this go in pieces of so many tokens.
+WHOLE = 1024
+PIECE = 512
+SMALLEST_SHARE = 1e-30  # of the keys before in a sum of exponentials, for its logarithm to be exact
+
+_tile = ops.Tile()
+_join = ops.Concat(-1)
+_stack = ops.Concat(2)
+_exp = ops.Exp()
+_softmax = ops.Softmax(-1)
+_larger = ops.Maximum()
+# Several times as fast as ReduceMax on CPU.
+_row_maximum = ops.ArgMaxWithValue(-1, True)
+_product = ops.BatchMatMul()
+_product_bt = ops.BatchMatMul(transpose_b=True)
+_product_at = ops.BatchMatMul(transpose_a=True)
+
+
+def goes_in_pieces(kernels, length):
+    """Whether attention over ``length`` tokens is computed in pieces.
+
+    Not where the device has FlashAttention, and not with attention dropout: its masks are as large as the
+    scores. In float32 only, which is what a CPU computes in.
+    """
+    return not kernels.flash and kernels.dtype == ms.float32 and kernels.keep_prob == 1 and length > WHOLE
+
+
+class Pieces:
+    """How a batch of sequences is cut, and what its pieces see of each other.
+
+    Args:
+        config (TeleChatConfig): position bias and number of heads.
+        length (int): S; the last piece may be shorter than the others.
+        padding (array): (B, S), 0 hides a token from all others; None for no padding.
+        documents (array): int (B, S), tokens attend to those of the same number only; None: one a row.
+        heads (slice): the heads computed here.
+        size (int): tokens of a piece.
+    """
+
+    def __init__(self, config, length, padding=None, documents=None, heads=slice(None), size=None):
+        size = size or PIECE
+        self.size = size
+        self.starts = range(0, length, size)
+        self._lengths = [min(size, length - start) for start in self.starts]
+        self._slopes = None
+        if config.position_embedding == "alibi":
+            self._slopes = alibi_slopes(config.n_head)[heads].reshape(1, -1, 1, 1)
+        if padding is not None:
+            # Who sees its own kind only, pads and tokens apart, sees what it should.
+            shown = (np.asarray(padding) != 0).astype(np.int32)
+            documents = shown if documents is None else np.where(shown, documents, -1)
+        self._documents = None
+        if documents is not None:
+            documents = np.asarray(documents, np.int32)
+            self._documents = [np.ascontiguousarray(documents[:, start:start + size]) for start in self.starts]
+        self._masks = {}
+        self._seen = [[(other, *seen) for other in range(number + 1)
+                       if (seen := self._between(number, other)) is not None] for number in range(len(self.starts))]
+
+    def __len__(self):
+        return len(self.starts)
+
+    def seen_by(self, number):
+        """What piece ``number`` sees: [(number of a piece of keys, mask, shift, documents, key documents), …].
+
+        Tensors, None where there is nothing to say: mask (1, 1 or n, its length, the keys' length) and shift
+        (1, n, 1, 1), float32, are added to the scores; documents, int32 (B, length) each, must be equal.
+        """
+        return self._seen[number]
+
+    def _between(self, number, other):
+        """All but the first of an entry of `seen_by`; None where nothing is seen."""
+        documents = (None, None)
+        if self._documents is not None:
+            own, keys = self._documents[number], self._documents[other]
+            if not any(np.isin(row, key_row).any() for row, key_row in zip(own, keys)):
+                return None
+            if not ((own == own[:, :1]).all() and (keys == own[:, :1]).all()):
+                documents = (Tensor(own), Tensor(keys))
+        shift = None
+        if self._slopes is not None and number != other:
+            shift = Tensor(-self._slopes * np.float32(self.starts[number] - self.starts[other]))
+        return self._mask(self._lengths[number], self._lengths[other], number == other), shift, *documents
+
+    def _mask(self, rows, columns, same):
+        """Causality within a piece, and ALiBi's bias between tokens of two pieces that begin together."""
+        key = rows, columns, same
+        if key not in self._masks:
+            distance = (np.arange(rows)[:, None] - np.arange(columns)).astype(np.float32)[None, None]
+            mask = None if self._slopes is None else -self._slopes * distance
+            if same:
+                mask = np.where(distance >= 0, 0 if mask is None else mask, MASKED)
+            self._masks[key] = None if mask is None else Tensor(mask.astype(np.float32))
+        return self._masks[key]
+
+
+def attend(queries, keys, values, pieces):
+    """softmax(query·keyᵀ)·value, where each token sees itself and those before it.
+
+    Args:
+        queries (sequence of Tensor): pieces of float32 (B, n, S, D), multiplied by the scale.
+        keys, values (sequence of Tensor): pieces of (B, m, S, D), where n is a multiple of m.
+        pieces (Pieces): who sees whom.
+
+    Returns:
+        (list, list): pieces of the result (B, n, S, D), and of −log Σ exp(scores) over what each query
+        sees, (B, n, S, 1), for `attend_backward`.
+    """
+    results, normalisers = [], []
+    for number, query in enumerate(queries):
+        seen = [(keys[other], values[other], *rest) for other, *rest in pieces.seen_by(number)]
+        result, total = _attend_in_turn(query, seen, quickly=True)
+        if not np.isfinite(total.asnumpy()).all():
+            result, total = _attend_in_turn(query, seen, quickly=False)
+        results.append(result)
+        normalisers.append(-1.0 * total)
+    return results, normalisers
+
+
+def _attend_in_turn(query, seen, quickly):
+    """Result of a piece of queries, and log Σ exp(scores), over all that it sees, its own piece first."""
+    result, total = ops.zeros_like(query), ops.full((*query.shape[:3], 1), MASKED, dtype=ms.float32)
+    for turn, (key, value, *bias) in enumerate(reversed(seen)):
+        if quickly and turn > 0 and all(part is None for part in bias):
+            result, total = _attend_quickly(query, key, value, result, total)
+        else:
+            result, total = _attend_exactly(query, key, value, result, total, *bias)
+    return result, total
+
+
+def attend_backward(queries, keys, values, normalisers, dresults, inners, pieces):
+    """The gradients of `attend`.
+
+    Args:
+        queries, keys, values, pieces: as given to it.
+        normalisers (sequence of Tensor): as it returned them.
+        dresults (sequence of Tensor): the gradient of its result, in pieces.
+        inners (sequence of Tensor): pieces of −Σ dresult·result over D, (B, n, S, 1).
+
+    Returns:
+        (list, list, list): pieces of the gradients of queries, keys and values.
+    """
+    dqueries, dkeys, dvalues = ([ops.zeros_like(piece) for piece in part] for part in (queries, keys, values))
+    for number, query in enumerate(queries):
+        for other, *seen in pieces.seen_by(number):
+            dqueries[number], dkeys[other], dvalues[other] = _attend_piece_backward(
+                query, keys[other], values[other], normalisers[number], dresults[number], inners[number],
+                dqueries[number], dkeys[other], dvalues[other], *seen)
+    return dqueries, dkeys, dvalues
+
+
+@ms.jit
+def _attend_exactly(query, key, value, result, total, mask, shift, documents, key_documents):
+    """Go on with one more piece of keys: from result (B, n, Q, D) and log Σ exp(scores) (B, n, Q, 1) to both with it."""
+    scores = _add_bias(_product_bt(_by_key_head(query, key), key), query, mask, shift, documents, key_documents)
+    highest = _larger(_row_maximum(scores)[1], total)
+    weights = _by_key_head(_exp(scores - _tile(highest, (1, 1, 1, scores.shape[3]))), key)
+    sums = _product(weights, ops.ones((*key.shape[:3], 1), ms.float32)).reshape(total.shape)
+    kept = _exp(total - highest)
+    share = 1.0 / (kept + sums)
+    width = (1, 1, 1, query.shape[3])
+    result = result * _tile(kept * share, width) + _product(weights, value).reshape(result.shape) * _tile(share, width)
+    return result, highest - ops.log(share)
+
+
+@ms.jit
+def _attend_quickly(query, key, value, result, total):
+    """As `_attend_exactly` without bias, where the new keys do not outweigh those before them altogether.
+
+    What there was so far is one more key, whose score is ``total``: softmax gives it its share in the new
+    result, and the products take care of its column. With a share under `SMALLEST_SHARE` the new total would
+    be inexact: it is not a number then.
+    """
+    zeros = ops.zeros((*key.shape[:3], 1), ms.float32)
+    last = _join((ops.zeros((*key.shape[:2], 1, key.shape[3]), ms.float32),
+                  ops.ones((*key.shape[:2], 1, 1), ms.float32)))
+    keys, values = (_stack((_join((part, zeros)), last)) for part in (key, value))
+    weights = _softmax(_product_bt(_by_key_head(_join((query, total)), key), keys))
+    new, share = ops.split(_product(weights, values), (key.shape[3], 1), -1)
+    new, share = new.reshape(result.shape), share.reshape(total.shape)
+    total = ops.select(share < SMALLEST_SHARE, np.nan, total - ops.log(share))
+    return result * _tile(share, (1, 1, 1, query.shape[3])) + new, total
+
+
+@ms.jit
+def _attend_piece_backward(query, key, value, normaliser, dresult, inner, dquery, dkey, dvalue,
+                           mask, shift, documents, key_documents):
+    """Add what one pair of pieces contributes to the three gradients.
+
+    With P = exp(S + normaliser): dS = P·(dP + inner). Both sums are made by the products, where they cost
+    next to nothing: query and dresult get one more column for it, key and value a column of ones.
+    """
+    one = ops.ones((*key.shape[:3], 1), ms.float32)
+    scores = _product_bt(_by_key_head(_join((query, normaliser)), key), _join((key, one)))
+    probabilities = _by_key_head(_exp(_add_bias(scores, query, mask, shift, documents, key_documents)), key)
+    rows, drows = _by_key_head(query, key), _by_key_head(dresult, key)
+    dscores = probabilities * _product_bt(_by_key_head(_join((dresult, inner)), key), _join((value, one)))
+    return (dquery + _product(dscores, key).reshape(query.shape), dkey + _product_at(dscores, rows),
+            dvalue + _product_at(probabilities, drows))
+
+
+def _by_key_head(x, key):
+    """(B, n, Q, …) → (B, m, n/m·Q, …): below each head of keys the queries of all its heads."""
+    return x.reshape(key.shape[0], key.shape[1], -1, x.shape[3])
+
+
+def _add_bias(scores, query, mask, shift, documents, key_documents):
+    """Scores as (B, n, Q, K), with what `Pieces.seen_by` says added."""
+    scores = scores.reshape(query.shape[0], query.shape[1], query.shape[2], scores.shape[3])
+    if mask is not None:
+        scores = scores + like(mask, scores)
+    if shift is not None:
+        scores = scores + like(shift, scores)
+    if documents is not None:
+        batch, length = documents.shape
+        same = documents.reshape(batch, 1, length, 1) == key_documents.reshape(batch, 1, 1, -1)
+        scores = scores + like(ops.select(same, 0.0, MASKED), scores)
+    return scores
