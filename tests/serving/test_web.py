@@ -1,6 +1,7 @@
 """The chat page in headless Chromium, against the running server; make test-web runs it."""
 
 import json
+import os
 import re
 import shutil
 
@@ -12,6 +13,8 @@ from tests.serving.conftest import start
 pytestmark = pytest.mark.web
 # The demo model where make demo has been run (its answers are sentences), else a random one.
 DEMO = ROOT / "demo" / "run" / "final"
+# Chromium's sandbox refuses to run as root, as in most containers, whose /dev/shm is small too.
+BROWSER_FLAGS = ["--disable-dev-shm-usage", *(["--no-sandbox"] if os.geteuid() == 0 else [])]
 EVIL = ('Look: <script>document.title = "owned"</script><img src=x onerror="document.title=\'owned\'">\n\n'
         '```js\n<b>code</b>\n```\n\n- **bold** and `<i>`\n- [link](https://example.org/) [bad](javascript:alert(1))\n')
 
@@ -30,7 +33,7 @@ def browser():
     if path is None:
         pytest.fail("needs Debian's chromium: apt-get install chromium")
     with sync_api.sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        launched = playwright.chromium.launch(executable_path=path, args=BROWSER_FLAGS)
         yield launched
         launched.close()
 
