@@ -42,8 +42,8 @@ def main(argv=None):
     http = HttpServer(arguments.host, arguments.port) if lead and os.environ.get("MS_ROLE") != "MS_SCHED" else None
     model, world = load_for_inference(arguments.load_checkpoint, arguments.dtype)
     engine = Engine(model, max_length)
-    cache = cache_bytes(config, arguments.max_batch, max_length, FLOAT32 if on_cpu() or arguments.dtype == "float32" else 2,
-                        process_count())
+    width = FLOAT32 if on_cpu() or arguments.dtype == "float32" else 2
+    cache = cache_bytes(config, arguments.max_batch, max_length, width, process_count())
     reserve(engine, arguments.max_batch, max_length, cache)
     service = Service(engine, world, Metrics(), arguments.max_queue, arguments.time_limit)
     handle_signals(service, world)
