@@ -5,14 +5,19 @@ import base64
 import http.client
 import json
 import socket
+import threading
 import urllib.parse
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from telechat.serving import http_server
-from tests.serving.conftest import KEY
+from telechat.parallel.mesh import Mesh
+from telechat.serving import app, http_server
+from telechat.serving.metrics import Metrics
+from telechat.serving.protocol import Model
+from telechat.serving.service import Service
+from tests.serving.conftest import KEY, CountingEngine
 
 CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
 
@@ -128,13 +133,13 @@ def test_the_server_is_still_well(raw):
 def test_clients_that_do_not_send_a_head_are_closed(monkeypatch):
     monkeypatch.setattr(http_server, "HEAD_SECONDS", 0.3)
 
-    async def app(scope, receive, send):
+    async def answer(scope, receive, send):
         await asyncio.sleep(0.5)  # longer than a client may take for the head: an answer is not cut off
         await send({"type": "http.response.start", "status": 204, "headers": []})
         await send({"type": "http.response.body"})
 
     server = http_server.HttpServer("127.0.0.1", 0)
-    server.start(app)
+    server.start(answer)
     try:
         for sent in (b"", b"GET / HTTP/1.1\r\nHost: a\r\n", b"GET / HTTP/1.1\r\nHost: a\r\n\r\nGET / HT"):
             with socket.create_connection(("127.0.0.1", server.port), timeout=20) as client:
@@ -148,3 +153,31 @@ def test_clients_that_do_not_send_a_head_are_closed(monkeypatch):
                 assert received.startswith(b"HTTP/1.1 204") == (b"\r\n\r\n" in sent)
     finally:
         server.stop()
+
+
+@pytest.fixture
+def slow_server(monkeypatch):
+    """The whole server in this process, with an engine that counts, and little patience."""
+    monkeypatch.setattr(app, "PATIENCE", 0.3)
+    service = Service(CountingEngine(slots=1, length=64, vocabulary=1664), Mesh.single().world, Metrics())
+    thread = threading.Thread(target=service.run)
+    model = Model("tiny", None, 64, 1664)
+    made = http_server.HttpServer("127.0.0.1", 0)
+    made.start(app.App(service, model).asgi)
+    thread.start()
+    yield made
+    service.stopping = True
+    thread.join(20)
+    made.stop()
+
+
+def test_a_body_that_does_not_come_is_given_up(slow_server):
+    with socket.create_connection(("127.0.0.1", slow_server.port), timeout=20) as client:
+        client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+                       b"Content-Length: 100\r\n\r\n{")
+        received = b""
+        while b"}}" not in received:
+            data = client.recv(4096)
+            assert data, received
+            received += data
+    assert received.startswith(b"HTTP/1.1 408 ") and b"did not arrive" in received
