@@ -52,7 +52,7 @@ def main(argv=None):
         service.run()
         return 0
     print(f"{arguments.load_checkpoint}: {arguments.max_batch} sequences of {engine.length} tokens at a time, "
-          f"{cache / 1e9:.2f} GB of key-value cache; compiling", flush=True)
+          f"{cache / 1e9:.3g} GB of key-value cache; compiling", flush=True)
     service.warm_up()
     name = arguments.model_name or pathlib.Path(arguments.load_checkpoint).absolute().name
     app = App(service, Model(name, settings, engine.length, config.vocab_size, arguments.system), arguments.api_key)

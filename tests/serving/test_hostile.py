@@ -12,11 +12,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from telechat import Tokenizer
+from telechat.data.conversation import ChatFormat
+from telechat.generation.settings import GenerationSettings
 from telechat.parallel.mesh import Mesh
 from telechat.serving import app, http_server
 from telechat.serving.metrics import Metrics
 from telechat.serving.protocol import Model
 from telechat.serving.service import Service
+from tests.conftest import ROOT
 from tests.serving.conftest import KEY, CountingEngine
 
 CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
@@ -156,14 +160,16 @@ def test_clients_that_do_not_send_a_head_are_closed(monkeypatch):
 
 
 @pytest.fixture
-def slow_server(monkeypatch):
-    """The whole server in this process, with an engine that counts, and little patience."""
+def impatient(monkeypatch):
+    """The whole server in this process, with an engine that counts, little patience and a time limit of nothing."""
     monkeypatch.setattr(app, "PATIENCE", 0.3)
-    service = Service(CountingEngine(slots=1, length=64, vocabulary=1664), Mesh.single().world, Metrics())
+    engine = CountingEngine(slots=1, length=64, vocabulary=1664)
+    service = Service(engine, Mesh.single().world, Metrics(), time_limit=1e-9)
     thread = threading.Thread(target=service.run)
-    model = Model("tiny", None, 64, 1664)
+    tokenizer = Tokenizer.from_pretrained(ROOT / "samples" / "tokenizer.model")
+    defaults = GenerationSettings(tokenizer, ChatFormat.for_tokenizer(tokenizer), {}, 64, (2,))
     made = http_server.HttpServer("127.0.0.1", 0)
-    made.start(app.App(service, model).asgi)
+    made.start(app.App(service, Model("tiny", defaults, 64, 1664)).asgi)
     thread.start()
     yield made
     service.stopping = True
@@ -171,8 +177,20 @@ def slow_server(monkeypatch):
     made.stop()
 
 
-def test_a_body_that_does_not_come_is_given_up(slow_server):
-    with socket.create_connection(("127.0.0.1", slow_server.port), timeout=20) as client:
+@pytest.mark.parametrize("path", [CHAT, COMPLETION])
+def test_an_answer_past_the_time_limit_is_refused_or_its_stream_ends_with_the_error(impatient, path):
+    raw = Raw(impatient.url)
+    body = good() if path == CHAT else {"model": "tiny", "prompt": [300, 301], "max_tokens": 5}
+    status, answer = raw("POST", path, json.dumps(body).encode())
+    assert status == 504 and json.loads(answer)["error"]["code"] == "timeout"
+    status, answer = raw("POST", path, json.dumps({**body, "stream": True}).encode())
+    last = answer.decode().strip().split("\n\n")[-1]
+    assert status == 200 and json.loads(last.removeprefix("data: "))["error"]["code"] == "timeout"
+    raw.connection.close()
+
+
+def test_a_body_that_does_not_come_is_given_up(impatient):
+    with socket.create_connection(("127.0.0.1", impatient.port), timeout=20) as client:
         client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
                        b"Content-Length: 100\r\n\r\n{")
         received = b""
