@@ -41,7 +41,9 @@ test-16: .venv/installed-dev
 
 # The chat page in Debian's chromium, which is installed where it is missing.
 test-web: .venv/installed-dev
-	command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; }
+	command -v chromium || command -v chromium-browser || { export DEBIAN_FRONTEND=noninteractive; \
+	    apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } \
+	    || { echo "chromium cannot be installed (as root: apt-get install chromium)" >&2; exit 1; }
 	$(BIN)/python -m pip install --quiet 'playwright>=1.40,<2'
 	$(BIN)/python -m pytest -q -m web tests
 

@@ -228,6 +228,7 @@ USES = [
     ("serve", [*SERVE, "--host", "no.such.host.invalid"], ["--host no.such.host.invalid"]),
     ("serve", [*SERVE, "--host", "192.0.2.1"], ["--host 192.0.2.1"]),
     ("serve", [*SERVE, "--dtype", "int4"], ["--dtype"]),
+    ("serve", [*SERVE, "--max_batch", "1000000000"], ["--max_batch 1000000000", "key-value cache"]),
     # evaluate
     ("evaluate", [], ["--load_checkpoint"]),
     ("evaluate", [*EVALUATE, "--task", "gsm8k", "--data", "{empty}"], ["--task", "gsm8k"]),

@@ -28,25 +28,31 @@ def main(argv=None):
     max_length = arguments.max_length or settings.max_length
 
     from telechat.generation.engine import Engine
+    from telechat.generation.room import FLOAT32, available_bytes, cache_bytes, check_room
+    from telechat.nn.kernels import on_cpu
     from telechat.parallel.inference import load_for_inference
     from telechat.parallel.parallel_config import process_count
     from telechat.serving.metrics import Metrics
     from telechat.serving.protocol import Model
     from telechat.serving.service import Service
 
+    if on_cpu():  # a card's memory shows only when it is taken
+        check_room(config, arguments.max_batch, max_length, arguments.dtype, process_count(), available_bytes())
     lead = process_count() == 1 or os.environ.get("RANK_ID", "0") == "0"
     http = HttpServer(arguments.host, arguments.port) if lead and os.environ.get("MS_ROLE") != "MS_SCHED" else None
     model, world = load_for_inference(arguments.load_checkpoint, arguments.dtype)
     engine = Engine(model, max_length)
-    engine.reserve(arguments.max_batch, max_length)
+    width = FLOAT32 if on_cpu() or arguments.dtype == "float32" else 2
+    cache = cache_bytes(config, arguments.max_batch, max_length, width, process_count())
+    reserve(engine, arguments.max_batch, max_length, cache)
     service = Service(engine, world, Metrics(), arguments.max_queue, arguments.time_limit)
     handle_signals(service, world)
     if http is None:
         service.warm_up()
         service.run()
         return 0
-    print(f"{arguments.load_checkpoint}: {arguments.max_batch} sequences of {engine.length} tokens at a time; compiling",
-          flush=True)
+    print(f"{arguments.load_checkpoint}: {arguments.max_batch} sequences of {engine.length} tokens at a time, "
+          f"{cache / 1e9:.3g} GB of key-value cache; compiling", flush=True)
     service.warm_up()
     name = arguments.model_name or pathlib.Path(arguments.load_checkpoint).absolute().name
     app = App(service, Model(name, settings, engine.length, config.vocab_size, arguments.system), arguments.api_key)
@@ -60,6 +66,17 @@ def main(argv=None):
         http.stop()
     print("stopped", flush=True)
     return 0
+
+
+def reserve(engine, slots, length, cache):
+    """Take the cache's memory, ``cache`` bytes, or say what does not fit."""
+    try:
+        engine.reserve(slots, length)
+    except (MemoryError, RuntimeError) as error:
+        if "memory" not in str(error).lower() and not isinstance(error, MemoryError):
+            raise
+        raise InputError(f"the device has no room for {cache / 1e9:,.1f} GB of key-value cache beside the weights, "
+                         f"--max_batch {slots} sequences of --max_length {length} tokens; lower either") from None
 
 
 def parse_arguments(argv):

@@ -1,8 +1,12 @@
 """The chat page in headless Chromium, against the running server; make test-web runs it."""
 
+import contextlib
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -12,8 +16,11 @@ from tests.serving.conftest import start
 pytestmark = pytest.mark.web
 # The demo model where make demo has been run (its answers are sentences), else a random one.
 DEMO = ROOT / "demo" / "run" / "final"
+# Chromium's sandbox refuses to run as root, as in most containers, whose /dev/shm is small too.
+BROWSER_FLAGS = ["--disable-dev-shm-usage", *(["--no-sandbox"] if os.geteuid() == 0 else [])]
 EVIL = ('Look: <script>document.title = "owned"</script><img src=x onerror="document.title=\'owned\'">\n\n'
         '```js\n<b>code</b>\n```\n\n- **bold** and `<i>`\n- [link](https://example.org/) [bad](javascript:alert(1))\n')
+SCRIPT = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
 
 
 @pytest.fixture(scope="module")
@@ -30,20 +37,28 @@ def browser():
     if path is None:
         pytest.fail("needs Debian's chromium: apt-get install chromium")
     with sync_api.sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        launched = playwright.chromium.launch(executable_path=path, args=BROWSER_FLAGS)
         yield launched
         launched.close()
 
 
 @pytest.fixture
 def page(browser, web_server):
+    with opened(browser, web_server) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def opened(browser, server):
+    """The page of a server in a context of its own; nothing on it may fail or go elsewhere."""
     context = browser.new_context(locale="en-US")
     made = context.new_page()
     made.set_default_timeout(60_000)
     errors = []
     made.on("pageerror", lambda error: errors.append(str(error)))
-    made.on("request", lambda request: None if request.url.startswith(web_server.url) else errors.append(request.url))
-    made.goto(f"{web_server.url}/")
+    made.on("request",
+            lambda request: None if request.url.startswith(server.url) else errors.append(request.url))
+    made.goto(f"{server.url}/")
     yield made
     context.close()
     assert errors == [], "scripts failed, or the page went elsewhere"
@@ -139,6 +154,36 @@ def test_what_a_model_writes_never_runs(page):
         page.reload()
     policy = page.request.get(page.url).headers["content-security-policy"]
     assert "default-src 'none'" in policy and "'unsafe-inline'" not in policy.split("script-src")[1].split(";")[0]
+
+
+@pytest.fixture(scope="module")
+def script_server(tmp_path_factory):
+    """A server of a model that was trained until it answers with a script, and with nothing else."""
+    folder = tmp_path_factory.mktemp("script")
+    (folder / "lines.jsonl").write_text(json.dumps({"input": "hello", "output": SCRIPT}) + "\n")
+    tokenizer = ROOT / "samples" / "tokenizer.model"
+    for command in (
+            ["preprocess.py", "--input_dataset_file", f"{folder}/lines.jsonl:16", "--output_path", folder / "data",
+             "--vocab_file_path", tokenizer, "--max_length", 120],
+            ["train.py", "--config", ROOT / "configs" / "demo.yaml", "--train_dataset", folder / "data", "--output_dir",
+             folder / "run", "--no-report", f"tokenizer={tokenizer}", "model.hidden_size=64", "model.n_layer=2",
+             "model.n_head=4", "model.ffn_hidden_size=128", "sequence_length=120", "batch_size=1", "total_steps=80",
+             "warmup_steps=5", "learning_rate=1e-2", "save_steps=80"]):
+        result = subprocess.run([sys.executable, str(ROOT / "tools" / command[0]), *map(str, command[1:])],
+                                capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+    running, _ = start(folder / "run" / "final", "--max_length", 128, "--max_batch", 1)
+    yield running
+    running.stop()
+
+
+def test_a_script_that_a_model_really_answers_stays_text(browser, script_server):
+    with opened(browser, script_server) as page:
+        ask(page, "hello")
+        wait_for_end(page, 1)
+        assert answers(page).inner_text() == SCRIPT
+        assert "owned" not in page.title()
+        assert page.locator("#log script, #log img").count() == 0
 
 
 def test_errors_are_shown_and_the_question_can_be_asked_again(page):
