@@ -62,8 +62,7 @@ class Kernels(nn.Cell):
         self.flash = flash
         self.paged = paged
         self.keep_prob = keep_prob
-        self.gathers_bits = not fused and on_cpu()
-        self.number = Tensor([1.0], ms.float32) if not fused and on_cpu() else None
+        self.gathers_bits = self.by_workers_alone = not fused and on_cpu()
 
     def describe(self):
         """Which implementation each kernel has, as one line."""
@@ -79,7 +78,7 @@ class Kernels(nn.Cell):
 
     def by_workers(self, result):
         """A result of a graph, unchanged; on CPU the graph is run by MindSpore's worker threads alone."""
-        return result if self.number is None else portable.by_workers(result, self.number)
+        return portable.by_workers(result) if self.by_workers_alone else result
 
     def embedding(self, input_ids, weight, dtype):
         """Rows of ``weight`` (V, H) for int32 ``input_ids`` (N,): (N, H) in ``dtype``."""

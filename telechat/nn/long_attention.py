@@ -13,7 +13,7 @@ from mindspore import Tensor, ops
 
 from telechat.nn.alibi import alibi_slopes
 from telechat.nn.portable_gradients import like
-from telechat.nn.portable_kernels import MASKED
+from telechat.nn.portable_kernels import MASKED, by_workers
 
 # Sequences longer than this go in pieces of so many tokens.
 WHOLE = 1024
@@ -177,7 +177,7 @@ def _attend_exactly(query, key, value, result, total, mask, shift, documents, ke
     share = 1.0 / (kept + sums)
     width = (1, 1, 1, query.shape[3])
     result = result * _tile(kept * share, width) + _product(weights, value).reshape(result.shape) * _tile(share, width)
-    return result, highest - ops.log(share)
+    return by_workers(result), highest - ops.log(share)
 
 
 @ms.jit
@@ -196,7 +196,7 @@ def _attend_quickly(query, key, value, result, total):
     new, share = ops.split(_product(weights, values), (key.shape[3], 1), -1)
     new, share = new.reshape(result.shape), share.reshape(total.shape)
     total = ops.select(share < SMALLEST_SHARE, np.nan, total - ops.log(share))
-    return result * _tile(share, (1, 1, 1, query.shape[3])) + new, total
+    return by_workers(result * _tile(share, (1, 1, 1, query.shape[3])) + new), total
 
 
 @ms.jit
@@ -212,7 +212,7 @@ def _attend_piece_backward(query, key, value, normaliser, dresult, inner, dquery
     probabilities = _by_key_head(_exp(_add_bias(scores, query, mask, shift, documents, key_documents)), key)
     rows, drows = _by_key_head(query, key), _by_key_head(dresult, key)
     dscores = probabilities * _product_bt(_by_key_head(_join((dresult, inner)), key), _join((value, one)))
-    return (dquery + _product(dscores, key).reshape(query.shape), dkey + _product_at(dscores, rows),
+    return (by_workers(dquery + _product(dscores, key).reshape(query.shape)), dkey + _product_at(dscores, rows),
             dvalue + _product_at(probabilities, drows))
 
 

@@ -31,7 +31,8 @@ class LongBlock(nn.Cell):
         """The pieces of queries, multiplied by the scale, then those of keys, then of values."""
         f = self.functions
         query, key, value = f.heads(*f.project_qkv(x, norm, query, key_value), cos, sin)
-        return (*ops.split(query * f.scale, size, 2), *ops.split(key, size, 2), *ops.split(value, size, 2))
+        query = f.kernels.by_workers(query * f.scale)
+        return (*ops.split(query, size, 2), *ops.split(key, size, 2), *ops.split(value, size, 2))
 
 
 class LongBlockForward(LongBlock):
@@ -50,7 +51,7 @@ class LongBlockForward(LongBlock):
         attended = f.kernels.merge_heads(ops.concat(results, 2))
         middle = f.project_attention(x, attended, dense, dense_bias, drop_dense)
         g, u = f.project_gate_up(middle, norm, gate, up)
-        return f.project_down(middle, g, u, down, down_bias, drop_down), attended, middle, g, u
+        return f.kernels.by_workers(f.project_down(middle, g, u, down, down_bias, drop_down)), attended, middle, g, u
 
 
 class LongBlockBackward(nn.Cell):
@@ -80,7 +81,7 @@ class LongBlockBackward(nn.Cell):
         gate_grads = _gradient(f.project_gate_up)(middle, norm, gate, up, (down_grads[1], down_grads[2]))
         # None arguments have no gradient, so a bias gradient is there only where a bias is.
         down_bias_grad = () if down_bias is None else (down_grads[4],)
-        return (down_grads[0] + gate_grads[0], gate_grads[1], gate_grads[2], gate_grads[3], down_grads[3],
+        return (f.kernels.by_workers(down_grads[0] + gate_grads[0]), gate_grads[1], gate_grads[2], gate_grads[3], down_grads[3],
                 *down_bias_grad)
 
     @ms.jit
@@ -94,7 +95,7 @@ class LongBlockBackward(nn.Cell):
         inner = f.kernels.split_heads(inner.reshape(dattended.shape[0], -1), length, 1)
         dense_bias_grad = () if dense_bias is None else (dense_grads[3],)
         return (*ops.split(f.kernels.split_heads(dattended, length, f.head_dim), size, 2), *ops.split(inner, size, 2),
-                dense_grads[0], dense_grads[2], *dense_bias_grad)
+                f.kernels.by_workers(dense_grads[0]), dense_grads[2], *dense_bias_grad)
 
     @ms.jit
     def before(self, dx, x, cos, sin, norm, query, key_value, *dpieces):
@@ -108,7 +109,7 @@ class LongBlockBackward(nn.Cell):
             dquery, dkey = f.kernels.rotate(dquery, cos, sin * -1.0), f.kernels.rotate(dkey, cos, sin * -1.0)
         dkey_value = f.kernels.merge_heads(ops.concat((dkey, dvalue), -1))
         grads = _gradient(f.project_qkv)(x, norm, query, key_value, (f.kernels.merge_heads(dquery), dkey_value))
-        return dx + grads[0], grads[1], grads[2], grads[3]
+        return f.kernels.by_workers(dx + grads[0]), grads[1], grads[2], grads[3]
 
 
 class LongPrefillBlock(LongBlock):
@@ -126,4 +127,4 @@ class LongPrefillBlock(LongBlock):
         values = ops.concat(parts[2 * count:], 2)
         written = f.kernels.write_cache(key_cache, value_cache, keys, values, index)
         weights = (norm1, query, key_value, dense, dense_bias, norm2, gate, up, down, down_bias)
-        return ops.depend(f.finish(x, f.kernels.merge_heads(results), weights), written)
+        return f.kernels.by_workers(ops.depend(f.finish(x, f.kernels.merge_heads(results), weights), written))

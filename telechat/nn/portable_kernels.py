@@ -151,13 +151,14 @@ def adamw(parameter, first_moment, second_moment, gradient, step, rate, beta1, b
     return _adam(parameter, first_moment, second_moment, rate, beta1, beta2, epsilon, decay, gradient)
 
 
-def by_workers(result, number):
+def by_workers(result):
     """``result``, out of a graph that MindSpore's worker threads run: one with more than SMALL_GRAPH kernels.
 
     The thread that calls a small graph runs it itself, and yields in a loop while the workers compute: three
     threads on two cores, so that a product gets 97 or 190 GFLOP/s as it happens (benchmarks/README.md).
-    What makes the graph large are kernels on one number, float32 (1,); together they take some 0.3 ms.
+    What makes the graph large are kernels on one number; together they take some 0.3 ms.
     """
+    number = ops.ones((1,), ms.float32)
     for _ in range(SMALL_GRAPH):
         number = _sine(number)
     return ops.depend(result, number)

@@ -19,6 +19,7 @@ from telechat.parallel.vocabulary import embed_for, head_loss_for
 HEAD_LOGITS = 2 ** 22
 HEAD_ROWS = 64
 
+
 def head_rows(rows, vocab_size):
     """How many of ``rows`` rows of logits are made at a time, a multiple of HEAD_ROWS.
 
