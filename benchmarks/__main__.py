@@ -63,8 +63,12 @@ def main():
     parser = ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=SUBJECTS, help="measure this alone")
     parser.add_argument("--quick", action="store_true", help="small and short; prints, rewrites nothing")
+    parser.add_argument("--rounds", type=int, help="how often each side is started; default: 3, quick: 1")
     parser.add_argument("--scratch", help="where to make a temporary folder for weights, 7 GB; default: the system's")
     args = parser.parse_args()
+    rounds = (1 if args.quick else 3) if args.rounds is None else args.rounds
+    if rounds < 1:
+        raise InputError(f"--rounds must be at least 1, not {rounds}")
     # An exit, so that the measurement under way is ended and the folder removed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if importlib.util.find_spec("torch") is None:
@@ -73,10 +77,10 @@ def main():
     results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     failed = []
     with tempfile.TemporaryDirectory(dir=args.scratch) as folder:
-        workspace = Workspace(pathlib.Path(folder), args.quick)
+        workspace = Workspace(pathlib.Path(folder), args.quick, rounds)
         for name in [args.only] if args.only else SUBJECTS:
             print(f"{name}:", flush=True)
-            before = conditions()
+            before = f"{conditions()}; rounds: {rounds}"
             try:
                 section = SUBJECTS[name].run(workspace)
             except (ChildFailed, NumbersDiffer) as error:

@@ -21,16 +21,13 @@ class Workspace:
 
     Attributes:
         folder (Path): where they are written, each once.
-        quick (bool): few repeats and small sizes, to see that everything works.
+        quick (bool): small sizes and few repeats, to see that everything works.
+        rounds (int): how often each side is started.
     """
 
     folder: pathlib.Path
     quick: bool = False
-
-    @property
-    def rounds(self):
-        """How often each side is started."""
-        return 1 if self.quick else 3
+    rounds: int = 3
 
     def weights(self, size, layers=None):
         """A checkpoint directory with random weights: the size's, or with another number of layers."""
