@@ -72,10 +72,14 @@ def _steps(step, batches, steps, began, started_with):
 
 
 def check(what, results):
-    """Raise NumbersDiffer unless the first round's losses and gradient norms agree with ours on every side."""
+    """Raise NumbersDiffer unless the first round's losses and gradient norms agree with ours on every side.
+
+    Norms less closely: torch's, in float32, of 16 million numbers is 0.7 thousandths under that in float64.
+    """
     for side, rounds in results.items():
-        for name in ("losses", "norms"):
-            measure.check_close(f"{what}, {name}, ours against {side}", results["ours"][0][name], rounds[0][name], 1e-3)
+        for name, tolerance in (("losses", 1e-3), ("norms", 5e-3)):
+            measure.check_close(f"{what}, {name}, ours against {side}", results["ours"][0][name], rounds[0][name],
+                                tolerance)
 
 
 def run(workspace):
