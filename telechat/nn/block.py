@@ -6,7 +6,7 @@ computation is cut where the products are: each piece begins with what a product
 before the next, which is also what training keeps for the backward pass.
 """
 
-from mindspore import nn, ops
+from mindspore import nn
 
 from telechat.nn.layers import Linear, RMSNorm, scope
 
@@ -51,7 +51,7 @@ class BlockFunctions(nn.Cell):
         """
         length = cos.shape[2]
         query = self.kernels.split_heads(query, length, self.head_dim)
-        key, value = ops.Split(-1, 2)(self.kernels.split_heads(key_value, length, 2 * self.head_dim))
+        key, value = self.kernels.split_key_value(key_value, length, self.head_dim)
         if self.rotary:
             query, key = self.kernels.rotate(query, cos, sin), self.kernels.rotate(key, cos, sin)
         return query, key, value

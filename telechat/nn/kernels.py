@@ -11,7 +11,7 @@ import sys
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, nn
+from mindspore import Tensor, nn, ops
 
 from telechat.errors import InputError
 from telechat.nn import ascend_kernels as ascend
@@ -21,6 +21,7 @@ from telechat.nn.flash_attention import LARGEST_HEAD, alibi_shift, causal_mask_t
 from telechat.nn.positions import causal_mask
 
 CHOICES = ("ascend", "portable")
+ROWS_AT_ONCE = 2048
 _said = set()  # sentences that `choose_kernels` has printed
 
 
@@ -63,6 +64,8 @@ class Kernels(nn.Cell):
         self.paged = paged
         self.keep_prob = keep_prob
         self.gathers_bits = self.by_workers_alone = not fused and on_cpu()
+        # Rows of a feed-forward layer at a time: a device's fused operations are best left whole.
+        self.rows_at_once = None if fused else ROWS_AT_ONCE
 
     def describe(self):
         """Which implementation each kernel has, as one line."""
@@ -125,12 +128,22 @@ class Kernels(nn.Cell):
         return ascend.rotate(x, cos, sin) if self.fused else portable.rotate(x, cos, sin)
 
     def split_heads(self, x, length, dim):
-        """(B·S, heads·dim) → (B, heads, S, dim), or (B, S, heads, dim) where attention wants it so."""
+        """(B·S, n·dim) → (B, n, S, dim), or (B, S, n, dim) where attention wants it so."""
+        if not self.fused:
+            return portable.split_heads(x, length, dim)
         x = x.reshape(-1, length, x.shape[-1] // dim, dim)
         return x if self.flash else x.transpose(0, 2, 1, 3)
 
+    def split_key_value(self, x, length, dim):
+        """(B·S, m·2·dim), [k|v] head by head, → keys and values as `split_heads` gives heads."""
+        if not self.fused:
+            return portable.split_key_value(x, length, dim)
+        return ops.Split(-1, 2)(self.split_heads(x, length, 2 * dim))
+
     def merge_heads(self, x):
-        """The inverse of `split_heads`: (B·S, heads·dim)."""
+        """The inverse of `split_heads`: (B·S, n·dim)."""
+        if not self.fused:
+            return portable.merge_heads(x)
         x = x if self.flash else x.transpose(0, 2, 1, 3)
         return x.reshape(x.shape[0] * x.shape[1], x.shape[2] * x.shape[3])
 

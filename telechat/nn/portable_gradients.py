@@ -3,7 +3,8 @@
 What was measured there (2 cores, float32; benchmarks/README.md): an elementwise operation that broadcasts takes
 three times as long as one on equal shapes, and keeps 16 bytes of tables for every element of its result, so
 small operands are tiled first; slices and negation are slow, Split and Concat are not; so is a sum over a short
-last axis, which a product with ones replaces. MindSpore's own gradients of these functions use the slow ones.
+last axis, which a product with ones replaces. Transpose keeps 20 bytes for every element, for as long as its
+graph exists; heads are split off and stacked instead. MindSpore's own gradients of these functions use the slow ones.
 """
 
 import mindspore as ms
@@ -17,6 +18,7 @@ _rsqrt = ops.Rsqrt()
 _sigmoid = ops.Sigmoid()
 _halves = ops.Split(-1, 2)
 _join = ops.Concat(-1)
+_stack = ops.Stack(1)
 _softmax = ops.Softmax(-1)
 _product = ops.BatchMatMul()
 _product_bt = ops.BatchMatMul(transpose_b=True)
@@ -50,6 +52,55 @@ class RmsNorm(nn.Cell):
         inner = dout * _tile(weight.reshape(1, -1), (x.shape[0], 1))
         projection = _tile(_mean(inner * normed, -1), (1, x.shape[1]))
         return (inner - normed * projection) * scale, _column_sums(dout * normed, 0), 0.0
+
+
+class SplitHeads(nn.Cell):
+    """(B·S, n·D) → (B, n, S, D)."""
+
+    def construct(self, x, length, dim):
+        return _stack(columns(x, length, dim))
+
+    def bprop(self, x, length, dim, out, dout):
+        return merged(dout), 0, 0
+
+
+class MergeHeads(nn.Cell):
+    """(B, n, S, D) → (B·S, n·D)."""
+
+    def construct(self, x):
+        return merged(x)
+
+    def bprop(self, x, out, dout):
+        return (_stack(columns(dout, x.shape[2], x.shape[3])),)
+
+
+class SplitKeyValue(nn.Cell):
+    """(B·S, m·2D), [k|v] head by head, → keys and values, (B, m, S, D) each."""
+
+    def construct(self, x, length, dim):
+        parts = columns(x, length, dim)
+        return _stack(parts[::2]), _stack(parts[1::2])
+
+    def bprop(self, x, length, dim, out, dout):
+        parts = ()
+        for key, value in zip(rows(dout[0]), rows(dout[1])):
+            parts = (*parts, key, value)
+        return _join(parts).reshape(x.shape), 0, 0
+
+
+def columns(x, length, width):
+    """(B·S, k·width) → k tensors (B, S, width)."""
+    return ops.Split(2, x.shape[1] // width)(x.reshape(-1, length, x.shape[1]))
+
+
+def rows(x):
+    """(B, n, S, D) → n tensors (B, 1, S, D)."""
+    return ops.Split(1, x.shape[1])(x)
+
+
+def merged(x):
+    """(B, n, S, D) → (B·S, n·D)."""
+    return _join(rows(x)).reshape(-1, x.shape[1] * x.shape[3])
 
 
 class Rotate(nn.Cell):

@@ -7,7 +7,8 @@ RMSNorm by ReduceMean and Rsqrt, softmax attention with an additive mask.
 import mindspore as ms
 from mindspore import ops
 
-from telechat.nn.portable_gradients import AddBias, Attend, RmsNorm, Rotate, Swiglu
+from telechat.nn.portable_gradients import (AddBias, Attend, MergeHeads, RmsNorm, Rotate, SplitHeads, SplitKeyValue,
+                                            Swiglu)
 
 # What a masked score gets: finite, so that a row with nothing to attend to stays finite too.
 MASKED = -1e30
@@ -20,10 +21,12 @@ SMALL_GRAPH = 100
 
 _matmul = ops.MatMul(transpose_b=True)
 _add_bias, _rms_norm, _rotate, _swiglu, _attend = AddBias(), RmsNorm(), Rotate(), Swiglu(), Attend()
+_split_heads, _split_key_value, _merge_heads = SplitHeads(), SplitKeyValue(), MergeHeads()
 _gather = ops.Gather()
 _adam = ops.AdamWeightDecay()
 _write = ops.ScatterUpdate()
 _split = ops.Split(-1, 2)
+_tile = ops.Tile()  # as in portable_gradients.py, what is small is tiled
 _sine = ops.Sin()
 
 
@@ -56,6 +59,21 @@ def add_bias(x, bias):
 def rms_norm(x, weight, epsilon):
     """RMSNorm (arXiv:1910.07467) of x (N, H) with weight (H,); statistics in float32, x's dtype out."""
     return _rms_norm(x.astype(ms.float32), weight.astype(ms.float32), epsilon).astype(x.dtype)
+
+
+def split_heads(x, length, dim):
+    """(B·S, n·D) → (B, n, S, D)."""
+    return _split_heads(x, length, dim)
+
+
+def split_key_value(x, length, dim):
+    """(B·S, m·2D), [k|v] head by head, → keys and values, (B, m, S, D) each."""
+    return _split_key_value(x, length, dim)
+
+
+def merge_heads(x):
+    """(B, n, S, D) → (B·S, n·D)."""
+    return _merge_heads(x)
 
 
 def rotate(x, cos, sin):
@@ -134,14 +152,15 @@ def swiglu(gate, up):
 def token_cross_entropy(logits, labels, weights):
     """Losses and gradient in one pass over the logits."""
     logits = logits.astype(ms.float32)
+    width = (1, logits.shape[1])
     # ReduceMax takes six times as long on CPU.
-    shifted = logits - ops.ArgMaxWithValue(axis=-1, keep_dims=True)(logits)[1]
+    shifted = logits - _tile(ops.ArgMaxWithValue(axis=-1, keep_dims=True)(logits)[1], width)
     exponentials = ops.exp(shifted)
     total = ops.ReduceSum(keep_dims=True)(exponentials, -1)
     rows = ops.arange(0, labels.shape[0]).astype(ms.int32)
     index = ops.stack((rows, labels), -1)
     losses = ops.log(total).reshape(-1) - ops.gather_nd(shifted, index)
-    gradient = exponentials * (weights.reshape(-1, 1) / total)
+    gradient = exponentials * _tile(weights.reshape(-1, 1) / total, width)
     gradient = ops.tensor_scatter_add(gradient, index, -weights)
     return losses * weights, gradient
 
