@@ -6,6 +6,7 @@ Everything is compiled by MindSpore's front end alone, at small widths, in bfloa
 import pathlib
 import sys
 import time
+import typing
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -14,11 +15,17 @@ from mindspore import Tensor  # noqa: E402
 
 from telechat.generation.block_table import BlockTable  # noqa: E402
 from telechat.generation.engine import LAYERS_A_GRAPH, DecodeBlocks, PrefillBlock  # noqa: E402
-from telechat.nn.graphs import BlockBackward, BlockForward  # noqa: E402
 from tests.ascend.conftest import Parts, bfloat16, int32  # noqa: E402
 from tests.ascend.mindir import export  # noqa: E402
 
 DEPTHS = (2, 8, 38, 64)
+
+
+class Pass(typing.NamedTuple):
+    """Kernels, and bytes of the graphs, of a block's pass."""
+
+    kernels: int
+    size: int
 
 
 def timed(cell, *inputs):
@@ -26,6 +33,12 @@ def timed(cell, *inputs):
     begin = time.perf_counter()
     graph = export(cell, *inputs)
     return graph, time.perf_counter() - begin
+
+
+def together(*halves):
+    """Kernels and bytes of graphs that run one after the other, and the seconds that all took."""
+    graphs, seconds = zip(*halves)
+    return Pass(sum(graph.kernels() for graph in graphs), sum(graph.size for graph in graphs)), sum(seconds)
 
 
 def decode(parts, table, layers):
@@ -41,11 +54,10 @@ def decode(parts, table, layers):
 def main():
     parts, table = Parts(), BlockTable(2, 256)
     caches = [bfloat16(*parts.kernels.cache_shape(table.count, table.block_size, 2, 16)) for _ in range(2)]
-    export(BlockForward(parts.functions), bfloat16(parts.rows, 64), *parts.tables, None, None, None, *parts.weights)
-    forward, forward_time = timed(BlockForward(parts.functions), bfloat16(parts.rows, 64), *parts.tables, None, None,
-                                  None, *parts.weights)
-    backward, backward_time = timed(BlockBackward(parts.functions), bfloat16(parts.rows, 64), *parts.kept(),
-                                    *parts.tables, None, None, None, *parts.weights)
+    passes = list(zip(parts.attention(), parts.feed_forward()))
+    export(*passes[0][0])
+    (forward, forward_time), (backward, backward_time) = (together(*(timed(*half) for half in halves))
+                                                          for halves in passes)
     prefill, _ = timed(PrefillBlock(parts.functions), bfloat16(parts.rows, 64), *parts.tables, int32(parts.rows),
                        *caches, *parts.weights)
     decoding, times = {}, {}
@@ -53,7 +65,7 @@ def main():
                           *(depth % LAYERS_A_GRAPH for depth in DEPTHS)} - {0}):
         decoding[layers], times[layers] = decode(parts, table, layers)
     print("kernels a layer   training forward, backward, prefill, decoding")
-    print(f"                  {forward.kernels()}, {backward.kernels()}, {prefill.kernels()}, "
+    print(f"                  {forward.kernels}, {backward.kernels}, {prefill.kernels()}, "
           f"{decoding[2].kernels() - decoding[1].kernels()}")
     print("layers            training graphs of a block; decoding graphs: seconds, bytes")
     for depth in DEPTHS:

@@ -84,20 +84,20 @@ def ours_layer(length, passes):
 
     import telechat
     from telechat.config import TeleChatConfig
+    from telechat.nn.block_passes import BlockPasses
     from telechat.nn.long_attention import Pieces
-    from telechat.nn.long_block import LongBlockBackward, LongBlockForward
     from telechat.nn.positions import sequence_tables
 
     config = TeleChatConfig(**SIZE)
     block = telechat.TeleChat(config, tensors=weight).transformer.h[0]
-    forward, backward = LongBlockForward(block.functions), LongBlockBackward(block.functions)
+    passes_of = BlockPasses(block.functions)
     weights = [None if parameter is None else parameter.data for parameter in block.weights()]
-    places = (*map(ms.Tensor, sequence_tables(config, length)), Pieces(config, length), None, None, None, None, None)
+    tables, drops = (*map(ms.Tensor, sequence_tables(config, length)), Pieces(config, length), None, None), (None,) * 3
     x, dy = (ms.Tensor(draw(seed, length, SIZE["hidden_size"])) for seed in range(2))
 
     def run():
-        y, *kept = forward(x, *places, *weights)
-        outcome = y, *backward(dy, x, *kept, *places, *weights)
+        y, kept = passes_of.forward(x, tables, drops, weights)
+        outcome = y, *passes_of.backward(dy, x, kept, tables, drops, weights)
         ms.runtime.synchronize()
         return outcome
 

@@ -11,7 +11,7 @@ from mindspore import Tensor, nn, ops
 
 from telechat.generation.block_table import BlockTable
 from telechat.nn.alibi import alibi_slopes
-from telechat.nn.long_attention import Pieces, goes_in_pieces
+from telechat.nn.long_attention import Pieces, visible_tokens
 from telechat.nn.long_block import LongPrefillBlock
 from telechat.nn.positions import decoding_tables
 from telechat.nn.rotary import rotary_tables
@@ -186,12 +186,8 @@ class Engine:
         # overwrites their cache entries before it looks at them.
         kernels = self.model.kernels
         cos, sin = (kernels.rotary_tensor(table[None, None]) for table in rotary_tables(config, np.arange(size), count))
-        if goes_in_pieces(kernels, size):
-            prefill_block = self._long_prefill_block
-            visible = Pieces(config, size, heads=own_heads(self.model)), None, None
-        else:
-            prefill_block = self._prefill_block
-            visible = kernels.attention_tensors(config, size, heads=own_heads(self.model))
+        visible = visible_tokens(kernels, config, size, heads=own_heads(self.model))
+        prefill_block = self._long_prefill_block if isinstance(visible[0], Pieces) else self._prefill_block
         tables = (cos, sin, *visible, Tensor(self._prompt_index(slot, size)))
         x = self.model.embed(Tensor(ids))
         for layer, block in enumerate(self.model.transformer.h):

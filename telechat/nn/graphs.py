@@ -1,10 +1,4 @@
-"""The compiled graphs of a training step.
-
-Each is compiled once and used for every layer (or chunk of rows), with the weights as arguments:
-compile time does not grow with depth, and only the inputs of the products are kept between the
-forward and the backward pass. Weights are handed over as ``parameter.data``: a Parameter argument
-would compile anew for each layer.
-"""
+"""The compiled graphs of a training step around the blocks', which block_graphs.py holds."""
 
 import mindspore as ms
 from mindspore import nn, ops
@@ -12,50 +6,6 @@ from mindspore import nn, ops
 from telechat.nn.block import Unchanged
 
 _gradient = ops.GradOperation(get_all=True, sens_param=True)
-
-
-class BlockForward(nn.Cell):
-    """A block's forward pass; returns its output and what `BlockBackward` starts from."""
-
-    def __init__(self, functions):
-        super().__init__()
-        self.functions = functions
-
-    @ms.jit
-    def construct(self, x, cos, sin, mask, shift, documents, drop_attention, drop_dense, drop_down, *weights):
-        y, *kept = self.functions.forward(x, cos, sin, (mask, shift, documents),
-                                          (drop_attention, drop_dense, drop_down), weights)
-        return self.functions.kernels.by_workers(y), *kept
-
-
-class BlockBackward(nn.Cell):
-    """A block's backward pass, from its output's gradient to its input's and its weights'.
-
-    A product's gradient does not need the product's result, so the compiler drops every forward
-    product; what is computed twice is the cheap rest (norms, rotation, softmax, SwiGLU).
-    """
-
-    def __init__(self, functions):
-        super().__init__()
-        self.functions = functions
-
-    @ms.jit
-    def construct(self, dy, x, q, kv, attended, middle, g, u, cos, sin, mask, shift, documents,
-                  drop_attention, drop_dense, drop_down, *weights):
-        norm1, query, key_value, dense, dense_bias, norm2, gate, up, down, down_bias = weights
-        f = self.functions
-        down_grads = _gradient(f.project_down)(middle, g, u, down, down_bias, drop_down, dy)
-        gate_grads = _gradient(f.project_gate_up)(middle, norm2, gate, up, (down_grads[1], down_grads[2]))
-        dmiddle = down_grads[0] + gate_grads[0]
-        dense_grads = _gradient(f.project_attention)(x, attended, dense, dense_bias, drop_dense, dmiddle)
-        attend_grads = _gradient(f.attend)(q, kv, cos, sin, mask, shift, documents, drop_attention, dense_grads[1])
-        qkv_grads = _gradient(f.project_qkv)(x, norm1, query, key_value, (attend_grads[0], attend_grads[1]))
-        dx = dense_grads[0] + qkv_grads[0]
-        # None arguments have no gradient, so a bias gradient is there only where a bias is.
-        dense_bias_grad = () if dense_bias is None else (dense_grads[3],)
-        down_bias_grad = () if down_bias is None else (down_grads[4],)
-        return (dx, qkv_grads[1], qkv_grads[2], qkv_grads[3], dense_grads[2], *dense_bias_grad,
-                gate_grads[1], gate_grads[2], gate_grads[3], down_grads[3], *down_bias_grad)
 
 
 class Embed(nn.Cell):

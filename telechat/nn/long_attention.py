@@ -111,6 +111,16 @@ class Pieces:
         return self._masks[key]
 
 
+def visible_tokens(kernels, config, length, padding=None, documents=None, heads=slice(None)):
+    """What attention over whole sequences needs to know of the tokens: `Pieces` and two times None, or three tensors.
+
+    Arguments and tensors as of `Kernels.attention_tensors`.
+    """
+    if goes_in_pieces(kernels, length):
+        return Pieces(config, length, padding, documents, heads), None, None
+    return kernels.attention_tensors(config, length, padding, documents, heads)
+
+
 def attend(queries, keys, values, pieces):
     """softmax(query·keyᵀ)·value, where each token sees itself and those before it.
 

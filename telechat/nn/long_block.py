@@ -1,101 +1,60 @@
 """A block over long sequences: attention goes in pieces, what lies before and behind it in compiled graphs.
 
-`LongBlockForward` and `LongBlockBackward` take the places of `BlockForward` and `BlockBackward` (graphs.py)
-where `goes_in_pieces` says so, `LongPrefillBlock` that of `PrefillBlock`. Lists of pieces are handed to the
-graphs as separate arguments: a list would be a constant, and compile anew at every call.
+`LongAttention` takes the place of `Attention` (block_graphs.py) and `LongPrefillBlock` that of `PrefillBlock`
+where `visible_tokens` gives `Pieces`. Lists of pieces are handed to the graphs as separate arguments: a list
+would be a constant, and compile anew at every call.
 """
 
 import mindspore as ms
 from mindspore import nn, ops
 
+from telechat.nn.block_graphs import gradient, with_bias
 from telechat.nn.long_attention import attend, attend_backward
 
-_gradient = ops.GradOperation(get_all=True, sens_param=True)
 
-
-class LongBlock(nn.Cell):
-    """What the forward passes share: the graphs around attention."""
+class LongAttention(nn.Cell):
+    """The first half of a block in training, as `Attention` (block_graphs.py), in pieces."""
 
     def __init__(self, functions):
         super().__init__()
         self.functions = functions
+        self.projected = Projected(functions)
 
-    def attend(self, x, cos, sin, pieces, weights):
-        """x (B·S, H) → queries, keys and values, the result, and the normalisers of `attend`, in pieces each."""
-        parts = self.project(pieces.size, x, cos, sin, *weights[:3])
-        queries, keys, values = parts[:len(pieces)], parts[len(pieces):-len(pieces)], parts[-len(pieces):]
-        return queries, keys, values, *attend(queries, keys, values, pieces)
+    def construct(self, x, cos, sin, pieces, shift, documents, drop_attention, drop_dense,
+                  norm, query, key_value, dense, dense_bias):
+        """As `Attention`; pieces: `Pieces` in the place of a mask; shift, documents, drop_attention: None."""
+        parts = self.projected(pieces, x, cos, sin, norm, query, key_value)
+        results, normalisers = attend(*parts, pieces)
+        middle, attended = self.finish(x, drop_dense, dense, dense_bias, *results)
+        return middle, *parts, normalisers, attended
 
-    @ms.jit
-    def project(self, size, x, cos, sin, norm, query, key_value):
-        """The pieces of queries, multiplied by the scale, then those of keys, then of values."""
-        f = self.functions
-        query, key, value = f.heads(*f.project_qkv(x, norm, query, key_value), cos, sin)
-        query = f.kernels.by_workers(query * f.scale)
-        return (*ops.split(query, size, 2), *ops.split(key, size, 2), *ops.split(value, size, 2))
-
-
-class LongBlockForward(LongBlock):
-    """A block's forward pass; returns its output and what `LongBlockBackward` starts from."""
-
-    def construct(self, x, cos, sin, pieces, shift, documents, drop_attention, drop_dense, drop_down, *weights):
-        """As `BlockForward`; pieces: `Pieces` in the place of a mask; shift, documents, drop_attention: None."""
-        *parts, results, normalisers = self.attend(x, cos, sin, pieces, weights)
-        y, *kept = self.finish(x, drop_dense, drop_down, *weights[3:], *results)
-        return y, *parts, normalisers, *kept
+    def backward(self, dmiddle, x, queries, keys, values, normalisers, attended, cos, sin, pieces, shift, documents,
+                 drop_attention, drop_dense, norm, query, key_value, dense, dense_bias):
+        """As `Attention.backward`."""
+        count = len(pieces)
+        parts = self.behind(cos.shape[2], pieces.size, dmiddle, x, attended, drop_dense, dense, dense_bias)
+        dresults, inners, (dx, *outer) = parts[:count], parts[count:2 * count], parts[2 * count:]
+        dqueries, dkeys, dvalues = attend_backward(queries, keys, values, normalisers, dresults, inners, pieces)
+        return *self.before(dx, x, cos, sin, norm, query, key_value, *dqueries, *dkeys, *dvalues), *outer
 
     @ms.jit
-    def finish(self, x, drop_dense, drop_down, dense, dense_bias, norm, gate, up, down, down_bias, *results):
-        """From attention's result, in pieces, to the block's output; that and the inputs of the products."""
+    def finish(self, x, drop_dense, dense, dense_bias, *results):
+        """From attention's result, in pieces, to the half's; and the former in one."""
         f = self.functions
         attended = f.kernels.merge_heads(ops.concat(results, 2))
-        middle = f.project_attention(x, attended, dense, dense_bias, drop_dense)
-        g, u = f.project_gate_up(middle, norm, gate, up)
-        return f.kernels.by_workers(f.project_down(middle, g, u, down, down_bias, drop_down)), attended, middle, g, u
-
-
-class LongBlockBackward(nn.Cell):
-    """A block's backward pass, from its output's gradient to its input's and its weights', as `BlockBackward`."""
-
-    def __init__(self, functions):
-        super().__init__()
-        self.functions = functions
-
-    def construct(self, dy, x, queries, keys, values, normalisers, attended, middle, g, u, cos, sin, pieces, shift,
-                  documents, drop_attention, drop_dense, drop_down, *weights):
-        norm, query, key_value, *others = weights
-        count = len(pieces)
-        length = cos.shape[2]
-        dmiddle, *outer = self.feed_forward(dy, middle, g, u, drop_down, *others[2:])
-        parts = self.behind(length, pieces.size, dmiddle, x, attended, drop_dense, *others[:2])
-        dresults, inners, (dx, *dense) = parts[:count], parts[count:2 * count], parts[2 * count:]
-        dqueries, dkeys, dvalues = attend_backward(queries, keys, values, normalisers, dresults, inners, pieces)
-        dx, *inner = self.before(dx, x, cos, sin, norm, query, key_value, *dqueries, *dkeys, *dvalues)
-        return dx, *inner, *dense, *outer
-
-    @ms.jit
-    def feed_forward(self, dy, middle, g, u, drop_down, norm, gate, up, down, down_bias):
-        """Back to the feed-forward layer's input: its gradient and the weights'."""
-        f = self.functions
-        down_grads = _gradient(f.project_down)(middle, g, u, down, down_bias, drop_down, dy)
-        gate_grads = _gradient(f.project_gate_up)(middle, norm, gate, up, (down_grads[1], down_grads[2]))
-        # None arguments have no gradient, so a bias gradient is there only where a bias is.
-        down_bias_grad = () if down_bias is None else (down_grads[4],)
-        return (f.kernels.by_workers(down_grads[0] + gate_grads[0]), gate_grads[1], gate_grads[2], gate_grads[3], down_grads[3],
-                *down_bias_grad)
+        return f.kernels.by_workers(f.project_attention(x, attended, dense, dense_bias, drop_dense)), attended
 
     @ms.jit
     def behind(self, length, size, dmiddle, x, attended, drop_dense, dense, dense_bias):
         """Back to attention's result: its gradient and −Σ gradient·result in pieces, the residual's, the weights'."""
         f = self.functions
-        dense_grads = _gradient(f.project_attention)(x, attended, dense, dense_bias, drop_dense, dmiddle)
+        dense_grads = gradient(f.project_attention)(x, attended, dense, dense_bias, drop_dense, dmiddle)
         dattended = dense_grads[1]
         ones = ops.ones((f.head_dim, 1), ms.float32)
         inner = ops.MatMul()((dattended * attended).reshape(-1, f.head_dim), ones * -1.0)
         inner = f.kernels.split_heads(inner.reshape(dattended.shape[0], -1), length, 1)
-        dense_bias_grad = () if dense_bias is None else (dense_grads[3],)
         return (*ops.split(f.kernels.split_heads(dattended, length, f.head_dim), size, 2), *ops.split(inner, size, 2),
-                f.kernels.by_workers(dense_grads[0]), dense_grads[2], *dense_bias_grad)
+                f.kernels.by_workers(dense_grads[0]), dense_grads[2], *with_bias(dense_grads, dense_bias, 3))
 
     @ms.jit
     def before(self, dx, x, cos, sin, norm, query, key_value, *dpieces):
@@ -108,15 +67,42 @@ class LongBlockBackward(nn.Cell):
             # The transpose of a rotation is the one by the opposite angle.
             dquery, dkey = f.kernels.rotate(dquery, cos, sin * -1.0), f.kernels.rotate(dkey, cos, sin * -1.0)
         dkey_value = f.kernels.merge_heads(ops.concat((dkey, dvalue), -1))
-        grads = _gradient(f.project_qkv)(x, norm, query, key_value, (f.kernels.merge_heads(dquery), dkey_value))
+        grads = gradient(f.project_qkv)(x, norm, query, key_value, (f.kernels.merge_heads(dquery), dkey_value))
         return f.kernels.by_workers(dx + grads[0]), grads[1], grads[2], grads[3]
 
 
-class LongPrefillBlock(LongBlock):
+class Projected(nn.Cell):
+    """Queries, multiplied by the scale, keys and values of a block, in pieces."""
+
+    def __init__(self, functions):
+        super().__init__()
+        self.functions = functions
+
+    def construct(self, pieces, x, cos, sin, norm, query, key_value):
+        """x (B·S, H) → the pieces of queries, of keys and of values, as `attend` takes them."""
+        parts = self.split(pieces.size, x, cos, sin, norm, query, key_value)
+        return parts[:len(pieces)], parts[len(pieces):-len(pieces)], parts[-len(pieces):]
+
+    @ms.jit
+    def split(self, size, x, cos, sin, norm, query, key_value):
+        """All pieces one behind the other."""
+        f = self.functions
+        query, key, value = f.heads(*f.project_qkv(x, norm, query, key_value), cos, sin)
+        query = f.kernels.by_workers(query * f.scale)
+        return (*ops.split(query, size, 2), *ops.split(key, size, 2), *ops.split(value, size, 2))
+
+
+class LongPrefillBlock(nn.Cell):
     """One block over a whole prompt; writes its keys and values into the cache. As `PrefillBlock`."""
 
+    def __init__(self, functions):
+        super().__init__()
+        self.functions = functions
+        self.projected = Projected(functions)
+
     def construct(self, x, cos, sin, pieces, shift, documents, index, key_cache, value_cache, *weights):
-        _, keys, values, results, _ = self.attend(x, cos, sin, pieces, weights)
+        queries, keys, values = self.projected(pieces, x, cos, sin, *weights[:3])
+        results, _ = attend(queries, keys, values, pieces)
         return self.finish(x, index, key_cache, value_cache, len(pieces), *weights, *results, *keys, *values)
 
     @ms.jit

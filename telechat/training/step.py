@@ -6,9 +6,9 @@ import numpy as np
 from mindspore import Tensor
 
 from telechat.nn.dropout import dropout_mask
-from telechat.nn.graphs import Accumulate, BlockBackward, BlockForward
-from telechat.nn.long_attention import Pieces, goes_in_pieces
-from telechat.nn.long_block import LongBlockBackward, LongBlockForward
+from telechat.nn.block_passes import BlockPasses
+from telechat.nn.graphs import Accumulate
+from telechat.nn.long_attention import visible_tokens
 from telechat.nn.positions import sequence_tables
 from telechat.parallel.collectives import all_gather_rows
 from telechat.parallel.plan import own_heads
@@ -34,9 +34,9 @@ class _Part:
     """What a micro-batch leaves between its forward and its backward pass."""
 
     input_ids: np.ndarray
-    tables: tuple  # cos, sin, and the three of `Kernels.attention_tensors`, or `Pieces` and two times None
+    tables: tuple  # cos, sin, and the three of `visible_tokens`
     place: tuple  # (step, number of the micro-batch): which dropout masks are drawn
-    kept: list = dataclasses.field(default_factory=list)  # for each layer what its backward pass starts from
+    kept: list = dataclasses.field(default_factory=list)  # of each layer: its input, what its backward pass starts from
     output: Tensor = None
 
 
@@ -61,8 +61,7 @@ class StageCompute:
         self.seed = seed
         self.mask_padding = mask_padding
         self.restart_positions = restart_positions
-        self.blocks = BlockForward(stage.functions), BlockBackward(stage.functions)
-        self.long_blocks = LongBlockForward(stage.functions), LongBlockBackward(stage.functions)
+        self.block = BlockPasses(stage.functions)
         self.embed = embed_for(stage, mesh.tensor, parallel.sequence_parallel)
         self.head_loss = head_loss_for(stage, mesh.tensor)
         self.add = Accumulate()
@@ -88,13 +87,13 @@ class StageCompute:
         if self.stage.first:
             x = self.embed(Tensor(input_ids.reshape(-1)), self._embedding_drop(job) if train else None,
                            self.stage.word_embeddings.weight.data)
-        block_forward, _ = self._blocks_for(input_ids.shape[1])
         for layer, block in zip(self.stage.layers, self.stage.blocks):
             drops = self._drops(job, layer) if train else (None, None, None)
-            y, *inputs = block_forward(x, *job.tables, *drops, *_data(block.weights()))
+            y, kept = self.block.forward(x, job.tables, drops, _data(block.weights()))
             if train:
-                job.kept.append([x] if self.parallel.recompute else [x, *inputs])
+                job.kept.append((x, None if self.parallel.recompute else kept))
             x = y
+            del kept  # what is to be computed again goes before the next layer
         job.output = x
         self._parts[part] = job
         return x
@@ -131,14 +130,10 @@ class StageCompute:
     def backward(self, part, dx):
         """Back through the stage's layers; returns the gradient of its input, None in the first stage."""
         job = self._parts.pop(part)
-        block_forward, block_backward = self._blocks_for(job.input_ids.shape[1])
         for index in reversed(range(len(self.stage.blocks))):
             weights = _data(self.stage.blocks[index].weights())
             drops = self._drops(job, self.stage.layers[index])
-            kept = job.kept.pop()
-            if self.parallel.recompute:
-                kept += block_forward(kept[0], *job.tables, *drops, *weights)[1:]
-            dx, *gradients = block_backward(dx, *kept, *job.tables, *drops, *weights)
+            dx, *gradients = self.block.backward(dx, *job.kept.pop(), job.tables, drops, weights)
             self._accumulate(index + 1, gradients)
         if not self.stage.first:
             return dx
@@ -181,14 +176,8 @@ class StageCompute:
             tables = (*tables[:2], *self._visible(length, shown))
         return tables
 
-    def _blocks_for(self, length):
-        return self.long_blocks if goes_in_pieces(self.kernels, length) else self.blocks
-
     def _visible(self, length, padding=None, documents=None):
-        heads = own_heads(self.config, self.tensor)
-        if goes_in_pieces(self.kernels, length):
-            return Pieces(self.config, length, padding, documents, heads), None, None
-        return self.kernels.attention_tensors(self.config, length, padding, documents, heads)
+        return visible_tokens(self.kernels, self.config, length, padding, documents, own_heads(self.config, self.tensor))
 
     def _drops(self, job, layer):
         """Dropout masks of a block: attention, and the two outputs added to the residual."""

@@ -3,9 +3,10 @@
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Tensor
+from mindspore import Tensor, nn
 
 from telechat import TeleChat
+from telechat.nn.block_graphs import Attention, FeedForward
 from tests.test_model import small_config
 
 SIZES = dict(hidden_size=64, n_head=4, num_key_value_heads=2, vocab_size=96, ffn_hidden_size=48)
@@ -29,6 +30,18 @@ def int32(*shape):
     return Tensor(np.ones(shape, np.int32))
 
 
+class Method(nn.Cell):
+    """A compiled method that is not construct."""
+
+    def __init__(self, cell, name):
+        super().__init__()
+        self.cell = cell
+        self.method = getattr(cell, name)
+
+    def construct(self, *arguments):
+        return self.method(*arguments)
+
+
 class Parts:
     """A model of one style, and the arguments of its graphs for ``batch`` sequences of ``length`` tokens."""
 
@@ -45,10 +58,20 @@ class Parts:
         self.drops = (self.kernels.dropout_tensor(keep), float32(self.rows, 64), float32(self.rows, 64)) \
             if dropped else (None, None, None)
 
-    def kept(self):
-        """What a block's forward pass keeps."""
-        rows = self.rows
-        return [bfloat16(rows, width) for width in (64, 64, 64, 64, 64, 48, 48)]
+    def attention(self, visible=None):
+        """Export arguments of the block's first half: its forward and its backward pass."""
+        tables = self.tables if visible is None else (*self.tables[:2], *visible)
+        last = (*tables, *self.drops[:2], *self.weights[:5])
+        kept = [bfloat16(self.rows, 64) for _ in range(5)]  # a gradient, x, queries, keys and values, result
+        half = Attention(self.functions)
+        return (half, kept[0], *last), (Method(half, "backward"), *kept, *last)
+
+    def feed_forward(self, recompute=False):
+        """The same of its second half, for all rows at once."""
+        last = (self.drops[2], *self.weights[5:])
+        gate_up = (None, None) if recompute else (bfloat16(self.rows, 48), bfloat16(self.rows, 48))
+        middle, half = bfloat16(self.rows, 64), FeedForward(self.functions)
+        return (Method(half, "forward_rows"), middle, *last), (Method(half, "backward_rows"), middle, middle, *gate_up, *last)
 
 
 @pytest.fixture(scope="package", params=STYLES)

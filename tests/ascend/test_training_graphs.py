@@ -2,27 +2,15 @@
 
 import mindspore as ms
 import pytest
-from mindspore import nn
 
-from telechat.nn.graphs import Accumulate, BlockBackward, BlockForward, Embed, HeadLoss, SquaredNorm, Update
-from tests.ascend.conftest import Parts, bfloat16, float32, int32
+from telechat.nn.block_graphs import Attention
+from telechat.nn.graphs import Accumulate, Embed, HeadLoss, SquaredNorm, Update
+from tests.ascend.conftest import Method, Parts, bfloat16, float32, int32
 from tests.ascend.mindir import export
 
 FORWARD_BUDGET = 16  # kernels of a block's forward pass, without dropout
 BACKWARD_BUDGET = 36
 LARGEST = 2147483647
-
-
-class Method(nn.Cell):
-    """A compiled method that is not construct."""
-
-    def __init__(self, cell, name):
-        super().__init__()
-        self.cell = cell
-        self.method = getattr(cell, name)
-
-    def construct(self, *arguments):
-        return self.method(*arguments)
 
 
 def check_clean(graph):
@@ -40,43 +28,56 @@ def flash_arguments(parts, operation):
 
 
 def test_block_forward(parts):
-    graph = export(BlockForward(parts.functions), bfloat16(parts.rows, 64), *parts.tables, *parts.drops, *parts.weights)
-    counts = graph.counts()
-    assert {name: counts[name] for name in ("FlashAttentionScore", "RmsNorm", "RotaryPositionEmbedding", "Swiglu")} \
-        == {"FlashAttentionScore": 1, "RmsNorm": 2, "RotaryPositionEmbedding": 2, "Swiglu": 1}
-    flash = graph.named("FlashAttentionScore")[0]
+    attention, feed_forward = export(*parts.attention()[0]), export(*parts.feed_forward()[0])
+    counts = attention.counts()
+    assert {name: counts[name] for name in ("FlashAttentionScore", "RmsNorm", "RotaryPositionEmbedding")} \
+        == {"FlashAttentionScore": 1, "RmsNorm": 1, "RotaryPositionEmbedding": 2}
+    assert [feed_forward.counts()[name] for name in ("RmsNorm", "Swiglu")] == [1, 1]
+    flash = attention.named("FlashAttentionScore")[0]
     flash_arguments(parts, flash)
     # The causal mask is an input that all graphs share; there is no bias and no padding.
-    assert graph.types[flash.inputs[6]] == ("uint8", (2048, 2048))
+    assert attention.types[flash.inputs[6]] == ("uint8", (2048, 2048))
     assert [flash.constants[place] for place in (3, 5, 7, 8, 9)] == ["none"] * 5
     if parts.config.attention_dropout:
-        assert graph.types[flash.inputs[4]] == ("uint8", (2, 4, 16, 2))
+        assert attention.types[flash.inputs[4]] == ("uint8", (2, 4, 16, 2))
     else:
         assert flash.constants[4] == "none"
-        print(f"block forward: {graph.kernels()} kernels", counts)
-        assert graph.kernels() <= FORWARD_BUDGET
-    for rotation in graph.named("RotaryPositionEmbedding"):
+        kernels = attention.kernels() + feed_forward.kernels()
+        print(f"block forward: {kernels} kernels", counts, feed_forward.counts())
+        assert kernels <= FORWARD_BUDGET
+    for rotation in attention.named("RotaryPositionEmbedding"):
         assert rotation.constants[3] == 0, "rotate-half"
-    for norm in graph.named("RmsNorm"):
+    for norm in (*attention.named("RmsNorm"), *feed_forward.named("RmsNorm")):
         assert norm.constants[2] == pytest.approx(1e-5)
         assert norm.outputs[1][0] == "float32", "the statistics"
-    check_clean(graph)
+    check_clean(attention)
+    check_clean(feed_forward)
 
 
 def test_block_backward(parts):
-    graph = export(BlockBackward(parts.functions), bfloat16(parts.rows, 64), *parts.kept(), *parts.tables, *parts.drops,
-                   *parts.weights)
-    counts = graph.counts()
-    gradients = ("FlashAttentionScoreGrad", "RmsNormGrad", "RotaryPositionEmbeddingGrad", "SwigluGrad")
-    assert [counts[name] for name in gradients] == [1, 2, 2, 1]
+    attention, feed_forward = export(*parts.attention()[1]), export(*parts.feed_forward()[1])
+    counts = attention.counts()
+    gradients = ("FlashAttentionScoreGrad", "RmsNormGrad", "RotaryPositionEmbeddingGrad")
+    assert [counts[name] for name in gradients] == [1, 1, 2]
+    assert [feed_forward.counts()[name] for name in ("RmsNormGrad", "SwigluGrad")] == [1, 1]
     # The cheap rest is computed again; of the 18 products of both passes only the gradients' 12 are there.
-    assert [counts[name] for name in ("FlashAttentionScore", "RmsNorm", "Swiglu")] == [1, 2, 1]
-    assert counts["MatMul"] == 12 and "Dense" not in counts
-    flash_arguments(parts, graph.named("FlashAttentionScoreGrad")[0])
+    assert [counts[name] for name in ("FlashAttentionScore", "RmsNorm")] == [1, 1]
+    assert [feed_forward.counts()[name] for name in ("RmsNorm", "Swiglu")] == [1, 1]
+    assert counts["MatMul"] == 6 and feed_forward.counts()["MatMul"] == 6
+    assert not any("Dense" in graph.counts() for graph in (attention, feed_forward))
+    flash_arguments(parts, attention.named("FlashAttentionScoreGrad")[0])
     if not parts.config.attention_dropout:
-        print(f"block backward: {graph.kernels()} kernels", counts)
-        assert graph.kernels() <= BACKWARD_BUDGET
-    check_clean(graph)
+        kernels = attention.kernels() + feed_forward.kernels()
+        print(f"block backward: {kernels} kernels", counts, feed_forward.counts())
+        assert kernels <= BACKWARD_BUDGET
+    check_clean(attention)
+    check_clean(feed_forward)
+
+
+def test_recomputation(parts):
+    """Gate and up are made again from the middle of the block; the forward graph of attention runs twice."""
+    counts = export(*parts.feed_forward(recompute=True)[1]).counts()
+    assert counts["MatMul"] == 8 and counts["Swiglu"] == 1, "not the product whose result only the output needs"
 
 
 def test_head_and_loss(parts):
@@ -118,8 +119,7 @@ def test_long_sequences_and_alibi():
     length = 2304
     for fields in ({}, dict(position_embedding="alibi")):
         parts = Parts(batch=1, length=length, **fields)
-        graph = export(BlockForward(parts.functions), bfloat16(length, 64), *parts.tables, None, None, None,
-                       *parts.weights)
+        graph = export(*parts.attention()[0])
         sizes = [shape for _, shape in (*graph.constants, *graph.types.values()) if shape.count(length) > 1]
         assert sizes == []
         flash = graph.named("FlashAttentionScore")[0]
@@ -135,8 +135,7 @@ def test_documents():
     documents = np.repeat([0, 1, 2, 3], 4)[None].repeat(2, 0)
     visible = parts.kernels.attention_tensors(parts.config, 16, documents=documents)
     assert visible[2].asnumpy().tolist() == [4, 8, 12, 16, 20, 24, 28, 32, 39]
-    graph = export(BlockBackward(parts.functions), bfloat16(parts.rows, 64), *parts.kept(), *parts.tables[:2], *visible,
-                   None, None, None, *parts.weights)
+    graph = export(*parts.attention(visible)[1])
     flash = graph.named("FlashAttentionScoreGrad")[0]
     assert flash.constants[-8:] == [4, 1.0, 0.25, LARGEST, LARGEST, 0, 4, 2], "layout TND"
     assert flash.outputs[0] == ("bfloat16", (39, 4, 16))
@@ -150,7 +149,7 @@ def test_portable_attention_on_ascend():
 
     model = TeleChat(small_config(**SIZES), "bfloat16", kernels="ascend", use_flash_attention=False)
     weights = [None if weight is None else weight.data for weight in model.transformer.h[0].weights()]
-    block = BlockForward(model.transformer.h[0].functions)
-    graph = export(block, bfloat16(16, 64), *model.tables(16), None, None, None, *weights)
+    attention = Attention(model.transformer.h[0].functions)
+    graph = export(attention, bfloat16(16, 64), *model.tables(16), None, None, *weights[:5])
     assert "FlashAttentionScore" not in graph.counts()
-    assert graph.counts()["RmsNorm"] == 2 and graph.counts()["Softmax"] == 1
+    assert graph.counts()["RmsNorm"] == 1 and graph.counts()["Softmax"] == 1

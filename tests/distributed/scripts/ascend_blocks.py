@@ -16,9 +16,10 @@ import mindspore as ms  # noqa: E402  (the mesh first: msrun's scheduler goes no
 import numpy as np  # noqa: E402
 from mindspore import Tensor  # noqa: E402
 
-from telechat.nn.graphs import BlockBackward, BlockForward  # noqa: E402
+from telechat.nn.block_graphs import Attention, FeedForward  # noqa: E402
 from telechat.parallel import collectives  # noqa: E402
 from telechat.parallel.stage import build_stage, read_random  # noqa: E402
+from tests.ascend.conftest import Method  # noqa: E402
 from tests.ascend.mindir import export  # noqa: E402
 from tests.test_model import small_config  # noqa: E402
 
@@ -48,13 +49,17 @@ for name, sequence_parallel in (("tensor", False), ("sequence", True)):
     own = ROWS // 2 if sequence_parallel else ROWS
     cos = ones(1, 1, ROWS // 2, 16)
     tables = (cos, cos, *stage.kernels.attention_tensors(config, ROWS // 2, heads=slice(0, 2)))
-    forward = export(BlockForward(functions), ones(own, HIDDEN), *tables, None, None, None, *weights)
-    kept = (ones(own, HIDDEN), ones(ROWS, 32), ones(ROWS, 32), ones(ROWS, 32), ones(own, HIDDEN),
-            ones(ROWS, INNER // 2), ones(ROWS, INNER // 2))
-    backward = export(BlockBackward(functions), ones(own, HIDDEN), *kept, *tables, None, None, None, *weights)
+    x, half, inner = ones(own, HIDDEN), ones(ROWS, 32), ones(ROWS, INNER // 2)
+    attention, feed_forward = Attention(functions), FeedForward(functions)
+    last = (*tables, None, None, *weights[:5])
+    forward = [export(attention, x, *last), export(Method(feed_forward, "forward_rows"), x, None, *weights[5:])]
+    backward = [export(Method(feed_forward, "backward_rows"), x, x, inner, inner, None, *weights[5:]),
+                export(Method(attention, "backward"), x, x, half, half, half, *last)]
     results[name] = {
-        "forward": collectives_of(forward), "backward": collectives_of(backward),
-        "heads": [forward.named("FlashAttentionScore")[0].constants[10],
-                  backward.named("FlashAttentionScoreGrad")[0].constants[-8]],
-        "recomputed": [backward.counts().get(name, 0) for name in ("FlashAttentionScore", "RmsNorm", "Swiglu")]}
+        "forward": [found for graph in forward for found in collectives_of(graph)],
+        "backward": [found for graph in backward for found in collectives_of(graph)],
+        "heads": [forward[0].named("FlashAttentionScore")[0].constants[10],
+                  backward[1].named("FlashAttentionScoreGrad")[0].constants[-8]],
+        "recomputed": [sum(graph.counts().get(name, 0) for graph in backward)
+                       for name in ("FlashAttentionScore", "RmsNorm", "Swiglu")]}
 (pathlib.Path(sys.argv[1]) / f"rank_{mesh.rank}.json").write_text(json.dumps(results))

@@ -1,0 +1,113 @@
+"""The compiled graphs of a block's two halves, attention and feed-forward layer, in training.
+
+Each is compiled once and used for every layer, with the weights as arguments: compile time does not
+grow with depth, and only the inputs of the products are kept between the forward and the backward
+pass. Weights are handed over as ``parameter.data``: a Parameter argument would compile anew for
+each layer. A product's gradient does not need the product's result, so in a backward pass the
+compiler drops every forward product; what is computed twice is the cheap rest (norms, rotation,
+softmax, SwiGLU).
+"""
+
+import mindspore as ms
+from mindspore import nn, ops
+
+from telechat.nn.graphs import Accumulate
+
+gradient = ops.GradOperation(get_all=True, sens_param=True)
+
+
+def with_bias(gradients, bias, place):
+    """The gradient at ``place`` in a tuple, or nothing: None arguments, so absent biases, have no gradient."""
+    return () if bias is None else (gradients[place],)
+
+
+class Attention(nn.Cell):
+    """The first half: norm, attention, output product, added to the residual. All scores are made at once."""
+
+    def __init__(self, functions):
+        super().__init__()
+        self.functions = functions
+
+    @ms.jit
+    def construct(self, x, cos, sin, mask, shift, documents, drop_attention, drop_dense,
+                  norm, query, key_value, dense, dense_bias):
+        """x (rows, H) → the same behind attention, and what `backward` starts from."""
+        f = self.functions
+        q, kv = f.project_qkv(x, norm, query, key_value)
+        attended = f.attend(q, kv, cos, sin, mask, shift, documents, drop_attention)
+        return f.kernels.by_workers(f.project_attention(x, attended, dense, dense_bias, drop_dense)), q, kv, attended
+
+    @ms.jit
+    def backward(self, dmiddle, x, q, kv, attended, cos, sin, mask, shift, documents, drop_attention, drop_dense,
+                 norm, query, key_value, dense, dense_bias):
+        """The result's gradient → those of x, norm, query, key_value, dense and, where there is one, its bias."""
+        f = self.functions
+        dense_grads = gradient(f.project_attention)(x, attended, dense, dense_bias, drop_dense, dmiddle)
+        attend_grads = gradient(f.attend)(q, kv, cos, sin, mask, shift, documents, drop_attention, dense_grads[1])
+        qkv_grads = gradient(f.project_qkv)(x, norm, query, key_value, (attend_grads[0], attend_grads[1]))
+        return (f.kernels.by_workers(dense_grads[0] + qkv_grads[0]), qkv_grads[1], qkv_grads[2], qkv_grads[3],
+                dense_grads[2], *with_bias(dense_grads, dense_bias, 3))
+
+
+class FeedForward(nn.Cell):
+    """The second half: norm, gated feed-forward layer, added to the residual.
+
+    Many rows go chunk by chunk (`Kernels.rows_at_once`), which bounds the memory of what is several times
+    as wide as the residual.
+    """
+
+    def __init__(self, functions):
+        super().__init__()
+        self.functions = functions
+        self.add = Accumulate()
+
+    def construct(self, middle, drop, *weights):
+        """middle (rows, H) → the block's output; and (gate, up) of each chunk, for `backward`."""
+        chunks = zip(self.chunks(middle), self.chunks(drop, like=middle))
+        outputs, *kept = zip(*(self.forward_rows(*chunk, *weights) for chunk in chunks))
+        return joined(outputs), list(zip(*kept))
+
+    def backward(self, dy, middle, kept, drop, *weights):
+        """The output's gradient → those of middle, norm, gate, up, down and, where there is one, its bias.
+
+        kept: as `construct` gave it, or None to compute gate and up again.
+        """
+        chunks = zip(self.chunks(dy), self.chunks(middle), self.chunks(drop, like=middle))
+        dmiddles, sums = [], None
+        for number, (dy_rows, rows, drop_rows) in enumerate(chunks):
+            gate_up = (None, None) if kept is None else kept[number]
+            dmiddle, *gradients = self.backward_rows(dy_rows, rows, *gate_up, drop_rows, *weights)
+            dmiddles.append(dmiddle)
+            sums = gradients if sums is None else self.add(*sums, *gradients)
+        return joined(dmiddles), *sums
+
+    def chunks(self, x, like=None):
+        """x, or as many None as ``like`` has chunks, in chunks of rows."""
+        rows = (x if like is None else like).shape[0]
+        size = self.functions.kernels.rows_at_once or rows
+        if x is None:
+            return [None] * -(-rows // size)
+        return [x] if rows <= size else [x[start:start + size].contiguous() for start in range(0, rows, size)]
+
+    @ms.jit
+    def forward_rows(self, middle, drop, norm, gate, up, down, down_bias):
+        """The block's output, gate and up for a chunk of rows."""
+        f = self.functions
+        g, u = f.project_gate_up(middle, norm, gate, up)
+        return f.kernels.by_workers(f.project_down(middle, g, u, down, down_bias, drop)), g, u
+
+    @ms.jit
+    def backward_rows(self, dy, middle, g, u, drop, norm, gate, up, down, down_bias):
+        """`backward` for a chunk of rows; g and u None: computed again."""
+        f = self.functions
+        if g is None:
+            g, u = f.project_gate_up(middle, norm, gate, up)
+        down_grads = gradient(f.project_down)(middle, g, u, down, down_bias, drop, dy)
+        gate_grads = gradient(f.project_gate_up)(middle, norm, gate, up, (down_grads[1], down_grads[2]))
+        return (f.kernels.by_workers(down_grads[0] + gate_grads[0]), gate_grads[1], gate_grads[2], gate_grads[3],
+                down_grads[3], *with_bias(down_grads, down_bias, 4))
+
+
+def joined(chunks):
+    """Chunks of rows in one tensor."""
+    return chunks[0] if len(chunks) == 1 else ops.concat(chunks, 0)

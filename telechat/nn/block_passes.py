@@ -1,0 +1,49 @@
+"""A block's passes in training: its two halves one behind the other, for every layer of a model."""
+
+from telechat.nn.block_graphs import Attention, FeedForward
+from telechat.nn.long_attention import Pieces
+from telechat.nn.long_block import LongAttention
+
+_OF_ATTENTION = 5  # of the weights of `Block.weights`; the others are the feed-forward layer's
+
+
+class BlockPasses:
+    """Forward and backward pass of a block.
+
+    Arguments of both: tables: cos, sin, and the three of `visible_tokens`; drops: dropout masks of
+    attention and of the two outputs added to the residual, None for none; weights as `Block.weights` gives
+    them, their ``data``.
+
+    Args:
+        functions (BlockFunctions): what is computed.
+    """
+
+    def __init__(self, functions):
+        self.attention, self.long_attention = Attention(functions), LongAttention(functions)
+        self.feed_forward = FeedForward(functions)
+
+    def forward(self, x, tables, drops, weights):
+        """x (rows, H) → the block's output (rows, H), and what `backward` starts from besides x."""
+        middle, *kept = self._attention_for(tables)(x, *tables, *drops[:2], *weights[:_OF_ATTENTION])
+        y, inner = self.feed_forward(middle, drops[2], *weights[_OF_ATTENTION:])
+        return y, (middle, kept, inner)
+
+    def backward(self, dy, x, kept, tables, drops, weights):
+        """The gradients of x and of the weights there are, from the output's.
+
+        kept: as `forward` gave it; None: computed again, up to the products whose results only the output
+        needs (recomputation; Chen et al., arXiv:1604.06174).
+        """
+        attention = self._attention_for(tables)
+        if kept is None:
+            middle, *kept = attention(x, *tables, *drops[:2], *weights[:_OF_ATTENTION])
+            inner = None
+        else:
+            middle, kept, inner = kept
+        dmiddle, *outer = self.feed_forward.backward(dy, middle, inner, drops[2], *weights[_OF_ATTENTION:])
+        del middle, inner  # their memory is for attention's backward pass
+        dx, *gradients = attention.backward(dmiddle, x, *kept, *tables, *drops[:2], *weights[:_OF_ATTENTION])
+        return dx, *gradients, *outer
+
+    def _attention_for(self, tables):
+        return self.long_attention if isinstance(tables[2], Pieces) else self.attention
