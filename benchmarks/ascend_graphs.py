@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT))
 from mindspore import Tensor  # noqa: E402
 
 from telechat.generation.block_table import BlockTable  # noqa: E402
-from telechat.generation.engine import LAYERS_A_GRAPH, DecodeBlocks, PrefillBlock  # noqa: E402
+from telechat.generation.engine import LAYERS_A_GRAPH, DecodeBlocks, PrefillAttention  # noqa: E402
 from tests.ascend.conftest import Parts, bfloat16, int32  # noqa: E402
 from tests.ascend.mindir import export  # noqa: E402
 
@@ -58,14 +58,15 @@ def main():
     export(*passes[0][0])
     (forward, forward_time), (backward, backward_time) = (together(*(timed(*half) for half in halves))
                                                           for halves in passes)
-    prefill, _ = timed(PrefillBlock(parts.functions), bfloat16(parts.rows, 64), *parts.tables, int32(parts.rows),
-                       *caches, *parts.weights)
+    prefill, _ = timed(PrefillAttention(parts.functions), bfloat16(parts.rows, 64), *parts.tables, int32(parts.rows),
+                       *caches, *parts.weights[:5])
+    prefill, _ = together((prefill, 0), timed(*parts.feed_forward()[0]))
     decoding, times = {}, {}
     for layers in sorted({1, *(min(depth, LAYERS_A_GRAPH) for depth in DEPTHS),
                           *(depth % LAYERS_A_GRAPH for depth in DEPTHS)} - {0}):
         decoding[layers], times[layers] = decode(parts, table, layers)
     print("kernels a layer   training forward, backward, prefill, decoding")
-    print(f"                  {forward.kernels}, {backward.kernels}, {prefill.kernels()}, "
+    print(f"                  {forward.kernels}, {backward.kernels}, {prefill.kernels}, "
           f"{decoding[2].kernels() - decoding[1].kernels()}")
     print("layers            training graphs of a block; decoding graphs: seconds, bytes")
     for depth in DEPTHS:

@@ -11,8 +11,10 @@ from mindspore import Tensor, nn, ops
 
 from telechat.generation.block_table import BlockTable
 from telechat.nn.alibi import alibi_slopes
+from telechat.nn.block import OF_ATTENTION
+from telechat.nn.block_graphs import FeedForward
 from telechat.nn.long_attention import Pieces, visible_tokens
-from telechat.nn.long_block import LongPrefillBlock
+from telechat.nn.long_block import LongPrefillAttention
 from telechat.nn.positions import decoding_tables
 from telechat.nn.rotary import rotary_tables
 
@@ -35,34 +37,33 @@ def own_heads(model):
     return getattr(model, "own_heads", slice(None))
 
 
-class PrefillBlock(nn.Cell):
-    """One block over a whole prompt; writes its keys and values into the cache."""
+class PrefillAttention(nn.Cell):
+    """A block's first half over a whole prompt; writes its keys and values into the cache."""
 
     def __init__(self, functions):
         super().__init__()
         self.functions = functions
 
     @ms.jit
-    def construct(self, x, cos, sin, mask, shift, documents, index, key_cache, value_cache, *weights):
+    def construct(self, x, cos, sin, mask, shift, documents, index, key_cache, value_cache,
+                  norm, query, key_value, dense, dense_bias):
         f, kernels = self.functions, self.functions.kernels
-        query, key_value = f.project_qkv(x, weights[0], weights[1], weights[2])
-        query, key, value = f.heads(query, key_value, cos, sin)
+        query, key, value = f.heads(*f.project_qkv(x, norm, query, key_value), cos, sin)
         written = kernels.write_cache(key_cache, value_cache, key, value, index)
         attended = kernels.merge_heads(kernels.attention(query, key, value, mask, shift, documents, f.scale))
-        return kernels.by_workers(ops.depend(f.finish(x, attended, weights), written))
+        return kernels.by_workers(ops.depend(f.project_attention(x, attended, dense, dense_bias), written))
 
 
 class Logits(nn.Cell):
-    """Logits of rows of activations: x and what is to be added to it (N, H), None for nothing → (R, V)."""
+    """Logits of activations: x and what is to be added to it (N, H), None for nothing → (N, V)."""
 
     def __init__(self, model):
         super().__init__(auto_prefix=False)  # the parameters keep the model's names
         self.model = model
 
     @ms.jit
-    def construct(self, x, delta, rows):
-        x = x if delta is None else x + delta
-        return self.model.kernels.by_workers(self.model.head(x if rows is None else ops.gather(x, rows, 0)))
+    def construct(self, x, delta):
+        return self.model.kernels.by_workers(self.model.head(x if delta is None else x + delta))
 
 
 class DecodeBlocks(nn.Cell):
@@ -83,12 +84,16 @@ class DecodeBlocks(nn.Cell):
         if config.position_embedding == "alibi":
             self.slopes = Tensor(alibi_slopes(config.n_head)[own_heads(model)].reshape(1, -1, 1, 1))
 
-    def tables(self, positions, places, table, cache_rows):
-        """cos and sin (B, D), and what `Kernels.cached_attention` needs to know."""
-        cos, sin = ops.gather(self.cos, positions, 0), ops.gather(self.sin, positions, 0)
-        heads = self.functions.key_value_heads
+    def where(self, positions, places, table, cache_rows):
+        """What `Kernels.cached_attention` needs to know of the tokens: their rotation and their places."""
+        functions = self.functions
+        rotation = None
+        if functions.rotary:
+            cos, sin = ops.gather(self.cos, positions, 0), ops.gather(self.sin, positions, 0)
+            rotation = self.kernels.decoding_rotation(cos, sin, functions.scale)
+        heads = functions.key_value_heads
         length = cache_rows // (positions.shape[0] * heads)
-        return cos, sin, self.kernels.decoding_places(positions, places, table, self.slopes, heads, length)
+        return rotation, self.kernels.decoding_places(positions, places, table, self.slopes, heads, length)
 
     @ms.jit
     def construct(self, x, delta, positions, places, table, *tensors):
@@ -96,9 +101,9 @@ class DecodeBlocks(nn.Cell):
 
         tensors: for each block the caches of its keys and its values, the same two again, and its weights.
         """
-        cos, sin, where = self.tables(positions, places, table, tensors[0].shape[0])
+        where = self.where(positions, places, table, tensors[0].shape[0])
         for first in range(0, len(tensors), BLOCK_TENSORS):
-            x, delta = self.functions.decode(x, delta, cos, sin, where, tensors[first:first + 4],
+            x, delta = self.functions.decode(x, delta, *where, tensors[first:first + 4],
                                              tensors[first + 4:first + BLOCK_TENSORS])
         return x, delta
 
@@ -120,11 +125,11 @@ class Decode(DecodeBlocks):
         places, table: of a `BlockTable`, None where the cache has none; caches: keys then values of
         each layer.
         """
-        cos, sin, where = self.tables(positions, places, table, caches[0].shape[0])
+        where = self.where(positions, places, table, caches[0].shape[0])
         delta = None  # what is still to be added to x: the next norm does it on the way
         for layer, block in enumerate(self.model.transformer.h):
             key_value = caches[2 * layer:2 * layer + 2]
-            x, delta = block.functions.decode(x, delta, cos, sin, where, (*key_value, *key_value), block.weights())
+            x, delta = block.functions.decode(x, delta, *where, (*key_value, *key_value), block.weights())
         return self.model.head(x + delta)
 
 
@@ -144,8 +149,10 @@ class Engine:
         self._groups = []  # what each call of `DecodeBlocks` takes
         self._table = None
         self._key_value_heads = model.transformer.h[0].functions.key_value_heads
-        self._prefill_block = PrefillBlock(model.transformer.h[0].functions)
-        self._long_prefill_block = LongPrefillBlock(model.transformer.h[0].functions)
+        functions = model.transformer.h[0].functions
+        self._prefill_attention = PrefillAttention(functions)
+        self._long_prefill_attention = LongPrefillAttention(functions)
+        self._feed_forward = FeedForward(functions)
         self._logits = Logits(model)
         self._decode = Decode(model, max_length)
         self._decode_blocks = DecodeBlocks(model, max_length)
@@ -187,12 +194,16 @@ class Engine:
         kernels = self.model.kernels
         cos, sin = (kernels.rotary_tensor(table[None, None]) for table in rotary_tables(config, np.arange(size), count))
         visible = visible_tokens(kernels, config, size, heads=own_heads(self.model))
-        prefill_block = self._long_prefill_block if isinstance(visible[0], Pieces) else self._prefill_block
+        attention = self._long_prefill_attention if isinstance(visible[0], Pieces) else self._prefill_attention
         tables = (cos, sin, *visible, Tensor(self._prompt_index(slot, size)))
         x = self.model.embed(Tensor(ids))
         for layer, block in enumerate(self.model.transformer.h):
-            x = prefill_block(x, *tables, *self._caches[2 * layer:2 * layer + 2], *_data(block.weights()))
-        return self._logits(x, None, Tensor([count - 1], ms.int32)).asnumpy()[0]
+            weights = _data(block.weights())
+            x = attention(x, *tables, *self._caches[2 * layer:2 * layer + 2], *weights[:OF_ATTENTION])
+            if layer == config.n_layer - 1:
+                x = ops.gather(x, Tensor([count - 1], ms.int32), 0)  # nothing reads the other rows
+            x, _ = self._feed_forward(x, None, *weights[OF_ATTENTION:])
+        return self._logits(x, None).asnumpy()[0]
 
     def _prompt_index(self, slot, size):
         """Where the first ``size`` tokens of a slot go in the cache."""
@@ -218,7 +229,7 @@ class Engine:
         delta = self._nothing
         for tensors in self._groups:
             x, delta = self._decode_blocks(x, delta, Tensor(positions), places, table, *tensors)
-        return self._logits(x, delta, None).asnumpy()
+        return self._logits(x, delta).asnumpy()
 
 
 def _data(parameters):

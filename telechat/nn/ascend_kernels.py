@@ -87,15 +87,15 @@ def rotate_token(query, key, cos, sin, lengths):
     return _rotate_pair(query, key, cos, sin, lengths)
 
 
-def cached_attention(query, key_value, cos, sin, caches, places, scale, rotary):
+def cached_attention(query, key_value, rotation, caches, places, scale):
     """Rotation, ReshapeAndCache and PagedAttention."""
     slots, table, lengths = places
     key_cache, value_cache, keys, values = caches
     batch, dim = query.shape[0], key_cache.shape[3]
     key, value = _split(key_value.reshape(batch, -1, 2 * dim))
     key, value = key.reshape(batch, -1), value.reshape(batch, -1)
-    if rotary:
-        query, key = rotate_token(query, key, cos, sin, lengths)
+    if rotation is not None:
+        query, key = rotate_token(query, key, *rotation, lengths)
     written = write_cache(key_cache, value_cache, key, value, slots)
     return paged_attention(ops.depend(query, written), keys, values, table, lengths, scale)
 

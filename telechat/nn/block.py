@@ -10,6 +10,8 @@ from mindspore import nn
 
 from telechat.nn.layers import Linear, RMSNorm, scope
 
+OF_ATTENTION = 5  # weights of `Block.weights`, the first ones; the others are the feed-forward layer's
+
 
 class BlockFunctions(nn.Cell):
     """The pieces of a block. Activations are (B·S, …), heads as `Kernels.split_heads` gives them.
@@ -98,18 +100,11 @@ class BlockFunctions(nn.Cell):
         y = self.project_down(middle, g, u, down, down_bias, drop_down)
         return y, q, kv, attended, middle, g, u
 
-    def finish(self, x, attended, weights):
-        """From attention's result to the block's output, without dropout."""
-        _, _, _, dense, dense_bias, norm2, gate, up, down, down_bias = weights
-        x = self.project_attention(x, attended, dense, dense_bias)
-        g, u = self.project_gate_up(x, norm2, gate, up)
-        return self.project_down(x, g, u, down, down_bias)
-
-    def decode(self, x, delta, cos, sin, places, caches, weights):
+    def decode(self, x, delta, rotation, places, caches, weights):
         """One new token a sequence: x (B, H) and what is to be added to it → the same pair behind the block.
 
-        delta (B, H), None in the first block; cos, sin (B, D); places and caches: as
-        `Kernels.cached_attention` takes them. Without dropout and gradient.
+        delta (B, H), None in the first block; rotation, places and caches: as `Kernels.cached_attention`
+        takes them. Without dropout and gradient.
         """
         norm1, query, key_value, dense, dense_bias, norm2, gate, up, down, down_bias = weights
         kernels = self.kernels
@@ -118,8 +113,8 @@ class BlockFunctions(nn.Cell):
         else:
             normed, x = kernels.add_rms_norm(x, delta, norm1, self.epsilon)
         normed = self.enter(normed)
-        attended = kernels.cached_attention(kernels.linear(normed, query), kernels.linear(normed, key_value), cos, sin,
-                                            caches, places, self.scale, self.rotary)
+        attended = kernels.cached_attention(kernels.linear(normed, query), kernels.linear(normed, key_value), rotation,
+                                            caches, places, self.scale)
         delta = self.contribution(attended, dense, dense_bias)
         normed, x = kernels.add_rms_norm(x, delta, norm2, self.epsilon)
         normed = self.enter(normed)

@@ -1,10 +1,9 @@
 """A block's passes in training: its two halves one behind the other, for every layer of a model."""
 
+from telechat.nn.block import OF_ATTENTION
 from telechat.nn.block_graphs import Attention, FeedForward
 from telechat.nn.long_attention import Pieces
 from telechat.nn.long_block import LongAttention
-
-_OF_ATTENTION = 5  # of the weights of `Block.weights`; the others are the feed-forward layer's
 
 
 class BlockPasses:
@@ -24,8 +23,8 @@ class BlockPasses:
 
     def forward(self, x, tables, drops, weights):
         """x (rows, H) → the block's output (rows, H), and what `backward` starts from besides x."""
-        middle, *kept = self._attention_for(tables)(x, *tables, *drops[:2], *weights[:_OF_ATTENTION])
-        y, inner = self.feed_forward(middle, drops[2], *weights[_OF_ATTENTION:])
+        middle, *kept = self._attention_for(tables)(x, *tables, *drops[:2], *weights[:OF_ATTENTION])
+        y, inner = self.feed_forward(middle, drops[2], *weights[OF_ATTENTION:])
         return y, (middle, kept, inner)
 
     def backward(self, dy, x, kept, tables, drops, weights):
@@ -36,13 +35,13 @@ class BlockPasses:
         """
         attention = self._attention_for(tables)
         if kept is None:
-            middle, *kept = attention(x, *tables, *drops[:2], *weights[:_OF_ATTENTION])
+            middle, *kept = attention(x, *tables, *drops[:2], *weights[:OF_ATTENTION])
             inner = None
         else:
             middle, kept, inner = kept
-        dmiddle, *outer = self.feed_forward.backward(dy, middle, inner, drops[2], *weights[_OF_ATTENTION:])
+        dmiddle, *outer = self.feed_forward.backward(dy, middle, inner, drops[2], *weights[OF_ATTENTION:])
         del middle, inner  # their memory is for attention's backward pass
-        dx, *gradients = attention.backward(dmiddle, x, *kept, *tables, *drops[:2], *weights[:_OF_ATTENTION])
+        dx, *gradients = attention.backward(dmiddle, x, *kept, *tables, *drops[:2], *weights[:OF_ATTENTION])
         return dx, *gradients, *outer
 
     def _attention_for(self, tables):

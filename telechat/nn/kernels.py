@@ -224,15 +224,22 @@ class Kernels(nn.Cell):
             return places, table, positions + 1
         return portable.decoding_places(positions, slopes, heads, length)
 
-    def cached_attention(self, query, key_value, cos, sin, caches, places, scale, rotary):
+    def decoding_rotation(self, cos, sin, scale):
+        """What turns one new token a sequence to its position, as `cached_attention` takes it, the same for all layers.
+
+        cos, sin (B, D); scale is multiplied into the queries where that costs nothing.
+        """
+        return (cos, sin) if self.paged else portable.decoding_rotation(cos, sin, scale)
+
+    def cached_attention(self, query, key_value, rotation, caches, places, scale):
         """Write one new token a sequence to the cache and attend to all of the sequence.
 
-        query (B, n·D); key_value (B, m·2D), [k|v] head by head; cos, sin (B, D), used where ``rotary``;
-        caches: of keys and of values to write to, and the same two to read; places: of
+        query (B, n·D); key_value (B, m·2D), [k|v] head by head; rotation: of `decoding_rotation`, None for
+        none; caches: of keys and of values to write to, and the same two to read; places: of
         `decoding_places`. Returns (B, n·D). Without gradient.
         """
         attend = ascend.cached_attention if self.paged else portable.cached_attention
-        return attend(query, key_value, cos, sin, caches, places, scale, rotary)
+        return attend(query, key_value, rotation, caches, places, scale)
 
     def token_cross_entropy(self, logits, labels, weights):
         """Weighted cross entropies of tokens, and the gradient of their sum in the logits.

@@ -1,8 +1,8 @@
 """A block over long sequences: attention goes in pieces, what lies before and behind it in compiled graphs.
 
-`LongAttention` takes the place of `Attention` (block_graphs.py) and `LongPrefillBlock` that of `PrefillBlock`
-where `visible_tokens` gives `Pieces`. Lists of pieces are handed to the graphs as separate arguments: a list
-would be a constant, and compile anew at every call.
+`LongAttention` takes the place of `Attention` (block_graphs.py) and `LongPrefillAttention` that of
+`PrefillAttention` (generation/engine.py) where `visible_tokens` gives `Pieces`. Lists of pieces are handed to
+the graphs as separate arguments: a list would be a constant, and compile anew at every call.
 """
 
 import mindspore as ms
@@ -92,25 +92,25 @@ class Projected(nn.Cell):
         return (*ops.split(query, size, 2), *ops.split(key, size, 2), *ops.split(value, size, 2))
 
 
-class LongPrefillBlock(nn.Cell):
-    """One block over a whole prompt; writes its keys and values into the cache. As `PrefillBlock`."""
+class LongPrefillAttention(nn.Cell):
+    """A block's first half over a whole prompt; writes its keys and values into the cache. As `PrefillAttention`."""
 
     def __init__(self, functions):
         super().__init__()
         self.functions = functions
         self.projected = Projected(functions)
 
-    def construct(self, x, cos, sin, pieces, shift, documents, index, key_cache, value_cache, *weights):
-        queries, keys, values = self.projected(pieces, x, cos, sin, *weights[:3])
+    def construct(self, x, cos, sin, pieces, shift, documents, index, key_cache, value_cache,
+                  norm, query, key_value, dense, dense_bias):
+        queries, keys, values = self.projected(pieces, x, cos, sin, norm, query, key_value)
         results, _ = attend(queries, keys, values, pieces)
-        return self.finish(x, index, key_cache, value_cache, len(pieces), *weights, *results, *keys, *values)
+        return self.finish(x, index, key_cache, value_cache, len(pieces), dense, dense_bias, *results, *keys, *values)
 
     @ms.jit
-    def finish(self, x, index, key_cache, value_cache, count,
-               norm1, query, key_value, dense, dense_bias, norm2, gate, up, down, down_bias, *parts):
+    def finish(self, x, index, key_cache, value_cache, count, dense, dense_bias, *parts):
         f = self.functions
         results, keys = ops.concat(parts[:count], 2), ops.concat(parts[count:2 * count], 2)
         values = ops.concat(parts[2 * count:], 2)
         written = f.kernels.write_cache(key_cache, value_cache, keys, values, index)
-        weights = (norm1, query, key_value, dense, dense_bias, norm2, gate, up, down, down_bias)
-        return f.kernels.by_workers(ops.depend(f.finish(x, f.kernels.merge_heads(results), weights), written))
+        middle = f.project_attention(x, f.kernels.merge_heads(results), dense, dense_bias)
+        return f.kernels.by_workers(ops.depend(middle, written))
