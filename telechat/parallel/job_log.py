@@ -11,14 +11,15 @@ ERROR_AGE = 20
 
 REFUSAL = b"error: "  # how `telechat.cli.run` begins its one sentence
 ERROR_LINE = re.compile(rb"Traceback \(most recent call last\):|error: |Fatal Python error|terminate called")
-CHATTER = re.compile(r"\[(INFO|WARNING)\] \w+\(")  # of MindSpore itself
+CHATTER = re.compile(r"\[(INFO|WARNING)\] \w+\(")  # of MindSpore itself, whatever GLOG_v says
+SORTED_OUT = (REFUSAL, b"[INFO] ", b"[WARNING] ")  # how lines begin that are not shown as they come
 
 
 class Log:
     """A file that grows: what is new goes to a stream, the times of error lines are kept.
 
     A sentence that begins with "error: " goes to stderr instead, where the script had written it, and is kept in
-    ``said``: the report at the end need not say it again.
+    ``said``: the report at the end need not say it again. MindSpore's chatter stays in the file.
     """
 
     def __init__(self, path, stream=None):
@@ -45,21 +46,23 @@ class Log:
             self._show(data)
 
     def _show(self, data):
-        """Sort new bytes into stream and stderr; the start of a line is held back only where it may be a sentence's."""
+        """Sort new bytes into stream and stderr; the start of a line is held back only while that may matter."""
         shown = []
         data, self._withheld = self._withheld + data, b""
         for line in data.splitlines(keepends=True):
             whole = line.endswith(b"\n")
-            if self._within_line or not (line.startswith(REFUSAL) or REFUSAL.startswith(line)):
+            if self._within_line or not any(line.startswith(start) or start.startswith(line) for start in SORTED_OUT):
                 shown.append(line)
                 self._within_line = not whole
-            elif whole:
+            elif not whole:
+                self._withheld = line
+            elif line.startswith(REFUSAL):
                 self._write(b"".join(shown))
                 shown = []
                 self.said.append(line.decode(errors="replace").rstrip())
                 say(self.said[-1])
-            else:
-                self._withheld = line
+            elif not CHATTER.match(line.decode(errors="replace")):
+                shown.append(line)
         self._write(b"".join(shown))
 
     def finish(self):

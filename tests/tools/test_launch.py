@@ -343,11 +343,14 @@ def test_a_log_is_read_on_where_it_was_left(tmp_path, capsys):
     log.read_on(now=0)  # no such file yet
     with open(tmp_path / "log", "ab", buffering=0) as file:
         for now, data in ((1, "半".encode()[:2]), (2, "半".encode()[2:] + b"\nno error: here\nTrace"), (3, b""),
-                          (4, b"back (most recent call last):\n"), (5, b"more\nerr"), (6, b"or: a sentence\ner")):
+                          (4, b"back (most recent call last):\n"), (5, b"more\nerr"), (6, b"or: a sentence\n[INFO] kept\n[INF"),
+                          (7, b"O] DEVICE(12,7f) chatter\n[WARNING] DEVICE(1\ner")):
             file.write(data)
             log.read_on(now)
     # A sentence goes to stderr, whole; what only looks like the beginning of one is shown at the end.
-    expected = (tmp_path / "log").read_bytes().replace(b"error: a sentence\n", b"")
+    expected = (tmp_path / "log").read_bytes()
+    for line in (b"error: a sentence\n", b"[INFO] DEVICE(12,7f) chatter\n", b"[WARNING] DEVICE(1\n"):
+        expected = expected.replace(line, b"")
     assert (tmp_path / "shown").read_bytes() + b"er" == expected
     log.finish()
     assert (tmp_path / "shown").read_bytes() == expected
