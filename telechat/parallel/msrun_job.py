@@ -8,13 +8,13 @@ import sys
 import time
 
 from telechat.parallel.job_log import ERROR_AGE, Log, say, show_end
+from telechat.parallel.mesh import NOT_MET
 
 INTERVAL = 0.1  # seconds between two looks
 LOST_SCHEDULER = 30  # seconds that the workers get to notice that their scheduler has failed
 
 MSRUN_NAMES = re.compile(rb"Worker process (\d+) exit with exception\. Error code: (-?\d+)")
 LOST_RANK = re.compile(r"worker (\d+) is the first one timed out")
-NOT_MET = "Failed to initialize distributed job cluster because some processes"
 BROKEN_OFF = {-signal.SIGINT, -signal.SIGTERM, 128 + signal.SIGINT, 128 + signal.SIGTERM}
 
 

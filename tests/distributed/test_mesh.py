@@ -108,10 +108,11 @@ def test_four_processes(msrun, tmp_path):
                 assert tuple(result["members"][kind]) == group.ranks
 
 
-def test_refused_before_anything_is_started(msrun, tmp_path):
-    """No rank waits for another: the job ends at once, scheduler included."""
+def test_what_does_not_fit_is_refused_by_one_process(msrun, tmp_path):
+    """The others end without a word, and nobody goes on."""
     job = msrun(2, "mesh.py", tmp_path, json.dumps([dict(tensor=3)]), check=False, timeout=60)
     assert job.exit_code != 0
-    assert "InputError: parallel: tensor 3 × pipeline 1 needs a multiple of 3 processes, and there are 2" \
-        in job.first_failure
+    sentence = "InputError: parallel: tensor 3 × pipeline 1 needs a multiple of 3 processes, and there are 2"
+    assert [log.count(sentence) for log in job.logs] == [1, 0]
+    assert "Traceback" not in job.logs[1]
     assert not list(tmp_path.glob("rank_*.json"))
