@@ -91,7 +91,7 @@ class TrainingRun:
 
     def _check_mesh(self):
         config, mesh = self.config, self.mesh
-        check_mesh(self.model_config, config.parallel)
+        check_mesh(self.model_config, config.parallel, mesh.world.size)
         check_batch(config.batch_size, config.train.micro_batches, mesh.data.size, self.dataset.max_length,
                     config.parallel)
 
