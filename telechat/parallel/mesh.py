@@ -126,10 +126,10 @@ def _init(communication):
         communication.init()
     except RuntimeError as error:
         in_vain = time.monotonic() - started >= patience  # else it has not waited: the port is taken
-        host, port = os.environ.get("MS_SCHED_HOST", ""), os.environ.get("MS_SCHED_PORT", "")
-        if os.environ.get("MS_ROLE") == "MS_SCHED" and not in_vain and _listens(host, port):
-            print(f"{host}:{port} is in use: by the scheduler of another node on this machine, which serves this one "
-                  "too; if there is none, give another --master_port", flush=True)
+        address = scheduler_address()
+        if os.environ.get("MS_ROLE") == "MS_SCHED" and not in_vain and address and answers(address):
+            print(f"{address[0]}:{address[1]} is in use: by the scheduler of another node on this machine, which "
+                  "serves this one too; if there is none, give another --master_port", flush=True)
             raise SystemExit(0) from None
         if NOT_MET not in str(error):
             raise
@@ -143,11 +143,18 @@ def _init(communication):
             "--node_rank, or give more --cluster_time_out") from None
 
 
-def _listens(host, port):
+def scheduler_address():
+    """Host and port of the job's scheduler, as msrun gives them; None outside of a job."""
+    host, port = os.environ.get("MS_SCHED_HOST"), os.environ.get("MS_SCHED_PORT", "")
+    return (host, int(port)) if host and port.isdigit() else None
+
+
+def answers(address):
+    """Whether anybody listens at (host, port)."""
     try:
-        socket.create_connection((host, int(port)), timeout=5).close()
+        socket.create_connection(address, timeout=5).close()
         return True
-    except (OSError, ValueError):
+    except OSError:
         return False
 
 

@@ -50,12 +50,12 @@ class LaunchedScript:
         self.path.write_text("\n".join(map(textwrap.dedent, parts)), encoding="utf-8")
         self.process = None
 
-    def start(self, *arguments, flags=("-n", 2), logs="logs"):
+    def start(self, *arguments, flags=("-n", 2), logs="logs", stdin=subprocess.DEVNULL):
         environment = {name: value for name, value in os.environ.items()
                        if name not in ("GLOG_v", "MS_NODE_TIMEOUT", "PYTHONUNBUFFERED")}
         self.process = subprocess.Popen(
             [sys.executable, LAUNCH, *map(str, flags), "--log_dir", self.folder / logs, self.path,
-             *map(str, arguments)], cwd=self.folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+             *map(str, arguments)], cwd=self.folder, stdin=stdin, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, env=environment)
         return self
 
@@ -137,6 +137,19 @@ def test_rank_0_is_streamed_and_arguments_arrive_untouched(script, tmp_path):
     assert str(tmp_path / "logs") in err
     assert sorted(path.name for path in (tmp_path / "logs").iterdir()) == [
         "msrun.log", "scheduler.log", "worker_0.log", "worker_1.log"]
+
+
+def test_rank_0_reads_what_is_typed(script, tmp_path):
+    """As in a chat: launch.py, msrun and the workers share one standard input."""
+    (tmp_path / "typed").write_text("一\ntwo\n", encoding="utf-8")
+    with open(tmp_path / "typed") as typed:
+        job = script("""
+            import os
+            if (os.environ["MS_ROLE"], os.environ["RANK_ID"]) == ("MS_WORKER", "0"):
+                print(input("> "), input("> "))
+        """).start(stdin=typed)
+    status, out, _ = job.finish()
+    assert (status, out) == (0, "> > 一 two\n")
 
 
 def test_bad_input_on_one_rank_keeps_its_status_and_its_sentence(script):
