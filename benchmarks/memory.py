@@ -33,6 +33,8 @@ CONFIGURATIONS = {
     "7B architecture, bfloat16, dropout": {
         "model": {**SMALL, "tie_word_embeddings": True, "attention_dropout": 0.1, "hidden_dropout": 0.1},
         "sequence_length": 128, "batch_size": 4, "dtype": "bfloat16"},
+    "12B architecture, attention in pieces": {
+        "model": SMALL, "sequence_length": 2048, "batch_size": 1},
 }
 
 

@@ -6,7 +6,7 @@ import sys
 import tempfile
 import traceback
 
-from telechat.errors import InputError
+from telechat.errors import InputError, describe_error
 from telechat.version import check_mindspore
 
 
@@ -31,16 +31,12 @@ def run(main):
     try:
         check_mindspore()
         status = main()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        status = 2
     except BrokenPipeError:
         # The reader of our output went away (``| head``); nothing is wrong with the run.
         sys.stderr.close()
         status = 0
-    except OSError as error:
-        name = f"{error.filename}: " if error.filename else ""
-        print(f"error: {name}{error.strerror or error}", file=sys.stderr)
+    except (InputError, OSError) as error:
+        print(f"error: {describe_error(error)}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -72,7 +72,7 @@ class TorchTeleChat:
         if self.gpt2:
             return x @ self.tensors[f"h.{layer}.attn.c_proj.weight"]
         prefix = f"h.{layer}.self_attention.dense."
-        return x @ self.tensors[prefix + "weight"].T + self.tensors[prefix + "bias"]
+        return x @ self.tensors[prefix + "weight"].T + self.tensors.get(prefix + "bias", 0.0)
 
     def _mlp(self, layer, x):
         silu, t, prefix = torch.nn.functional.silu, self.tensors, f"h.{layer}.mlp."
@@ -80,7 +80,7 @@ class TorchTeleChat:
             gate, up = (x @ t[prefix + "c_fc.weight"]).chunk(2, -1)
             return (silu(gate) * up) @ t[prefix + "c_proj.weight"]
         hidden = silu(x @ t[prefix + "gate_proj.weight"].T) * (x @ t[prefix + "up_proj.weight"].T)
-        return hidden @ t[prefix + "down_proj.weight"].T + t[prefix + "down_proj.bias"]
+        return hidden @ t[prefix + "down_proj.weight"].T + t.get(prefix + "down_proj.bias", 0.0)
 
     def _norm(self, x, weight):
         return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.config["layer_norm_epsilon"]) * weight

@@ -2,7 +2,7 @@
 
 import time
 
-from telechat.errors import InputError
+from telechat.errors import InputError, describe_error
 from telechat.parallel.collectives import gather_objects
 
 
@@ -19,16 +19,17 @@ def together(action, world):
         What ``action()`` returned here.
 
     Raises:
-        InputError: as raised here, and no process before this one raised it.
+        InputError: as raised here, and no process before this one raised it; also for a file that the system
+            refuses (OSError).
         SystemExit: with status 2, where another process reports.
     """
     result = refusal = None
     try:
         result = action()
-    except InputError as error:
+    except (InputError, OSError) as error:
         if world.size == 1:
             raise
-        refusal = str(error)
+        refusal = describe_error(error)
     refusals = gather_objects(refusal, world)
     speaker = next((rank for rank, text in enumerate(refusals) if text is not None), None)
     if speaker is None:

@@ -36,6 +36,7 @@ class Workload:
     activation_bytes: int
     logit_rows: typing.Callable  # logit_rows(N) → how many of N rows of logits are made at a time
     mask_padding: bool = False
+    piece: int = None  # attention in pieces of so many tokens (nn/long_attention.py); None: over all at once
     on_cpu: bool = False  # MindSpore's CPU kernels keep tables of their own, see `index_tables`
 
     def sequences(self, parallel):
@@ -132,10 +133,11 @@ def layer_activations(model, parallel, workload):
     """What one layer keeps of one micro-batch without recomputation: the inputs of its products.
 
     That is x and the second residual (rows, H), cut by sequence parallelism; queries, keys and values,
-    attention's result, gate and up, cut by tensor parallelism.
+    attention's result, gate and up, cut by tensor parallelism; and a number a head where attention goes in pieces.
     """
     share = block_shape(model, parallel.tensor)
     cut = share.head_dim * 2 * (share.n_head + share.num_key_value_heads) + 2 * share.ffn_hidden_size
+    cut += share.n_head if workload.piece else 0
     return workload.activation_bytes * (2 * workload.kept_tokens(parallel) * model.hidden_size
                                         + workload.tokens(parallel) * cut)
 
@@ -153,14 +155,15 @@ def activation_bytes(model, parallel, workload, stage):
     first, last = stage == 0, stage == parallel.pipeline - 1
     under_way = min(parallel.pipeline - stage, workload.micro_batches)
     sent = workload.micro_batches * ((not last) + (not first))
-    masks = score_elements(model, parallel, workload) if workload.mask_padding else 0
+    masks = score_elements(model, parallel, workload) if workload.mask_padding and not workload.piece else 0
     masks //= 1 if model.position_embedding == "alibi" else model.n_head // parallel.tensor
     return under_way * (layers * layer + masks * FLOAT32) + (sent + last) * hidden
 
 
 def score_elements(model, parallel, workload):
-    """How many attention scores a layer makes: sequences · heads · S²."""
-    return workload.sequences(parallel) * model.n_head // parallel.tensor * workload.sequence_length ** 2
+    """How many attention scores are made at a time: sequences · heads · S², or of one pair of pieces."""
+    side = workload.piece or workload.sequence_length
+    return workload.sequences(parallel) * model.n_head // parallel.tensor * side ** 2
 
 
 def dropout_bytes(model, parallel, workload):
@@ -282,6 +285,8 @@ def _block_work(model, parallel, workload, parameters):
 
 
 def _constants(model, parallel, workload):
-    """The causal mask and the rotary tables."""
-    heads = model.n_head // parallel.tensor if model.position_embedding == "alibi" else 1
-    return FLOAT32 * workload.sequence_length * (heads * workload.sequence_length + 2 * model.head_dim)
+    """The causal mask and the rotary tables; in pieces ALiBi's bias between two of them, and its causal form."""
+    alibi = model.position_embedding == "alibi"
+    masks = (model.n_head // parallel.tensor * (2 if workload.piece else 1)) if alibi else 1
+    side = workload.piece or workload.sequence_length
+    return FLOAT32 * (masks * side ** 2 + workload.sequence_length * 2 * model.head_dim)

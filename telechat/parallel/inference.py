@@ -78,6 +78,8 @@ def load_tensor_parallel(directory, dtype, mesh, parallel, kernels=None):
 def load_for_inference(directory, dtype):
     """The whole model, or under msrun this process's part of it; to be called once, before anything is computed.
 
+    Every process but the first one prints its place in the mesh.
+
     Returns:
         (TeleChat or TensorParallelModel, Group): the model, and all processes.
 
@@ -88,4 +90,6 @@ def load_for_inference(directory, dtype):
     mesh = Mesh.create(parallel)
     if mesh.world.size == 1:
         return TeleChat.from_pretrained(directory, dtype), mesh.world
+    if mesh.rank > 0:  # the first one's output is the answer's alone
+        print(mesh.describe(), flush=True)
     return together(lambda: load_tensor_parallel(directory, dtype, mesh, parallel), mesh.world), mesh.world

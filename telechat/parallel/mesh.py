@@ -9,9 +9,13 @@ import itertools
 import math
 import os
 import socket
+import time
 
 from telechat.errors import InputError
+from telechat.parallel.parallel_config import process_count
 
+# How MindSpore says that a process is missing.
+NOT_MET = "Failed to initialize distributed job cluster because some processes"
 _created = set()  # names of the groups that exist in this process
 KINDS = ("tensor", "data", "pipeline", "world", "embedding")
 
@@ -101,28 +105,56 @@ def _nearest_shape(size, pipeline, data, tensor):
     return min(shapes, key=distance)
 
 
-def _init(communication):
-    """``communication.init()``; a scheduler that finds another one at its port leaves the job to that one.
+def _create_group(name, ranks):
+    """Create a group in MindSpore, where there are several ranks and no earlier mesh of this process has done it."""
+    if len(ranks) > 1 and name not in _created:
+        from mindspore.communication import create_group
 
-    msrun starts a scheduler wherever the master's address is the machine's own: of two nodes on one
-    machine, as one tries them out, each gets one.
+        create_group(name, list(ranks))
+        _created.add(name)
+
+
+def _init(communication):
+    """``communication.init()``, its failures as a sentence.
+
+    A scheduler that finds another one at its port leaves the job to that one: msrun starts a scheduler wherever
+    the master's address is the machine's own, so of two nodes on one machine, as one tries them out, each gets one.
     """
+    patience = int(os.environ.get("MS_TOPO_TIMEOUT", "600"))  # msrun's --cluster_time_out
+    started = time.monotonic()
     try:
         communication.init()
-    except RuntimeError:
-        host, port = os.environ.get("MS_SCHED_HOST", ""), os.environ.get("MS_SCHED_PORT", "")
-        if os.environ.get("MS_ROLE") != "MS_SCHED" or not _listens(host, port):
+    except RuntimeError as error:
+        in_vain = time.monotonic() - started >= patience  # else it has not waited: the port is taken
+        address = scheduler_address()
+        if os.environ.get("MS_ROLE") == "MS_SCHED" and not in_vain and address and answers(address):
+            print(f"{address[0]}:{address[1]} is in use: by the scheduler of another node on this machine, which "
+                  "serves this one too; if there is none, give another --master_port", flush=True)
+            raise SystemExit(0) from None
+        if NOT_MET not in str(error):
             raise
-        print(f"{host}:{port} is in use: by the scheduler of another node on this machine, which serves this one "
-              "too; if there is none, give another --master_port", flush=True)
-        raise SystemExit(0) from None
+        if os.environ.get("MS_ROLE") == "MS_SCHED" or os.environ.get("DEVICE_ID") != "0":
+            # The first process of each node says it. msrun ends all once one has ended: it must come to it.
+            time.sleep(2)
+            raise SystemExit(2) from None
+        raise InputError(
+            f"the {os.environ.get('MS_WORKER_NUM')} processes did not all find each other within {patience} s; start "
+            "every node with the same number of processes and the same master address and port, each with its own "
+            "--node_rank, or give more --cluster_time_out") from None
 
 
-def _listens(host, port):
+def scheduler_address():
+    """Host and port of the job's scheduler, as msrun gives them; None outside of a job."""
+    host, port = os.environ.get("MS_SCHED_HOST"), os.environ.get("MS_SCHED_PORT", "")
+    return (host, int(port)) if host and port.isdigit() else None
+
+
+def answers(address):
+    """Whether anybody listens at (host, port)."""
     try:
-        socket.create_connection((host, int(port)), timeout=5).close()
+        socket.create_connection(address, timeout=5).close()
         return True
-    except (OSError, ValueError):
+    except OSError:
         return False
 
 
@@ -164,15 +196,17 @@ class Mesh:
         its scheduler, which goes as far as this call and stays in it until the workers have ended.
 
         Raises:
-            InputError: the mesh does not fit the number of processes (1 where msrun started none).
+            InputError: the mesh does not fit the number of processes (1 where msrun started none), or they have
+                not all come; on one process, the others end.
         """
-        size = int(os.environ.get("MS_WORKER_NUM") or os.environ.get("RANK_SIZE") or 1)
-        shape = mesh_shape(parallel, size)
+        size = process_count()
         if size == 1 and "MS_ROLE" not in os.environ:
+            mesh_shape(parallel, size)
             return Mesh.single()
         import mindspore as ms
         from mindspore import communication
 
+        from telechat.parallel.agreement import together
         from telechat.parallel.collectives import is_native
 
         if not communication.GlobalComm.INITED:
@@ -182,7 +216,10 @@ class Mesh:
                 os.environ.setdefault("MS_CPU_COMM_OP_TIMEOUT", "86400")
                 ms.set_device("CPU")
             _init(communication)
-        mesh = Mesh.place(communication.get_rank(), *shape)
+        rank = communication.get_rank()
+        world = Mesh.place(rank, 1, size, 1).world
+        _create_group(world.name, world.ranks)
+        mesh = Mesh.place(rank, *together(lambda: mesh_shape(parallel, size), world))
         return mesh.create_groups(separate_return=is_native())
 
     def create_groups(self, separate_return):
@@ -193,20 +230,13 @@ class Mesh:
         receives: two stages that send to each other before they receive, as in 1F1B, would both wait
         for ever.
         """
-        from mindspore.communication import create_group
-
         for kind in KINDS:
             group = getattr(self, kind)
-            # An earlier mesh of this process may have made the group: equal ranks, equal name.
-            if group.size > 1 and group.name not in _created:
-                create_group(group.name, list(group.ranks))
-                _created.add(group.name)
+            _create_group(group.name, group.ranks)
         if not separate_return or self.pipeline.size == 1:
             return self
         pipeline = dataclasses.replace(self.pipeline, return_name=f"{self.pipeline.name}_return")
-        if pipeline.return_name not in _created:
-            create_group(pipeline.return_name, list(pipeline.ranks))
-            _created.add(pipeline.return_name)
+        _create_group(pipeline.return_name, pipeline.ranks)
         return dataclasses.replace(self, pipeline=pipeline)
 
     def describe(self):

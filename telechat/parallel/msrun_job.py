@@ -7,60 +7,15 @@ import signal
 import sys
 import time
 
+from telechat.parallel.job_log import ERROR_AGE, Log, say, show_end
+from telechat.parallel.mesh import NOT_MET
+
 INTERVAL = 0.1  # seconds between two looks
-SHOWN_LINES = 25
-# After its traceback a process under MindSpore takes some seconds to end (6 measured), and others may fail
-# of it meanwhile: an error line counts. One written longer ago was survived.
-ERROR_AGE = 20
 LOST_SCHEDULER = 30  # seconds that the workers get to notice that their scheduler has failed
 
-ERROR_LINE = re.compile(rb"Traceback \(most recent call last\):|error: |Fatal Python error|terminate called")
-CHATTER = re.compile(r"\[(INFO|WARNING)\] \w+\(")  # of MindSpore itself
 MSRUN_NAMES = re.compile(rb"Worker process (\d+) exit with exception\. Error code: (-?\d+)")
 LOST_RANK = re.compile(r"worker (\d+) is the first one timed out")
-NOT_MET = "Failed to initialize distributed job cluster because some processes"
 BROKEN_OFF = {-signal.SIGINT, -signal.SIGTERM, 128 + signal.SIGINT, 128 + signal.SIGTERM}
-
-
-class Log:
-    """A file that grows: what is new goes to a stream, the times of error lines are kept."""
-
-    def __init__(self, path, stream=None):
-        self.path = path
-        self.error_times = []
-        self._stream = stream
-        self._offset, self._line = 0, b""
-
-    def read_on(self, now):
-        """Show what was added since the last call."""
-        try:
-            with open(self.path, "rb") as file:
-                file.seek(self._offset)
-                data = file.read()
-        except FileNotFoundError:
-            return
-        self._offset += len(data)
-        *lines, self._line = (self._line + data).split(b"\n")
-        if any(ERROR_LINE.match(line) for line in lines):
-            self.error_times = [moment for moment in self.error_times if now - moment <= ERROR_AGE] + [now]
-        if not data or not self._stream:
-            return
-        try:
-            self._stream.write(data)
-            self._stream.flush()
-        except BrokenPipeError:
-            # Nobody reads any more; that is no reason to end a job on many cards. What is left in the
-            # buffer goes nowhere, or Python would fail of it at its end.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
-            self._stream = None
-
-    def lines(self):
-        """All lines but MindSpore's chatter."""
-        try:
-            with open(self.path, encoding="utf-8", errors="replace") as file:
-                return [line.rstrip("\n") for line in file if not CHATTER.match(line)]
-        except FileNotFoundError:
-            return []
 
 
 class Process:
@@ -162,6 +117,8 @@ class MsrunJob:
             if msrun.returncode != 0:
                 self._kill_all()
                 msrun.wait()
+            for log in self.logs.values():
+                log.finish()
         return 0 if msrun.returncode == 0 else self._report()
 
     def _look(self):
@@ -266,23 +223,13 @@ class MsrunJob:
             say("error: the processes did not all find each other in time; start every node with the same "
                 "-n, --nodes and --master and its own --node_rank, or give more --cluster_time_out")
         elif code == 2 and sentences:
-            say(sentences[-1])
+            if not any(sentences[-1] in other.said for other in self.logs.values()):
+                say(sentences[-1])
         else:
             where = " on this node" if self.nodes > 1 else ""
             return show_end(log, f"rank {rank} failed first{where}, {describe(code)}", 2 if code == 2 else 1)
         say(f"rank {rank} failed first; its log is {log.path}")
         return 2 if code == 2 else 1
-
-
-def show_end(log, headline, status=1):
-    """Print the last lines of a log under a headline; returns ``status``."""
-    say(f"{headline}; the end of {log.path}:", *(f"    {line}" for line in log.lines()[-SHOWN_LINES:]))
-    return status
-
-
-def say(*lines):
-    """Print to stderr, at once: stdout is rank 0's."""
-    print(*lines, sep="\n", file=sys.stderr, flush=True)
 
 
 def describe(code):

@@ -74,27 +74,48 @@ def is_vocabulary(name):
     return name.endswith(_VOCABULARY)
 
 
-def check_mesh(config, parallel):
+def check_mesh(config, parallel, processes=None):
     """Refuse a mesh that the model does not fit.
+
+    Args:
+        config (TeleChatConfig): the model.
+        parallel (ParallelConfig): the mesh.
+        processes (int): of the run, where what is proposed instead has to fit these too; None: any number.
 
     Raises:
         InputError: names the numbers and the nearest that fit.
     """
-    for name, length in (("n_head", config.n_head), ("num_key_value_heads", config.num_key_value_heads),
-                         ("ffn_hidden_size", config.ffn_hidden_size)):
-        if length % parallel.tensor:
-            common = math.gcd(config.n_head, config.num_key_value_heads, config.ffn_hidden_size)
-            raise InputError(f"parallel.tensor {parallel.tensor} does not divide {name} {length}; "
-                             f"the nearest that fits is {_nearest_divisor(common, parallel.tensor)}")
-    if parallel.tensor > config.vocab_size:
-        raise InputError(f"parallel.tensor {parallel.tensor} is more than vocab_size {config.vocab_size}; "
-                         f"the nearest that fits is {config.vocab_size}")
-    if parallel.pipeline > config.n_layer:
-        raise InputError(f"parallel.pipeline {parallel.pipeline} is more than n_layer {config.n_layer}; "
-                         f"the nearest that fits is {config.n_layer}")
+    tensor, pipeline = parallel.tensor, parallel.pipeline
+    lengths = {name: getattr(config, name) for name in ("n_head", "num_key_value_heads", "ffn_hidden_size")}
+    # A given ``data`` leaves no choice: what is proposed then goes with another number of processes.
+    free = processes if parallel.data is None else None
+    common = math.gcd(*lengths.values())
+    tensors = [size for size in range(1, min(common, config.vocab_size) + 1)
+               if common % size == 0 and _leaves_data(free, size * pipeline)]
+    pipelines = [size for size in range(1, config.n_layer + 1) if _leaves_data(free, size * tensor)]
+    for name, length in lengths.items():
+        if length % tensor:
+            raise InputError(f"parallel.tensor {tensor} does not divide {name} {length}; {_nearest(tensors, tensor)}")
+    if tensor > config.vocab_size:
+        raise InputError(f"parallel.tensor {tensor} is more than vocab_size {config.vocab_size}; "
+                         f"{_nearest(tensors, tensor)}")
+    if pipeline > config.n_layer:
+        raise InputError(f"parallel.pipeline {pipeline} is more than n_layer {config.n_layer}; "
+                         f"{_nearest(pipelines, pipeline)}")
     if parallel.stages is not None and sum(parallel.stages) != config.n_layer:
         raise InputError(f"parallel.stages {list(parallel.stages)} holds {sum(parallel.stages)} layers, "
                          f"the model has n_layer {config.n_layer}; make them agree")
+
+
+def _leaves_data(processes, size):
+    """Whether ``size`` ranks a copy of the model go into so many processes."""
+    return processes is None or processes % size == 0
+
+
+def _nearest(sizes, wanted):
+    if not sizes:
+        return "none fits this number of processes"
+    return f"the nearest that fits is {min(sizes, key=lambda size: (abs(size - wanted), size))}"
 
 
 def check_batch(batch_size, micro_batches, data, sequence_length, parallel):
@@ -117,11 +138,6 @@ def own_heads(config, tensor):
     """The heads that this rank of the tensor-parallel `Group` computes, a slice."""
     width = config.n_head // tensor.size
     return slice(tensor.rank * width, (tensor.rank + 1) * width)
-
-
-def _nearest_divisor(number, wanted):
-    divisors = [candidate for candidate in range(1, number + 1) if number % candidate == 0]
-    return min(divisors, key=lambda divisor: (abs(divisor - wanted), divisor))
 
 
 def stage_layers(config, parallel):

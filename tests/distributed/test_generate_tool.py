@@ -37,6 +37,10 @@ def shown(log):
     return re.sub(r"\[(INFO|WARNING|ERROR)\] [A-Z_]+\(\d+,.*\n", "", log)
 
 
+def place(rank, size):
+    return f"rank {rank}/{size}: pipeline 0/1, data 0/1, tensor {rank}/{size}\n"
+
+
 def test_four_processes_give_the_tokens_of_one(checkpoint, tmp_path):
     """Prompts of different lengths together, greedy with a penalty; and sampled with a seed."""
     (tmp_path / "questions.jsonl").write_text("\n".join(json.dumps({"input": text}) for text in QUESTIONS),
@@ -47,7 +51,7 @@ def test_four_processes_give_the_tokens_of_one(checkpoint, tmp_path):
     assert len(set(expected)) > 40  # the model says something
     job = run_job(tmp_path, 4, GENERATE, *arguments)
     assert shown(job.logs[0]) == expected
-    assert [shown(log) for log in job.logs[1:]] == [""] * 3
+    assert [shown(log) for log in job.logs[1:]] == [place(rank, 4) for rank in (1, 2, 3)]
 
 
 def test_interactive_chat(checkpoint, tmp_path):
@@ -57,7 +61,7 @@ def test_interactive_chat(checkpoint, tmp_path):
     expected = alone(*arguments, text=typed)
     job = run_job(tmp_path, 2, GENERATE, *arguments, text=typed)
     assert shown(job.logs[0]) == expected
-    assert shown(job.logs[1]) == ""
+    assert shown(job.logs[1]) == place(1, 2)
 
 
 def test_a_model_that_does_not_divide_is_refused_once(checkpoint, tmp_path):

@@ -4,9 +4,11 @@ import json
 
 import pytest
 
+from telechat.config import TeleChatConfig
 from telechat.errors import InputError
 from telechat.parallel.mesh import Mesh, group_name, groups_of, mesh_shape
 from telechat.parallel.parallel_config import ParallelConfig
+from telechat.parallel.plan import check_batch, check_mesh
 
 
 def test_groups_of_eight():
@@ -92,6 +94,51 @@ def test_what_does_not_fit_is_refused(fields, size, sentence):
     assert str(refusal.value) == sentence
 
 
+SHAPES = dict(vocab_size=96, hidden_size=96, n_layer=6, n_head=12, num_key_value_heads=12, ffn_hidden_size=36)
+
+
+@pytest.mark.parametrize("model, fields, processes, sentence", [
+    (dict(num_key_value_heads=6), dict(tensor=4), None,
+     "parallel.tensor 4 does not divide num_key_value_heads 6; the nearest that fits is 3"),
+    (dict(num_key_value_heads=6), dict(tensor=4), 4,
+     "parallel.tensor 4 does not divide num_key_value_heads 6; the nearest that fits is 2"),
+    (dict(ffn_hidden_size=34), dict(tensor=6), 6,
+     "parallel.tensor 6 does not divide ffn_hidden_size 34; the nearest that fits is 2"),
+    (dict(), dict(tensor=8), 8, "parallel.tensor 8 does not divide n_head 12; the nearest that fits is 4"),
+    (dict(), dict(tensor=8, data=1), 8, "parallel.tensor 8 does not divide n_head 12; the nearest that fits is 6"),
+    (dict(vocab_size=5), dict(tensor=6), None,
+     "parallel.tensor 6 is more than vocab_size 5; the nearest that fits is 4"),
+    (dict(), dict(pipeline=8), 8, "parallel.pipeline 8 is more than n_layer 6; the nearest that fits is 4"),
+    (dict(), dict(pipeline=7), None, "parallel.pipeline 7 is more than n_layer 6; the nearest that fits is 6"),
+    (dict(), dict(pipeline=2, stages=[2, 3]), 2,
+     "parallel.stages [2, 3] holds 5 layers, the model has n_layer 6; make them agree"),
+])
+def test_what_the_model_does_not_fit_is_refused(model, fields, processes, sentence):
+    config = TeleChatConfig(**{**SHAPES, **model})
+    with pytest.raises(InputError) as refusal:
+        check_mesh(config, ParallelConfig(**fields), processes)
+    assert str(refusal.value) == sentence
+
+
+def test_what_the_model_fits_is_not_refused():
+    """A vocabulary need not divide."""
+    for tensor, pipeline in ((1, 1), (4, 6), (12, 1)):
+        check_mesh(TeleChatConfig(**{**SHAPES, "vocab_size": 97}), ParallelConfig(tensor=tensor, pipeline=pipeline))
+
+
+@pytest.mark.parametrize("batch, micro, data, fields, sentence", [
+    (6, 2, 2, dict(), "batch_size 6 must be a multiple of 4: micro_batches 2 on each of 2 data-parallel ranks"),
+    (4, 2, 2, dict(tensor=4, sequence_parallel=True),
+     "parallel.sequence_parallel needs the 10 tokens of a micro-batch to divide by parallel.tensor 4; "
+     "change batch_size or turn it off"),
+])
+def test_a_batch_that_does_not_divide_is_refused(batch, micro, data, fields, sentence):
+    with pytest.raises(InputError) as refusal:
+        check_batch(batch, micro, data, 10, ParallelConfig(**fields))
+    assert str(refusal.value) == sentence
+    check_batch(batch // (micro * data) * micro * data, micro, data, 12, ParallelConfig(**fields))
+
+
 def test_four_processes(msrun, tmp_path):
     """Three meshes in one job: each group connects the ranks that it says it does."""
     shapes = [dict(tensor=2), dict(pipeline=2, tensor=2), dict(pipeline=4)]
@@ -108,10 +155,11 @@ def test_four_processes(msrun, tmp_path):
                 assert tuple(result["members"][kind]) == group.ranks
 
 
-def test_refused_before_anything_is_started(msrun, tmp_path):
-    """No rank waits for another: the job ends at once, scheduler included."""
+def test_what_does_not_fit_is_refused_by_one_process(msrun, tmp_path):
+    """The others end without a word, and nobody goes on."""
     job = msrun(2, "mesh.py", tmp_path, json.dumps([dict(tensor=3)]), check=False, timeout=60)
     assert job.exit_code != 0
-    assert "InputError: parallel: tensor 3 × pipeline 1 needs a multiple of 3 processes, and there are 2" \
-        in job.first_failure
+    sentence = "InputError: parallel: tensor 3 × pipeline 1 needs a multiple of 3 processes, and there are 2"
+    assert [log.count(sentence) for log in job.logs] == [1, 0]
+    assert "Traceback" not in job.logs[1]
     assert not list(tmp_path.glob("rank_*.json"))

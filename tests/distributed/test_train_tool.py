@@ -12,9 +12,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from telechat import TeleChat
+from telechat.checkpoint.reader import CheckpointReader
+from telechat.checkpoint.writer import write_checkpoint
 from telechat.training.training_state import list_checkpoints
 from tests.conftest import ROOT, preprocess_samples
-from tests.distributed.job import RunningJob, run_job
+from tests.distributed.job import RunningJob, free_port, kill_tree, run_job
 
 TRAIN = ROOT / "tools/train.py"
 SAMPLES = ROOT / "samples"
@@ -221,14 +223,27 @@ def test_resuming_without_a_checkpoint(dataset, tmp_path):
 
 
 def test_a_checkpoint_that_lacks_a_slice(whole, dataset, tmp_path):
+    """One tensor is cut short, another one missing."""
     source = tmp_path / "broken"
     shutil.copytree((whole[0] / "final").resolve(), source)
     tensors = load_file(source / "model.safetensors")
     name = "transformer.h.1.mlp.down_proj.weight"
+    del tensors["transformer.h.0.input_layernorm.weight"]
     save_file({**tensors, name: tensors[name][:, :24].copy()}, source / "model.safetensors")
     job = run_job(tmp_path, 2, TRAIN, *arguments(dataset, tmp_path / "run", "--load_checkpoint", source),
                   check=False, timeout=DEADLINE)
-    refused(job, name, "(32, 24)", "(32, 48)")
+    refused(job, name, "(32, 24)", "(32, 48)", "1 missing: transformer.h.0.input_layernorm.weight")
+
+
+@pytest.mark.wide
+def test_a_checkpoint_that_lacks_a_file(whole, dataset, tmp_path):
+    reader = CheckpointReader((whole[0] / "final").resolve())
+    write_checkpoint(tmp_path / "broken", reader.config, ((name, reader.read(name)) for name in reader.names), 100000)
+    missing = sorted((tmp_path / "broken").glob("model-*-of-*.safetensors"))[1]
+    missing.unlink()
+    job = run_job(tmp_path, 2, TRAIN, *arguments(dataset, tmp_path / "run", "--load_checkpoint", tmp_path / "broken"),
+                  check=False, timeout=DEADLINE)
+    refused(job, missing.name, "which is not there")
 
 
 def test_a_training_state_that_lacks_a_slice(whole, dataset, tmp_path):
@@ -244,11 +259,31 @@ def test_a_training_state_that_lacks_a_slice(whole, dataset, tmp_path):
 
 
 def test_a_missing_process(dataset, tmp_path):
-    """Three are announced, two come: msrun's own time-out ends them."""
+    """Three are announced, two come: msrun's own time-out ends them, and one of them says so."""
     job = run_job(tmp_path, 3, TRAIN, *arguments(dataset, tmp_path / "run", "total_steps=3"), check=False,
                   timeout=DEADLINE, flags=("--local_worker_num=2", "--cluster_time_out=15"))
-    assert job.exit_code != 0
+    refused(job, "the 3 processes did not all find each other within 15 s", "--cluster_time_out")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.wide
+@pytest.mark.parametrize("rank", [0, 3])
+def test_a_killed_process_ends_both_nodes(rank, dataset, tmp_path):
+    """SIGKILL on the node of the scheduler, and on the other one; two msrun on this machine are the nodes."""
+    port = free_port()
+    command = [TRAIN, *arguments(dataset, tmp_path / "run", "total_steps=5000", "parallel.tensor=2")]
+    nodes = [RunningJob(tmp_path, 4, *command, flags=("--local_worker_num=2", f"--node_rank={node}",
+                                                      f"--master_port={port}")) for node in (0, 1)]
+    try:
+        while all(node.process.poll() is None for node in nodes) and "step    3/" not in nodes[0].log(0):
+            time.sleep(0.1)
+        nodes[rank // 2].worker(rank).kill()
+        jobs = [node.finish(DEADLINE, check=False) for node in nodes]
+    finally:
+        for node in nodes:
+            kill_tree(node.process.pid)
+    assert all(job.exit_code != 0 for job in jobs)
+    assert sum("error: the scheduler at" in log for log in jobs[1].logs) == (rank == 0)
 
 
 def test_an_interrupt_saves_and_resumes(whole, dataset, tmp_path):

@@ -13,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from telechat import TeleChatConfig, TrainConfig
 from telechat.checkpoint.layout import parameter_shapes
 from telechat.parallel import estimate_speed
-from telechat.parallel.estimate import (FLOAT32, Workload, activation_bytes, optimizer_bytes, stage_memory,
-                                        stage_parts)
+from telechat.parallel.estimate import (FLOAT32, Workload, activation_bytes, optimizer_bytes, score_elements,
+                                        stage_memory, stage_parts)
 from telechat.parallel.estimate_speed import Hardware, predict, search, step_flops, traffic
 from telechat.parallel.parallel_config import ParallelConfig
 from telechat.parallel.plan import local_slices, stage_layers
@@ -103,9 +103,14 @@ def test_weights_and_optimizer_equal_the_tensors_of_a_stage(monkeypatch, model, 
         assert memory.optimizer == held
 
 
+def tensor_bytes(kept):
+    """Of a tensor, or of nested tuples and lists of them."""
+    return sum(map(tensor_bytes, kept)) if isinstance(kept, (tuple, list)) else kept.nbytes
+
+
 @pytest.mark.parametrize("model", [SMALL, dataclasses.replace(SMALL, position_embedding="alibi")])
-@pytest.mark.parametrize("recompute", [False, True])
-def test_activations_equal_the_tensors_that_a_forward_pass_keeps(model, recompute):
+@pytest.mark.parametrize("recompute, length, piece", [(False, 16, None), (True, 16, None), (False, 1040, 512)])
+def test_activations_equal_the_tensors_that_a_forward_pass_keeps(model, recompute, length, piece):
     from telechat import TeleChat
     from telechat.parallel.mesh import Mesh
     from telechat.parallel.stage import Stage
@@ -113,10 +118,28 @@ def test_activations_equal_the_tensors_that_a_forward_pass_keeps(model, recomput
 
     parallel = mesh(recompute=recompute)
     compute = StageCompute(Stage.of_model(TeleChat(model)), Mesh.single(), parallel)
-    compute.forward("part", np.full((2, 16), 5, np.int32))
+    compute.forward("part", np.full((2, length), 5, np.int32))
     part = compute._parts["part"]
-    kept = sum(tensor.nbytes for layer in part.kept for tensor in layer) + part.output.nbytes
-    assert activation_bytes(model, parallel, workload(batch=2), 0) == kept
+    kept = tensor_bytes(part.kept) + part.output.nbytes
+    assert activation_bytes(model, parallel, workload(length=length, batch=2, piece=piece), 0) == kept
+
+
+@pytest.mark.parametrize("length, dropout, dtype", [(1024, 0.0, "float32"), (1025, 0.0, "float32"),
+                                                    (1025, 0.1, "float32"), (4096, 0.0, "bfloat16")])
+def test_a_long_sequence_holds_the_scores_of_one_pair_of_pieces(length, dropout, dtype):
+    """Where the kernels of this device, a CPU, compute attention in pieces; a card is never taken to."""
+    from telechat.model import as_dtype
+    from telechat.nn.kernels import choose_kernels
+    from telechat.nn.long_attention import PIECE, goes_in_pieces
+    from telechat.training.memory import workload_of
+    from telechat.training.run_config import RunConfig
+
+    model = dataclasses.replace(SMALL, attention_dropout=dropout)
+    run = RunConfig.from_dict({"dtype": dtype, "batch_size": 3})
+    pieces = goes_in_pieces(choose_kernels(model, as_dtype(dtype)), length)
+    assert score_elements(model, mesh(), workload_of(model, run, length, on_cpu=True)) == \
+        3 * 4 * (PIECE if pieces else length) ** 2
+    assert score_elements(model, mesh(), workload_of(model, run, length)) == 3 * 4 * length ** 2
 
 
 def test_activations_shrink_as_the_papers_say():

@@ -12,7 +12,7 @@ import time
 import psutil
 import pytest
 
-from telechat.parallel.msrun_job import Log
+from telechat.parallel.job_log import Log
 from tests.conftest import ROOT, assert_refused
 
 pytestmark = pytest.mark.wide
@@ -50,12 +50,12 @@ class LaunchedScript:
         self.path.write_text("\n".join(map(textwrap.dedent, parts)), encoding="utf-8")
         self.process = None
 
-    def start(self, *arguments, flags=("-n", 2), logs="logs"):
+    def start(self, *arguments, flags=("-n", 2), logs="logs", stdin=subprocess.DEVNULL):
         environment = {name: value for name, value in os.environ.items()
                        if name not in ("GLOG_v", "MS_NODE_TIMEOUT", "PYTHONUNBUFFERED")}
         self.process = subprocess.Popen(
             [sys.executable, LAUNCH, *map(str, flags), "--log_dir", self.folder / logs, self.path,
-             *map(str, arguments)], cwd=self.folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+             *map(str, arguments)], cwd=self.folder, stdin=stdin, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, env=environment)
         return self
 
@@ -139,6 +139,19 @@ def test_rank_0_is_streamed_and_arguments_arrive_untouched(script, tmp_path):
         "msrun.log", "scheduler.log", "worker_0.log", "worker_1.log"]
 
 
+def test_rank_0_reads_what_is_typed(script, tmp_path):
+    """As in a chat: launch.py, msrun and the workers share one standard input."""
+    (tmp_path / "typed").write_text("一\ntwo\n", encoding="utf-8")
+    with open(tmp_path / "typed") as typed:
+        job = script("""
+            import os
+            if (os.environ["MS_ROLE"], os.environ["RANK_ID"]) == ("MS_WORKER", "0"):
+                print(input("> "), input("> "))
+        """).start(stdin=typed)
+    status, out, _ = job.finish()
+    assert (status, out) == (0, "> > 一 two\n")
+
+
 def test_bad_input_on_one_rank_keeps_its_status_and_its_sentence(script):
     job = script(SCHEDULER, """
         print("noise of rank", rank, flush=True)
@@ -153,6 +166,23 @@ def test_bad_input_on_one_rank_keeps_its_status_and_its_sentence(script):
     assert [line for line in err.splitlines() if line.startswith("error: ")] == [
         "error: run.yaml: no key batchsize; use batch_size"]
     assert "rank 1 failed first" in err and "noise" not in err
+    assert job.running() == []
+
+
+def test_a_sentence_of_rank_0_is_shown_once(script):
+    """It goes to stderr when it is written, and the report at the end does not repeat it."""
+    job = script(SCHEDULER, """
+        if rank == 0:
+            print("working", flush=True)
+            print("error: run.yaml: no key batchsize; use batch_size", file=sys.stderr)
+            sys.exit(2)
+        time.sleep(300)
+    """).start()
+    status, out, err = job.finish()
+    assert status == 2
+    assert out == "working\n"
+    assert err.count("no key batchsize") == 1
+    assert "rank 0 failed first" in err
     assert job.running() == []
 
 
@@ -320,15 +350,23 @@ def test_refuses_a_missing_script_and_a_port_in_use(tool, tmp_path):
         assert_refused(tool("launch.py", "-n", 2, "--master", f"127.0.0.1:{port}", "script.py"), port, "in use")
 
 
-def test_a_log_is_read_on_where_it_was_left(tmp_path):
+def test_a_log_is_read_on_where_it_was_left(tmp_path, capsys):
     shown = open(tmp_path / "shown", "w+b")
     log = Log(tmp_path / "log", shown)
     log.read_on(now=0)  # no such file yet
     with open(tmp_path / "log", "ab", buffering=0) as file:
         for now, data in ((1, "半".encode()[:2]), (2, "半".encode()[2:] + b"\nno error: here\nTrace"), (3, b""),
-                          (4, b"back (most recent call last):\n"), (5, b"more\n"), (6, b"error: a sentence\n")):
+                          (4, b"back (most recent call last):\n"), (5, b"more\nerr"), (6, b"or: a sentence\n[INFO] kept\n[INF"),
+                          (7, b"O] DEVICE(12,7f) chatter\n[WARNING] DEVICE(1\ner")):
             file.write(data)
             log.read_on(now)
-    assert (tmp_path / "shown").read_bytes() == (tmp_path / "log").read_bytes()
+    # A sentence goes to stderr, whole; what only looks like the beginning of one is shown at the end.
+    expected = (tmp_path / "log").read_bytes()
+    for line in (b"error: a sentence\n", b"[INFO] DEVICE(12,7f) chatter\n", b"[WARNING] DEVICE(1\n"):
+        expected = expected.replace(line, b"")
+    assert (tmp_path / "shown").read_bytes() + b"er" == expected
+    log.finish()
+    assert (tmp_path / "shown").read_bytes() == expected
+    assert capsys.readouterr().err == "error: a sentence\n" and log.said == ["error: a sentence"]
     assert log.error_times == [4, 6]
     shown.close()
