@@ -7,6 +7,8 @@ import signal
 import sys
 import time
 
+from telechat.cli import IN_THIS_LOG, UNEXPECTED
+
 INTERVAL = 0.1  # seconds between two looks
 SHOWN_LINES = 25
 # After its traceback a process under MindSpore takes some seconds to end (6 measured), and others may fail
@@ -267,6 +269,8 @@ class MsrunJob:
                 "-n, --nodes and --master and its own --node_rank, or give more --cluster_time_out")
         elif code == 2 and sentences:
             say(sentences[-1])
+        elif sentences and sentences[-1].startswith(UNEXPECTED):
+            say(sentences[-1].replace(f"(details: {IN_THIS_LOG})", f"(details: {log.path})"))
         else:
             where = " on this node" if self.nodes > 1 else ""
             return show_end(log, f"rank {rank} failed first{where}, {describe(code)}", 2 if code == 2 else 1)
