@@ -9,6 +9,9 @@ import traceback
 from telechat.errors import InputError, describe_error
 from telechat.version import check_mindspore
 
+UNEXPECTED = "error: unexpected "  # how the line about a failure begins that is not the user's
+IN_THIS_LOG = "above"  # where its traceback is, in the log of a process under msrun
+
 
 class ArgumentParser(argparse.ArgumentParser):
     """argparse with full flag names only, so that a typo never passes as an abbreviation."""
@@ -26,7 +29,8 @@ class ArgumentParser(argparse.ArgumentParser):
 def run(main):
     """Run ``main()`` and exit: 0, or its return value, or 2 with one sentence on bad input.
 
-    Anything else that goes wrong is one line too, and exit status 1; its traceback goes to a file named there.
+    Anything else that goes wrong is one line too, and exit status 1; its traceback goes to a file named there. A
+    process under msrun has a log of its own: that is the file, and `tools/launch.py` shows the line and names it.
     """
     try:
         check_mindspore()
@@ -42,17 +46,18 @@ def run(main):
         print("interrupted", file=sys.stderr)
         status = 130
     except Exception as error:
-        if "RANK_ID" in os.environ:
-            raise  # a process under msrun has a log of its own, which is where its traceback is looked for
         reason = (str(error).strip().splitlines() or [""])[0]
-        print(f"error: unexpected {type(error).__name__}: {reason[:300]} (details: {save_traceback()})",
-              file=sys.stderr)
+        details = save_traceback()
+        print(f"{UNEXPECTED}{type(error).__name__}: {reason[:300]} (details: {details})", file=sys.stderr)
         status = 1
     sys.exit(status or 0)
 
 
 def save_traceback():
-    """Write the traceback of the exception being handled to a new file; returns its path."""
+    """Write the traceback of the exception being handled to a new file; returns its path, or in words where it is."""
+    if "RANK_ID" in os.environ:
+        traceback.print_exc()
+        return IN_THIS_LOG
     program = os.path.splitext(os.path.basename(sys.argv[0]))[0] or "telechat"
     try:
         with tempfile.NamedTemporaryFile("w", prefix=f"{program}-error-", suffix=".txt", delete=False,

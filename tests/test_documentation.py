@@ -1,17 +1,13 @@
-"""The documentation: its commands parse and, in make test-docs, run; its links lead somewhere; both languages say the same."""
+"""The documentation: the flags of its commands are right, its links lead somewhere, both languages say the same.
+
+That its commands run as well is seen by tests/test_documented_commands.py, in make test-docs.
+"""
 
 import argparse
 import importlib.util
-import json
-import os
+import math
 import re
 import shlex
-import shutil
-import signal
-import subprocess
-import sys
-import time
-import urllib.request
 
 import pytest
 
@@ -21,10 +17,6 @@ PAGES = [ROOT / "README.md", ROOT / "README_zh.md", *sorted((ROOT / "docs").rglo
 PAIRS = [(ROOT / "README.md", ROOT / "README_zh.md"),
          *((path, ROOT / "docs" / "zh" / path.name) for path in sorted((ROOT / "docs").glob("*.md"))
            if path.name not in ("index.md", "api.md"))]
-# What CI does anyhow, what would change this installation, what needs a file of MindFormers, and what needs several
-# processes, up to 16 on two machines: tests/distributed runs the like; of all of these the flags are checked here.
-NOT_RUN = ("make ", "pip install", "python tools/convert.py mindformers-to-ms", "python tools/launch.py", "msrun ",
-           "python tools/estimate.py")
 
 
 def commands(path):
@@ -36,6 +28,14 @@ def commands(path):
             if words:
                 found.append(words)
     return found
+
+
+def load_tool(name):
+    """The module tools/<name>.py."""
+    spec = importlib.util.spec_from_file_location(f"{name}_tool", ROOT / "tools" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 class Parsed(Exception):
@@ -62,11 +62,29 @@ def test_the_flags_of_every_command_are_right(tool, arguments, monkeypatch):
             raise Parsed
 
         monkeypatch.setattr(argparse.ArgumentParser, name, parse)
-    spec = importlib.util.spec_from_file_location(f"{tool}_tool", ROOT / "tools" / f"{tool}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     with pytest.raises(Parsed):
-        module.main(arguments)
+        load_tool(tool).main(arguments)
+
+
+def meshes():
+    """(processes, arguments of tools/train.py) of every command that trains in several processes."""
+    for page in PAGES:
+        for command in commands(page):
+            found = re.match(r"(?:python tools/launch\.py -n|msrun --worker_num) (\d+) .*tools/train\.py (.*)", command)
+            if found:
+                yield pytest.param(found[1], found[2].split(), id=f"{page.relative_to(ROOT)}: {found[1]}")
+
+
+@pytest.mark.parametrize("processes, arguments", meshes())
+def test_the_mesh_of_every_command_fits_its_model_and_batch(processes, arguments, capsys):
+    """Those that make test-docs scales down: what they say in full size is possible for the published sizes."""
+    overrides = [argument for argument in arguments if "=" in argument]
+    if not any(override.startswith("parallel.data") for override in overrides):
+        named = [int(size) for size in re.findall(r"parallel\.(?:tensor|pipeline)=(\d+)", " ".join(overrides))]
+        overrides.append(f"parallel.data={int(processes) // math.prod(named)}")
+    config = ROOT / arguments[arguments.index("--config") + 1]
+    assert load_tool("estimate").main(["--config", str(config), "--cards", processes, *overrides]) in (0, None)
+    assert f"{processes} card(s)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("english, chinese", PAIRS, ids=[pair[0].name for pair in PAIRS])
@@ -95,69 +113,3 @@ def test_links_lead_somewhere(page):
         file = (page.parent / path).resolve() if path else page
         assert file.exists(), target
         assert not anchor or anchor in anchors(file), target
-
-
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory):
-    """A folder like the project's root in which the published files of a tiny 12B lie where the README puts them."""
-    from telechat import TeleChat, TeleChatConfig
-    from telechat.checkpoint.convert import ms_to_torch
-
-    folder = tmp_path_factory.mktemp("documentation")
-    for name in ("tools", "telechat", "configs", "samples"):
-        (folder / name).symlink_to(ROOT / name)
-    # As the 12B, and the tokenizer of the samples, whose control tokens are the 12B's.
-    TeleChat(TeleChatConfig(vocab_size=1664, hidden_size=32, n_layer=4, n_head=4, ffn_hidden_size=64,
-                            training_seqlen=1024)).save_pretrained(folder / "ours")
-    shutil.copy(ROOT / "samples" / "tokenizer.model", folder / "ours")
-    (folder / "ours" / "generation_config.json").write_text(json.dumps({"max_length": 128, "do_sample": False}))
-    ms_to_torch(str(folder / "ours"), str(folder / "telechat-12b-torch"))
-    lines = (ROOT / "samples" / "conversations.jsonl").read_text(encoding="utf-8")
-    (folder / "multi_turn_example.jsonl").write_text(lines, encoding="utf-8")
-    (folder / "input.json").write_text('{"input": "你好"}\n{"input": "再见"}\n', encoding="utf-8")
-    for name, header in (("ceval-exam", "id,question,A,B,C,D,answer\n"), ("mmlu", "")):
-        for split in ("dev", "val", "test"):
-            (folder / name / split).mkdir(parents=True)
-            rows = "".join(f"{f'{number},' if header else ''}1 + {number}?,1,2,3,4,A\n" for number in range(5))
-            (folder / name / split / f"logic_{split}.csv").write_text(header + rows)
-    return folder
-
-
-def run(command, folder, variables):
-    environment = {**os.environ, **variables, "MS_NODE_TIMEOUT": "60",
-                   "PATH": f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}"}
-    if "tools/serve.py" in command:
-        return run_server(command, folder, environment)
-    return subprocess.run(["bash", "-c", command], cwd=folder, env=environment, stdin=subprocess.DEVNULL,
-                          capture_output=True, text=True, timeout=900)
-
-
-def run_server(command, folder, environment):
-    """Start a server, look at its page, and stop it."""
-    process = subprocess.Popen(["bash", "-c", f"exec {command.replace('--port 8000', '--port 0')}"], cwd=folder, env=environment, stdout=subprocess.PIPE,
-                               stderr=subprocess.STDOUT, text=True)
-    url = next((found[1] for found in (re.search(r"at (http://\S+)/ ", line) for line in process.stdout) if found), None)
-    if url:
-        assert b"TeleChat" in urllib.request.urlopen(url).read()
-        process.send_signal(signal.SIGTERM)
-    output = process.communicate(timeout=60)[0]
-    return subprocess.CompletedProcess(command, process.returncode, output, output)
-
-
-@pytest.mark.docs
-@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "docs" / "data.md", ROOT / "docs" / "serving.md"],
-                         ids=lambda page: page.name)
-def test_every_command_runs(page, workspace):
-    """In the order of the page; the Chinese pages have the same commands. The README's come first."""
-    if page.name != "README.md" and not (workspace / "telechat-12b").exists():
-        pytest.skip("the README's commands make what this page starts from")
-    variables = {}
-    # The way back to torch stands beside the way here, but takes what is trained further below.
-    for command in sorted(commands(page), key=lambda command: "ms-to-torch" in command):
-        if re.match(r"'?size=", command):
-            variables.update(re.findall(r"(\w+)=(\w+)", command))
-        elif not command.startswith(NOT_RUN):
-            begin = time.monotonic()
-            result = run(command, workspace, variables)
-            assert result.returncode == 0, f"{command}\n{result.stdout[-2000:]}\n{result.stderr[-2000:]}"
-            print(f"{time.monotonic() - begin:5.1f} s  {command}")

@@ -396,6 +396,10 @@ def test_an_unexpected_failure_is_one_line_and_a_file(monkeypatch, capsys, tmp_p
     assert error == f"error: unexpected RuntimeError: the first line (details: {saved})\n"
     text = saved.read_text()
     assert text.startswith("tools/train.py --config x\n") and "Traceback" in text and "and more" in text
+    # A process under msrun has a log, which its stderr goes to.
     monkeypatch.setenv("RANK_ID", "1")
-    with pytest.raises(RuntimeError):
+    with pytest.raises(SystemExit) as ended:
         cli.run(main)
+    *traceback, line = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 1 and line == "error: unexpected RuntimeError: the first line (details: above)"
+    assert traceback[0].startswith("Traceback") and traceback[-1] == "and more" and list(tmp_path.iterdir()) == [saved]

@@ -1,8 +1,8 @@
 """Multiple choice with worked examples: C-Eval (arXiv:2305.08322) and MMLU (arXiv:2009.03300).
 
 The published directories are read as they are: ``dev/<subject>_dev.csv`` holds the examples,
-``val/`` or ``test/`` the questions. The examples are turns of a chat, as in the official repository's
-evaluation of MMLU; the answer is the likeliest of A, B, C and D as the next token.
+``val/`` or ``test/`` the questions. The wording is that of the official repository's ``evaluation/``; the
+examples are turns of a chat, and the answer is the likeliest of A, B, C and D as the next token.
 """
 
 import csv
@@ -38,8 +38,8 @@ class Benchmark:
         """The line in front of a question."""
         if self.name == "ceval":
             return f"以下是中国关于{SUBJECTS.get(subject, subject)}考试的单项选择题，请选出其中的正确答案。"
-        return (f"There is a single choice question about {subject.replace('_', ' ')}. "
-                "Answer the question by replying A, B, C or D.")
+        # Underscores and the space before the full stop are the official script's.
+        return f"There is a single choice question about {subject} . Answer the question by replying A, B, C or D."
 
     def ask(self, subject, question):
         """A question as the user's message."""

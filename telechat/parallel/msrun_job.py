@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 
+from telechat.cli import UNEXPECTED
 from telechat.parallel.job_log import ERROR_AGE, Log, say, show_end
 from telechat.parallel.mesh import NOT_MET
 
@@ -222,9 +223,10 @@ class MsrunJob:
         if any(NOT_MET in line for line in lines):
             say("error: the processes did not all find each other in time; start every node with the same "
                 "-n, --nodes and --master and its own --node_rank, or give more --cluster_time_out")
-        elif code == 2 and sentences:
-            if not any(sentences[-1] in other.said for other in self.logs.values()):
-                say(sentences[-1])
+        elif sentences and (code == 2 or sentences[-1].startswith(UNEXPECTED)):
+            sentence = log.sentence(sentences[-1])
+            if not any(sentence in other.said for other in self.logs.values()):
+                say(sentence)
         else:
             where = " on this node" if self.nodes > 1 else ""
             return show_end(log, f"rank {rank} failed first{where}, {describe(code)}", 2 if code == 2 else 1)

@@ -20,7 +20,7 @@ from telechat.serving.refusal import Refusal
 from telechat.serving.service import Choice
 
 LARGEST_BODY = 1 << 20  # bytes
-PATIENCE = 30.0  # seconds that a client may take to send a body, or to take a piece of the answer
+PATIENCE = 30.0  # seconds that a client may take to send a body
 
 
 class App:
@@ -200,14 +200,11 @@ def _event(value):
 
 
 class _EventStream(StreamingResponse):
-    """A stream that is given up where the client stops taking it."""
+    """A stream that frees its places however it ends."""
 
     async def __call__(self, scope, receive, send):
-        async def patient_send(message):
-            await asyncio.wait_for(send(message), PATIENCE)
-
         try:
-            await super().__call__(scope, receive, patient_send)
+            await super().__call__(scope, receive, send)
         finally:
             # A generator that was never begun, or is cut off between two pieces, ends here.
             await self.body_iterator.aclose()

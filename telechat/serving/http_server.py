@@ -10,25 +10,49 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from telechat.errors import InputError
 
 HEAD_SECONDS = 15.0  # that a client may take to send a request's head
+TAKE_SECONDS = 30.0  # that a client may leave what was sent to it untaken
 MOST_CONNECTIONS = 1024
+SEND_BUFFER = 1 << 16  # bytes that the system takes for a client that does not; it would take megabytes by itself
 
 
 class _Protocol(H11Protocol):
-    """Closes connections that do not send a request's head in time, which uvicorn itself waits for for ever."""
+    """Ends connections whose client sends no head or takes no answer, both of which uvicorn waits for for ever."""
 
-    _timer = None
+    _timer = _sending = None
+    _untaken = 0  # bytes, when `_sending` was set
 
     def connection_made(self, transport):
+        # Writing pauses while anything is left to send, so that until it is resumed what is left only shrinks.
+        transport.set_write_buffer_limits(high=0)
         super().connection_made(transport)
         self._watch()
+
+    def pause_writing(self):
+        super().pause_writing()
+        self._watch_sending()
+
+    def resume_writing(self):
+        self._sending.cancel()
+        super().resume_writing()
+
+    def _watch_sending(self):
+        self._untaken = self.transport.get_write_buffer_size()
+        self._sending = self.loop.call_later(TAKE_SECONDS, self._give_up_sending)
+
+    def _give_up_sending(self):
+        if self.transport.get_write_buffer_size() < self._untaken:
+            self._watch_sending()  # slow, but it goes on
+        else:
+            self.transport.abort()  # close() would wait until all is sent
 
     def data_received(self, data):
         super().data_received(data)
         self._watch()
 
     def connection_lost(self, exc):
-        if self._timer:
-            self._timer.cancel()
+        for timer in (self._timer, self._sending):
+            if timer:
+                timer.cancel()
         super().connection_lost(exc)
 
     def _watch(self):
@@ -61,6 +85,7 @@ class HttpServer:
                                                           flags=socket.AI_PASSIVE)[0]
             self._socket = socket.socket(family, socket.SOCK_STREAM)
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)  # connections inherit it
             self._socket.bind(address)
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or error

@@ -187,7 +187,7 @@ class Service:
         """Turn tokens into text for those who wait for it; the first process's work."""
         if self.world.rank:
             return
-        told = []
+        told, count = [], 0
         with self._news:
             for key, token, reason in events:
                 choice = self._running.get(key)
@@ -198,6 +198,7 @@ class Service:
                 text = ""
                 if token is not None:
                     choice.tokens += 1
+                    count += 1
                     text = choice.text.put(token)
                     if choice.text.stopped and reason is None:
                         self._leaving.add(key)
@@ -208,7 +209,8 @@ class Service:
                     reason = "stop" if choice.text.stopped else reason
                     if key not in self._leaving:
                         del self._running[key]
-                    self.metrics.tokens("completion", choice.tokens)
                     self.metrics.observe("request_seconds", time.monotonic() - choice.arrived)
                 told.append((choice, text, reason))
+        # As they come: those of an answer that is given up on the way were computed too.
+        self.metrics.tokens("completion", count)
         self.deliver(told)

@@ -70,7 +70,7 @@ def message(layout, subject, row):
     choices = "\n".join(f"{letter}. {text}" for letter, text in zip("ABCD", row[1:5]))
     if layout == "ceval":
         return f"以下是中国关于{SUBJECTS[subject]}考试的单项选择题，请选出其中的正确答案。\n\n{row[0]}\n{choices}\n答案："
-    return (f"There is a single choice question about {subject.replace('_', ' ')}. Answer the question by replying "
+    return (f"There is a single choice question about {subject} . Answer the question by replying "
             f"A, B, C or D.\nQuestion: {row[0]}\n{choices}\nAnswer: ")
 
 

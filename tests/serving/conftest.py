@@ -50,9 +50,9 @@ class Server:
         return self.process.returncode, output
 
 
-def start(checkpoint, *flags):
-    """Start tools/serve.py on a free port and wait until it answers."""
-    command = [sys.executable, str(ROOT / "tools" / "serve.py"), "--load_checkpoint", str(checkpoint), "--port", "0",
+def start(checkpoint, *flags, python=()):
+    """Start tools/serve.py on a free port, with ``python``'s own arguments, and wait until it answers."""
+    command = [sys.executable, *python, str(ROOT / "tools" / "serve.py"), "--load_checkpoint", str(checkpoint), "--port", "0",
                *map(str, flags)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8",
                                env={**os.environ, "GLOG_v": "3"})

@@ -1,27 +1,15 @@
 """Requests that nobody should send: each is refused in OpenAI's form, and the server goes on."""
 
-import asyncio
 import base64
 import http.client
 import json
-import socket
-import threading
 import urllib.parse
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from telechat import Tokenizer
-from telechat.data.conversation import ChatFormat
-from telechat.generation.settings import GenerationSettings
-from telechat.parallel.mesh import Mesh
-from telechat.serving import app, http_server
-from telechat.serving.metrics import Metrics
-from telechat.serving.protocol import Model
-from telechat.serving.service import Service
-from tests.conftest import ROOT
-from tests.serving.conftest import KEY, CountingEngine
+from tests.serving.conftest import KEY
 
 CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
 
@@ -134,70 +122,3 @@ def test_a_thousand_requests_find_no_server_error(raw, path, data):
 def test_the_server_is_still_well(raw):
     assert raw("GET", "/health")[0] == 200
     assert raw("POST", CHAT, json.dumps(good()).encode())[0] == 200
-
-
-def test_clients_that_do_not_send_a_head_are_closed(monkeypatch):
-    monkeypatch.setattr(http_server, "HEAD_SECONDS", 0.3)
-
-    async def answer(scope, receive, send):
-        await asyncio.sleep(0.5)  # longer than a client may take for the head: an answer is not cut off
-        await send({"type": "http.response.start", "status": 204, "headers": []})
-        await send({"type": "http.response.body"})
-
-    server = http_server.HttpServer("127.0.0.1", 0)
-    server.start(answer)
-    try:
-        for sent in (b"", b"GET / HTTP/1.1\r\nHost: a\r\n", b"GET / HTTP/1.1\r\nHost: a\r\n\r\nGET / HT"):
-            with socket.create_connection(("127.0.0.1", server.port), timeout=20) as client:
-                client.sendall(sent)
-                received = b""
-                while True:
-                    data = client.recv(4096)  # "" when the server closes
-                    received += data
-                    if not data:
-                        break
-                assert received.startswith(b"HTTP/1.1 204") == (b"\r\n\r\n" in sent)
-    finally:
-        server.stop()
-
-
-@pytest.fixture
-def impatient(monkeypatch):
-    """The whole server in this process, with an engine that counts, little patience and a time limit of nothing."""
-    monkeypatch.setattr(app, "PATIENCE", 0.3)
-    engine = CountingEngine(slots=1, length=64, vocabulary=1664)
-    service = Service(engine, Mesh.single().world, Metrics(), time_limit=1e-9)
-    thread = threading.Thread(target=service.run)
-    tokenizer = Tokenizer.from_pretrained(ROOT / "samples" / "tokenizer.model")
-    defaults = GenerationSettings(tokenizer, ChatFormat.for_tokenizer(tokenizer), {}, 64, (2,))
-    made = http_server.HttpServer("127.0.0.1", 0)
-    made.start(app.App(service, Model("tiny", defaults, 64, 1664)).asgi)
-    thread.start()
-    yield made
-    service.stopping = True
-    thread.join(20)
-    made.stop()
-
-
-@pytest.mark.parametrize("path", [CHAT, COMPLETION])
-def test_an_answer_past_the_time_limit_is_refused_or_its_stream_ends_with_the_error(impatient, path):
-    raw = Raw(impatient.url)
-    body = good() if path == CHAT else {"model": "tiny", "prompt": [300, 301], "max_tokens": 5}
-    status, answer = raw("POST", path, json.dumps(body).encode())
-    assert status == 504 and json.loads(answer)["error"]["code"] == "timeout"
-    status, answer = raw("POST", path, json.dumps({**body, "stream": True}).encode())
-    last = answer.decode().strip().split("\n\n")[-1]
-    assert status == 200 and json.loads(last.removeprefix("data: "))["error"]["code"] == "timeout"
-    raw.connection.close()
-
-
-def test_a_body_that_does_not_come_is_given_up(impatient):
-    with socket.create_connection(("127.0.0.1", impatient.port), timeout=20) as client:
-        client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
-                       b"Content-Length: 100\r\n\r\n{")
-        received = b""
-        while b"}}" not in received:
-            data = client.recv(4096)
-            assert data, received
-            received += data
-    assert received.startswith(b"HTTP/1.1 408 ") and b"did not arrive" in received

@@ -103,6 +103,7 @@ def test_a_cancelled_sequence_frees_its_slot_within_one_token(service, engine):
     # `gone` had the tokens of its prefill and of two decodes; the one after which it left went nowhere.
     assert [event[1] for event in gone.listener.queue] == ["2 ", "3 ", "4 "]
     assert engine.decodes == 29
+    assert "telechat_completion_tokens_total 35" in service.metrics.text(0, 0).splitlines(), "3 of them for nobody"
 
 
 def test_a_cancelled_sequence_that_waits_is_never_answered(service):

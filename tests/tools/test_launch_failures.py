@@ -1,0 +1,174 @@
+"""How a job of tools/launch.py ends under the real msrun: who is named, what signals do, that nothing is left running."""
+
+import signal
+import time
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.tools.conftest import DEADLINE, INIT, SCHEDULER
+
+pytestmark = pytest.mark.wide
+
+
+def test_bad_input_on_one_rank_keeps_its_status_and_its_sentence(script):
+    job = script(SCHEDULER, """
+        print("noise of rank", rank, flush=True)
+        if rank == 1:
+            print("error: run.yaml: no key batchsize; use batch_size", file=sys.stderr)
+            sys.exit(2)
+        time.sleep(300)
+    """).start()
+    status, out, err = job.finish()
+    assert status == 2
+    assert out == "noise of rank 0\n"
+    assert [line for line in err.splitlines() if line.startswith("error: ")] == [
+        "error: run.yaml: no key batchsize; use batch_size"]
+    assert "rank 1 failed first" in err and "noise" not in err
+    assert job.running() == []
+
+
+def test_a_sentence_of_rank_0_is_shown_once(script):
+    """It goes to stderr when it is written, and the report at the end does not repeat it."""
+    job = script(SCHEDULER, """
+        if rank == 0:
+            print("working", flush=True)
+            print("error: run.yaml: no key batchsize; use batch_size", file=sys.stderr)
+            sys.exit(2)
+        time.sleep(300)
+    """).start()
+    status, out, err = job.finish()
+    assert status == 2
+    assert out == "working\n"
+    assert err.count("no key batchsize") == 1
+    assert "rank 0 failed first" in err
+    assert job.running() == []
+
+
+def test_bad_input_on_all_ranks_is_a_ranks_even_if_the_scheduler_refuses_first(script):
+    job = script("""
+        import os, sys, time
+        if os.environ["MS_ROLE"] != "MS_SCHED":
+            time.sleep(3)
+        print("error: parallel: 3 processes do not fit", file=sys.stderr)
+        sys.exit(2)
+    """).start()
+    status, _, err = job.finish()
+    assert status == 2
+    assert "failed first" in err and "no worker before it" not in err
+    assert err.count("error: parallel: 3 processes do not fit") == 1
+    assert job.running() == []
+
+
+def test_an_unexpected_failure_of_a_rank_is_one_line_that_names_its_log(script):
+    job = script(INIT, f"""
+        sys.path.insert(0, {str(ROOT)!r})
+        from telechat.cli import run
+        def main():
+            reduce(1)
+            if get_rank() == 1:
+                raise RuntimeError("the first line\\nand more")
+            reduce(2)
+        run(main)
+    """).start()
+    status, _, err = job.finish()
+    log = job.folder / "logs/worker_1.log"
+    assert status == 1
+    assert [line for line in err.splitlines() if "rror" in line] == [
+        f"error: unexpected RuntimeError: the first line (details: {log})"]
+    assert f"rank 1 failed first; its log is {log}" in err and "Traceback" not in err
+    assert "Traceback" in job.log(1) and 'raise RuntimeError("the first line' in job.log(1) and "\nand more" in job.log(1)
+    assert job.running() == []
+
+
+def test_the_rank_whose_error_came_first_is_named_even_if_it_ends_last(script):
+    # MindSpore's own end takes seconds after the traceback, while the others fail because of it.
+    job = script(SCHEDULER, """
+        if rank == 1:
+            import atexit
+            atexit.register(time.sleep, 30)
+            print("\\n".join(f"line {i}" for i in range(100)))
+            raise ValueError("the cause, 原因")
+        while "Traceback" not in open(sys.argv[1]).read():
+            time.sleep(0.05)
+        time.sleep(0.5)
+        raise RuntimeError("the consequence")
+    """)
+    status, out, err = job.start(job.folder / "logs/worker_1.log").finish()
+    assert status == 1
+    assert "rank 1 failed first" in err and "ValueError: the cause, 原因" in err
+    assert "line 99" in err and "line 70\n" not in err  # the end of the log, not all of it
+    assert "rank 0 failed" not in err and "consequence" not in err
+    assert "RuntimeError: the consequence" in out
+
+
+def test_a_killed_worker_ends_the_job_and_is_named(script):
+    job = script(INIT, """
+        print("reduced", reduce(1), flush=True)
+        for step in range(600):
+            time.sleep(0.5)
+            reduce(step)
+    """).start()
+    job.wait_for("reduced 2.0")
+    job.worker(1).kill()
+    status, _, err = job.finish()
+    assert status == 1
+    assert "rank 1 failed first, killed by SIGKILL (by hand, or by the system when memory ran out)" in err
+    assert job.running() == []
+    assert list((job.folder / "logs").glob(".launch*")) == []
+
+
+def test_interrupted_training_saves_and_ends(script):
+    # From init() on MindSpore has SIGINT to itself and closes the workers' connections at it.
+    job = script("""
+        import signal
+        stop = []
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda number, frame: stop.append(number))
+    """, INIT, """
+        print("training", flush=True)
+        while not stop:
+            time.sleep(0.1)
+        time.sleep(1)  # for a second signal, if one came
+        print(f"{reduce(len(stop)):g} signals, saved", flush=True)
+    """).start()
+    job.wait_for("training")
+    job.process.send_signal(signal.SIGINT)
+    status, out, err = job.finish()
+    assert status == 0
+    assert out.splitlines()[:2] == ["training", "2 signals, saved"]
+    assert "2 signals, saved" in job.log(1)
+    assert "failed" not in err
+    assert job.running() == []
+
+
+def test_a_second_interrupt_kills_what_does_not_end(script):
+    job = script(SCHEDULER, """
+        signal.signal(signal.SIGTERM, lambda *_: print("not yet", flush=True))
+        print("ready", flush=True)
+        for _ in range(600):
+            time.sleep(0.5)
+    """).start()
+    job.wait_for("ready")
+    job.process.send_signal(signal.SIGINT)
+    job.wait_for("not yet")
+    job.process.send_signal(signal.SIGINT)
+    status, _, err = job.finish()
+    assert status == 130
+    assert "interrupted" in err and "failed" not in err
+    assert job.running() == []
+
+
+def test_the_workers_do_not_outlive_a_killed_launcher(script):
+    job = script(SCHEDULER, """
+        print("ready", flush=True)
+        time.sleep(300)
+    """).start()
+    job.wait_for("ready")
+    time.sleep(1)  # msrun waits for its workers from now on
+    assert len(job.running()) == 5  # launch.py, msrun, scheduler and two workers
+    job.process.kill()
+    end = time.monotonic() + DEADLINE
+    while job.running():
+        assert time.monotonic() < end, job.running()
+        time.sleep(0.2)
