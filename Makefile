@@ -47,7 +47,7 @@ test-web: .venv/installed-dev
 	$(BIN)/python -m pip install --quiet 'playwright>=1.40,<2'
 	$(BIN)/python -m pytest -q -m web tests
 
-# Every command of the README and docs/, on a tiny checkpoint in the published layout.
+# Every command of the README and docs/, on tiny checkpoints in the published layouts; launch.py and msrun scaled down.
 test-docs: .venv/installed-dev
 	$(BIN)/python -m pytest -q -m docs tests
 
