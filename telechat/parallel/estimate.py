@@ -3,7 +3,7 @@
 Activation memory is counted as Korthikanti et al. do, "Reducing Activation Recomputation in Large
 Transformer Models" (arXiv:2205.05198), section 4: each tensor that lives between a forward and a
 backward pass, divided by the tensor-parallel size where it is cut. Which tensors those are is this
-implementation's own: the inputs of a block's products (telechat/nn/graphs.py). The optimizer's share is
+implementation's own: the inputs of a block's products (telechat/nn/block_graphs.py). The optimizer's share is
 that of ZeRO stage 1 (Rajbhandari et al., arXiv:1910.02054). Sizes are in bytes unless a name says otherwise.
 """
 
@@ -16,11 +16,11 @@ from telechat.parallel.plan import block_shape, stage_layers, vocabulary_rows
 FLOAT32 = 4
 # An update makes the clipped gradient and three results of AdamW, in float32.
 _UPDATE_COPIES = 4
-# Fitted to peaks measured on CPU (benchmarks/memory.py): what a block's graphs hold at once beyond their inputs
-# and results, as multiples of the attention scores (float32), of one activation of the feed-forward width and of
-# the attention's; and how many float32 copies of lower weights and their gradients.
-_FORWARD_SCORES, _FORWARD_INNER, _FORWARD_HIDDEN = 3, 4, 6
-_BACKWARD_SCORES, _BACKWARD_INNER, _BACKWARD_HIDDEN = 5, 14, 20
+# Fitted to peaks measured on CPU (benchmarks/memory.py): what the backward graphs of a block's halves hold at once
+# beyond their inputs and results, as multiples of the attention scores (float32) and of one activation of the
+# attention's width, and of one of the feed-forward width; and how many float32 copies of lower weights and their
+# gradients.
+_SCORES, _HIDDEN, _INNER = 4, 12, 10
 _CASTS = 4
 _LOGIT_COPIES = 3  # likewise of the head's graph, as multiples of a chunk of float32 logits
 
@@ -37,6 +37,7 @@ class Workload:
     logit_rows: typing.Callable  # logit_rows(N) → how many of N rows of logits are made at a time
     mask_padding: bool = False
     piece: int = None  # attention in pieces of so many tokens (nn/long_attention.py); None: over all at once
+    rows_at_once: int = None  # rows of a feed-forward layer at a time (nn/block_graphs.py); None: all
     on_cpu: bool = False  # MindSpore's CPU kernels keep tables of their own, see `index_tables`
 
     def sequences(self, parallel):
@@ -177,13 +178,13 @@ def index_tables(model, parallel, workload, stage):
     """Tables that MindSpore's CPU kernels keep for as long as a graph exists; 0 on other devices.
 
     An elementwise kernel that broadcasts keeps the positions of both operands, 8 bytes each, for every
-    element of its result. The kernels of a block tile small operands instead; the head's graph has 2 such
-    kernels at the logits. A sum of bfloat16 keeps them even without broadcasting.
+    element of its result. The kernels tile small operands instead; only the graph of a head that is cut over
+    ranks has 2 such kernels at the logits. A sum of bfloat16 keeps them even without broadcasting.
     """
     if not workload.on_cpu:
         return 0
     vocabulary = vocabulary_rows(model, parallel.tensor) if stage == parallel.pipeline - 1 else 0
-    total = 2 * workload.logit_rows(workload.tokens(parallel)) * vocabulary
+    total = 2 * workload.logit_rows(workload.tokens(parallel)) * vocabulary * (parallel.tensor > 1)
     if workload.weight_bytes < FLOAT32:
         many = workload.micro_batches > 1
         total += vocabulary * model.hidden_size * ((workload.chunks(parallel) > 1) + many)
@@ -233,8 +234,8 @@ def stage_memory(model, parallel, workload, stage):
     held += layer + 4 * hidden + 2 * dropout_bytes(model, parallel, workload)
 
     work = _block_work(model, parallel, workload, elements(parts.block))
-    if parallel.recompute:
-        work += layer
+    if parallel.recompute:  # all but gate and up, which the backward graph makes for itself
+        work += layer - 2 * workload.tokens(parallel) * block_shape(model, parallel.tensor).ffn_hidden_size * wide
     backward = work + (2 * block if many else block)
     largest = max(math.prod(shape) for shapes, _ in parts.groups for shape in shapes)
     update = largest * FLOAT32 * (_UPDATE_COPIES + (width < FLOAT32))
@@ -274,14 +275,16 @@ def _head_bytes(model, parallel, workload):
 
 
 def _block_work(model, parallel, workload, parameters):
-    """The larger of what a block's two graphs hold at once, besides arguments, results and gradients."""
+    """The larger of what the backward graphs of a block's halves hold at once, besides arguments, results and gradients.
+
+    The feed-forward layer goes by ``rows_at_once``.
+    """
     share, wide = block_shape(model, parallel.tensor), workload.activation_bytes
     tokens, scores = workload.tokens(parallel), score_elements(model, parallel, workload) * FLOAT32
-    inner, heads = (tokens * width * wide for width in (share.ffn_hidden_size, share.n_head * share.head_dim))
-    forward = _FORWARD_SCORES * scores + _FORWARD_HIDDEN * heads + _FORWARD_INNER * inner
-    backward = _BACKWARD_SCORES * scores + _BACKWARD_HIDDEN * heads + _BACKWARD_INNER * inner
+    attention = _SCORES * scores + _HIDDEN * tokens * share.n_head * share.head_dim * wide
+    feed_forward = _INNER * min(tokens, workload.rows_at_once or tokens) * share.ffn_hidden_size * wide
     cast = _CASTS * parameters * wide if wide > workload.weight_bytes else 0
-    return max(forward, backward) + cast + dropout_bytes(model, parallel, workload)
+    return max(attention, feed_forward) + cast + dropout_bytes(model, parallel, workload)
 
 
 def _constants(model, parallel, workload):
