@@ -19,7 +19,7 @@ from telechat.model import TeleChat, as_dtype
 from telechat.nn.kernels import choose_kernels
 from telechat.parallel.agreement import together
 from telechat.parallel.collectives import all_reduce, barrier, gather_objects
-from telechat.parallel.mesh import Mesh
+from telechat.parallel.mesh import Mesh, scheduler_address
 from telechat.parallel.plan import check_batch, check_mesh
 from telechat.parallel.stage import build_stage, read_random
 from telechat.training.description import describe_run
@@ -150,7 +150,7 @@ class TrainingRun:
                 yaml.safe_dump(config.to_dict(), file, sort_keys=False, allow_unicode=True)
         answers = self._answers(trainer)
         report = self._report(trainer.step, answers)
-        stop = StopSignal()
+        stop = StopSignal(scheduler_address() if self.mesh.world.size > 1 else None)
         started, path, saved = time.time(), self.checkpoint, trainer.step
         try:
             batches = self.dataset.batches(trainer.step)

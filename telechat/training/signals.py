@@ -1,16 +1,41 @@
 """SIGINT and SIGTERM, noted instead of breaking off in the middle of a step."""
 
+import os
+import select
 import signal
+import sys
+import threading
+import time
+
+from telechat.parallel.mesh import answers
+
+INTERVAL = 3  # seconds between two looks at the scheduler
+LOOKS = 3  # that it must not have answered in a row
 
 
 class StopSignal:
-    """Notes SIGINT and SIGTERM instead of breaking off in the middle of a step."""
+    """Notes SIGINT and SIGTERM instead of breaking off in the middle of a step.
 
-    def __init__(self):
+    MindSpore sends a process SIGTERM when it has lost the job's scheduler, which ends with the node that it runs on.
+    The step is never finished then: it waits for a process that is dead. So after a signal the scheduler is
+    watched, and this process ends, with status 1, where it is gone.
+
+    Args:
+        scheduler (tuple): host and port; None where the process is alone.
+    """
+
+    def __init__(self, scheduler=None):
         self.received = False
         self._previous = {}
         for number in (signal.SIGINT, signal.SIGTERM):
             self._previous[number] = signal.signal(number, self._note)
+        self._wake_up = None
+        if scheduler is not None:
+            # Python runs no handler while the main thread waits for others; a byte in a pipe comes through.
+            reading, self._wake_up = os.pipe()
+            os.set_blocking(self._wake_up, False)
+            signal.set_wakeup_fd(self._wake_up, warn_on_full_buffer=False)
+            threading.Thread(target=_watch, args=(reading, scheduler), daemon=True).start()
 
     def _note(self, number, frame):
         if self.received and number == signal.SIGINT:
@@ -21,3 +46,24 @@ class StopSignal:
     def restore(self):
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        if self._wake_up is not None:
+            signal.set_wakeup_fd(-1)
+            os.close(self._wake_up)  # ends the thread
+
+
+def _watch(reading, scheduler):
+    """After the first byte from ``reading``, and until it ends, end this process once the scheduler no longer answers."""
+    open_still = os.read(reading, 1)
+    missed = 0
+    while open_still and missed < LOOKS:
+        if select.select([reading], [], [], INTERVAL)[0]:
+            open_still = os.read(reading, 1)  # another signal, or the end
+        else:
+            missed = 0 if answers(scheduler) else missed + 1
+    if open_still:
+        if os.environ.get("DEVICE_ID", "0") == "0":  # the first one of each node says it
+            print(f"error: the scheduler at {scheduler[0]}:{scheduler[1]} is gone, and with it its node's processes, "
+                  "one of which failed first; what is said there tells why", file=sys.stderr, flush=True)
+        else:
+            time.sleep(INTERVAL)
+        os._exit(1)  # the main thread waits for what never comes

@@ -16,7 +16,7 @@ from telechat.checkpoint.reader import CheckpointReader
 from telechat.checkpoint.writer import write_checkpoint
 from telechat.training.training_state import list_checkpoints
 from tests.conftest import ROOT, preprocess_samples
-from tests.distributed.job import RunningJob, run_job
+from tests.distributed.job import RunningJob, free_port, kill_tree, run_job
 
 TRAIN = ROOT / "tools/train.py"
 SAMPLES = ROOT / "samples"
@@ -264,6 +264,26 @@ def test_a_missing_process(dataset, tmp_path):
                   timeout=DEADLINE, flags=("--local_worker_num=2", "--cluster_time_out=15"))
     refused(job, "the 3 processes did not all find each other within 15 s", "--cluster_time_out")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.wide
+@pytest.mark.parametrize("rank", [0, 3])
+def test_a_killed_process_ends_both_nodes(rank, dataset, tmp_path):
+    """SIGKILL on the node of the scheduler, and on the other one; two msrun on this machine are the nodes."""
+    port = free_port()
+    command = [TRAIN, *arguments(dataset, tmp_path / "run", "total_steps=5000", "parallel.tensor=2")]
+    nodes = [RunningJob(tmp_path, 4, *command, flags=("--local_worker_num=2", f"--node_rank={node}",
+                                                      f"--master_port={port}")) for node in (0, 1)]
+    try:
+        while all(node.process.poll() is None for node in nodes) and "step    3/" not in nodes[0].log(0):
+            time.sleep(0.1)
+        nodes[rank // 2].worker(rank).kill()
+        jobs = [node.finish(DEADLINE, check=False) for node in nodes]
+    finally:
+        for node in nodes:
+            kill_tree(node.process.pid)
+    assert all(job.exit_code != 0 for job in jobs)
+    assert sum("error: the scheduler at" in log for log in jobs[1].logs) == (rank == 0)
 
 
 def test_an_interrupt_saves_and_resumes(whole, dataset, tmp_path):

@@ -1,0 +1,61 @@
+"""SIGTERM to a process that waits for others: it lives while the job's scheduler does, and no longer."""
+
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+SCRIPT = """
+import ctypes, sys
+from telechat.training import signals
+signals.INTERVAL = 0.1
+stop = signals.StopSignal(("127.0.0.1", int(sys.argv[1])))
+print("ready", flush=True)
+# As in a collective whose other side is dead: no handler of Python's runs until it returns.
+ctypes.CDLL(None).getchar()
+print("received", stop.received, flush=True)
+"""
+
+
+@pytest.fixture
+def waiting():
+    """A process that waits in C until it can read a character, and the scheduler's listening socket."""
+    scheduler = socket.create_server(("127.0.0.1", 0))
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(scheduler.getsockname()[1])], cwd=ROOT, text=True,
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout.readline() == "ready\n"
+    yield process, scheduler
+    scheduler.close()
+    process.kill()
+    process.wait()
+
+
+def test_it_ends_when_the_scheduler_is_gone(waiting):
+    process, scheduler = waiting
+    port = scheduler.getsockname()[1]
+    process.send_signal(signal.SIGTERM)
+    scheduler.accept()  # it looks, and finds the scheduler
+    scheduler.close()
+    assert process.wait(60) == 1
+    assert process.stderr.read().startswith(f"error: the scheduler at 127.0.0.1:{port} is gone")
+
+
+def test_it_stays_while_the_scheduler_answers(waiting):
+    process, scheduler = waiting
+    process.send_signal(signal.SIGTERM)
+    for _ in range(6):  # twice as often as it would take
+        scheduler.accept()
+    out, err = process.communicate("\n", timeout=60)
+    assert (process.returncode, err) == (0, "")
+    assert out.endswith("received True\n")
+
+
+def test_without_a_signal_nobody_looks(waiting):
+    process, scheduler = waiting
+    scheduler.close()
+    out, err = process.communicate("\n", timeout=60)
+    assert (process.returncode, out, err) == (0, "received False\n", "")
