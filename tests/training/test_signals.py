@@ -10,21 +10,30 @@ import pytest
 from tests.conftest import ROOT
 
 SCRIPT = """
-import ctypes, sys
+import ctypes, sys, threading
 from telechat.training import signals
 signals.INTERVAL = 0.1
 stop = signals.StopSignal(("127.0.0.1", int(sys.argv[1])))
+libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)  # zeros are an open one
+libc.pthread_mutex_lock(mutex)
+
+def release():
+    sys.stdin.read(1)
+    libc.pthread_mutex_unlock(mutex)
+
+threading.Thread(target=release, daemon=True).start()
 print("ready", flush=True)
-# As in a collective whose other side is dead: no handler of Python's runs until it returns.
-ctypes.CDLL(None).getchar()
+# As in a collective whose other side is dead: C waits on after a signal, and no handler of Python's runs.
+libc.pthread_mutex_lock(mutex)
 print("received", stop.received, flush=True)
 """
 
 
 @pytest.fixture
 def waiting():
-    """A process that waits in C until it can read a character, and the scheduler's listening socket."""
+    """A process that waits in C until a character is typed, and the scheduler's listening socket."""
     scheduler = socket.create_server(("127.0.0.1", 0))
+    scheduler.settimeout(60)
     process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(scheduler.getsockname()[1])], cwd=ROOT, text=True,
                                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout.readline() == "ready\n"
