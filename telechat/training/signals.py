@@ -1,5 +1,6 @@
 """SIGINT and SIGTERM, noted instead of breaking off in the middle of a step."""
 
+import contextlib
 import os
 import select
 import signal
@@ -41,7 +42,9 @@ class StopSignal:
         if self.received and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = True
-        print("finishing this step, then saving (press Ctrl-C again to break off)", flush=True)
+        # Not by print: the signal may have come in the middle of one, and a stream cannot be entered twice.
+        with contextlib.suppress(OSError, ValueError):
+            os.write(sys.stdout.fileno(), b"finishing this step, then saving (press Ctrl-C again to break off)\n")
 
     def restore(self):
         for number, handler in self._previous.items():

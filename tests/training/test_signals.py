@@ -68,3 +68,25 @@ def test_without_a_signal_nobody_looks(waiting):
     scheduler.close()
     out, err = process.communicate("\n", timeout=60)
     assert (process.returncode, out, err) == (0, "received False\n", "")
+
+
+def test_a_signal_may_come_in_the_middle_of_a_print():
+    """The main thread waits in a write to a pipe that nobody reads yet; the signal interrupts that."""
+    script = """
+import signal, sys, threading, time
+from telechat.training.signals import StopSignal
+stop = StopSignal()
+def send():
+    time.sleep(1)
+    signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM)
+    print("sent", file=sys.stderr, flush=True)
+threading.Thread(target=send).start()
+print("x" * 200000, flush=True)
+print("received", stop.received)
+"""
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, text=True, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE)
+    assert process.stderr.readline() == "sent\n"
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, "")
+    assert out.count("x") == 200000 and "finishing this step" in out and out.endswith("received True\n")
