@@ -81,7 +81,8 @@ def send():
     signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM)
     print("sent", file=sys.stderr, flush=True)
 threading.Thread(target=send).start()
-print("x" * 200000, flush=True)
+for _ in range(2000):
+    print("x" * 100, flush=True)
 print("received", stop.received)
 """
     process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, text=True, stdout=subprocess.PIPE,
