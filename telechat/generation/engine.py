@@ -89,8 +89,7 @@ class DecodeBlocks(nn.Cell):
         functions = self.functions
         rotation = None
         if functions.rotary:
-            cos, sin = ops.gather(self.cos, positions, 0), ops.gather(self.sin, positions, 0)
-            rotation = self.kernels.decoding_rotation(cos, sin, functions.scale)
+            rotation = ops.gather(self.cos, positions, 0), ops.gather(self.sin, positions, 0)
         heads = functions.key_value_heads
         length = cache_rows // (positions.shape[0] * heads)
         return rotation, self.kernels.decoding_places(positions, places, table, self.slopes, heads, length)

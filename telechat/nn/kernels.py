@@ -224,17 +224,10 @@ class Kernels(nn.Cell):
             return places, table, positions + 1
         return portable.decoding_places(positions, slopes, heads, length)
 
-    def decoding_rotation(self, cos, sin, scale):
-        """What turns one new token a sequence to its position, as `cached_attention` takes it, the same for all layers.
-
-        cos, sin (B, D); scale is multiplied into the queries where that costs nothing.
-        """
-        return (cos, sin) if self.paged else portable.decoding_rotation(cos, sin, scale)
-
     def cached_attention(self, query, key_value, rotation, caches, places, scale):
         """Write one new token a sequence to the cache and attend to all of the sequence.
 
-        query (B, n·D); key_value (B, m·2D), [k|v] head by head; rotation: of `decoding_rotation`, None for
+        query (B, n·D); key_value (B, m·2D), [k|v] head by head; rotation: cos and sin (B, D), None for
         none; caches: of keys and of values to write to, and the same two to read; places: of
         `decoding_places`. Returns (B, n·D). Without gradient.
         """

@@ -25,7 +25,6 @@ _split_heads, _split_key_value, _merge_heads = SplitHeads(), SplitKeyValue(), Me
 _gather = ops.Gather()
 _adam = ops.AdamWeightDecay()
 _write = ops.ScatterUpdate()
-_product = ops.BatchMatMul()
 _split = ops.Split(-1, 2)
 _tile = ops.Tile()  # as in portable_gradients.py, what is small is tiled
 _sine = ops.Sin()
@@ -124,33 +123,21 @@ def decoding_places(positions, slopes, heads, length):
     return index, mask
 
 
-def decoding_rotation(cos, sin, scale):
-    """The rotations as matrices (B, D, D), with which a token's heads are multiplied: queries', keys'.
-
-    One product is a kernel where `rotate` is six, and a kernel costs more than what it computes here.
-    """
-    batch, dim = cos.shape
-    unit = ops.broadcast_to(ops.eye(dim, dim, ms.float32).reshape(1, 1, dim, dim), (batch, 1, dim, dim))
-    turned = rotate(unit, cos.reshape(batch, 1, 1, dim), sin.reshape(batch, 1, 1, dim)).reshape(batch, dim, dim)
-    return turned * scale, turned
-
-
 def cached_attention(query, key_value, rotation, caches, places, scale):
     """Over all the tokens that the cache has room for, which the mask hides where there are none yet."""
     index, mask = places
     key_cache, value_cache, keys, values = caches
     batch, dim = query.shape[0], key_cache.shape[-1]
-    query = query.reshape(batch, -1, dim)
-    key, value = _split(key_value.reshape(batch, -1, 2 * dim))
+    query = query.reshape(batch, -1, 1, dim)
+    key, value = _split(key_value.reshape(batch, -1, 1, 2 * dim))
     heads = key.shape[1]
-    if rotation is None:
-        query = query * scale
-    else:
-        query, key = _product(query, rotation[0]), _product(key, rotation[1])
+    if rotation is not None:
+        cos, sin = rotation[0].reshape(batch, 1, 1, dim), rotation[1].reshape(batch, 1, 1, dim)
+        query, key = rotate(query, cos, sin), rotate(key, cos, sin)
     keys = ops.depend(keys, _write(key_cache, index, key.reshape(-1, dim)))
     values = ops.depend(values, _write(value_cache, index, value.reshape(-1, dim)))
     shape = (batch, heads, key_cache.shape[0] // (batch * heads), dim)
-    attended = _attend_once(query.reshape(batch, -1, 1, dim), keys.reshape(shape), values.reshape(shape), mask)
+    attended = _attend_once(query * scale, keys.reshape(shape), values.reshape(shape), mask)
     return attended.reshape(batch, -1)
 
 

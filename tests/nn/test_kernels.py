@@ -82,16 +82,6 @@ def test_heads_are_split_and_merged():
                 lambda x: x.reshape(2, 7, -1, 2, 8)[:, :, :, part].transpose(1, 2), draw(14, 48))
 
 
-def test_a_new_tokens_heads_are_turned_by_a_product():
-    """`decoding_rotation` gives the matrices of `rotate`, those of the queries with the scale."""
-    cos, sin = (np.tile(draw(3, 4), 2) for _ in range(2))
-    x = draw(3, 5, 8)
-    expected = kernels.rotate(Tensor(x[:, :, None]), Tensor(cos[:, None, None]), Tensor(sin[:, None, None]))
-    queries, keys = (matrix.asnumpy() for matrix in kernels.decoding_rotation(Tensor(cos), Tensor(sin), 0.25))
-    assert np.abs(x @ keys - expected.asnumpy()[:, :, 0]).max() <= 1e-6
-    assert np.abs(x @ queries - expected.asnumpy()[:, :, 0] * 0.25).max() <= 1e-6
-
-
 def test_rotate_turns_pairs_by_the_angle():
     """As complex numbers: the halves of a head, multiplied by e^(i·angle)."""
     angles = draw(1, 1, 5, 4)
