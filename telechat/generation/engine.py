@@ -147,8 +147,8 @@ class Engine:
         self._caches = []
         self._groups = []  # what each call of `DecodeBlocks` takes
         self._table = None
-        self._key_value_heads = model.transformer.h[0].functions.key_value_heads
         functions = model.transformer.h[0].functions
+        self._key_value_heads = functions.key_value_heads
         self._prefill_attention = PrefillAttention(functions)
         self._long_prefill_attention = LongPrefillAttention(functions)
         self._feed_forward = FeedForward(functions)
