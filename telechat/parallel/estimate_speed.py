@@ -10,7 +10,7 @@ import dataclasses
 from telechat.errors import InputError
 from telechat.parallel.estimate import FLOAT32, elements, is_cut, stage_memory, stage_parts
 from telechat.parallel.parallel_config import ParallelConfig
-from telechat.parallel.plan import block_shape, check_mesh, stage_layers, vocabulary_rows
+from telechat.parallel.plan import check_mesh, stage_layers
 
 # Bytes that a rank sends for each byte of the whole tensor, in a group of k: a ring's, arXiv:1910.02054,
 # section 7.1.
@@ -60,17 +60,19 @@ def traffic(model, parallel, workload, stage):
     width, wide = workload.weight_bytes, workload.activation_bytes
     rows = tokens * hidden * wide
     # Around each pair of products (arXiv:1909.08053, section 3; with sequence parallelism arXiv:2205.05198,
-    # section 4.2.2, whose inputs are gathered once more in the backward pass).
-    pairs, forwards = 2 * parts.layers * micro, 2 if parallel.recompute else 1
+    # section 4.2.2, whose inputs are gathered once more in the backward pass). Recomputation makes attention's
+    # pair once more; of the feed-forward layer's only the inputs, which the backward pass gathers anyway.
+    pairs = 2 * parts.layers * micro
+    forwards = pairs + parts.layers * micro * parallel.recompute
     if sequence:
-        for operation, backwards in (("all-gather", 2), ("reduce-scatter", 1)):
-            add("blocks, forward", operation, "tensor", pairs * forwards, pairs * forwards * rows)
-            add("blocks, backward", operation, "tensor", pairs * backwards, pairs * backwards * rows)
+        for operation, backwards in (("all-gather", 2 * pairs), ("reduce-scatter", pairs)):
+            add("blocks, forward", operation, "tensor", forwards, forwards * rows)
+            add("blocks, backward", operation, "tensor", backwards, backwards * rows)
         vectors = [shape for shape in parts.block if len(shape) == 1] * parts.layers
         add("gradients of norms and biases", "all-reduce", "tensor", len(vectors),
             elements(vectors) * width, False)
     else:
-        add("blocks, forward", "all-reduce", "tensor", pairs * forwards, pairs * forwards * rows)
+        add("blocks, forward", "all-reduce", "tensor", forwards, forwards * rows)
         add("blocks, backward", "all-reduce", "tensor", pairs, pairs * rows)
     if first:
         add("embedding", "reduce-scatter" if sequence else "all-reduce", "tensor", micro, micro * rows)
@@ -111,13 +113,14 @@ def step_flops(model, workload):
 def stage_flops(model, parallel, workload, stage):
     """FLOPs of a rank for one micro-batch, with what this implementation computes again.
 
-    A backward pass makes the scores anew, one product of the attention's two; recomputation the whole
-    forward pass of the blocks.
+    A backward pass makes the scores anew, one product of the attention's two; recomputation the blocks'
+    forward pass but for its last product.
     """
     tokens = workload.tokens(parallel)
     block, head = _product_weights(model)
     product = 2 * workload.sequence_length * model.n_head * model.head_dim  # one of attention's two, a token
-    layer = 6 * block + 7 * product + (2 * block + 2 * product if parallel.recompute else 0)
+    down = model.hidden_size * model.ffn_hidden_size
+    layer = 6 * block + 7 * product + (2 * (block - down) + 2 * product if parallel.recompute else 0)
     total = len(stage_layers(model, parallel)[stage]) * layer
     if stage == parallel.pipeline - 1:
         total += 6 * head

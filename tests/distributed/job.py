@@ -66,12 +66,16 @@ class RunningJob:
     def worker(self, rank):
         """The worker of that rank, a `psutil.Process`; None where it does not run (yet, or any more)."""
         try:
-            for process in psutil.Process(self.process.pid).children(recursive=True):
-                variables = process.environ()
-                if variables.get("MS_ROLE") == "MS_WORKER" and variables.get("RANK_ID") == str(rank):
-                    return process
+            processes = psutil.Process(self.process.pid).children(recursive=True)
         except psutil.Error:
-            pass
+            return None
+        for process in processes:
+            try:
+                variables = process.environ()
+            except psutil.Error:  # it has ended since, as the commands do that MindSpore starts now and then
+                continue
+            if variables.get("MS_ROLE") == "MS_WORKER" and variables.get("RANK_ID") == str(rank):
+                return process
         return None
 
     def log(self, rank):

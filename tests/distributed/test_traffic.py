@@ -16,6 +16,7 @@ CASES = {
     "tp2 pp2, tied": (TIED, 4, 4, "float32", dict(tensor=2, pipeline=2)),
     "tp2 pp2, sequence parallel, recompute, no bias": (
         NO_BIAS, 4, 2, "float32", dict(tensor=2, pipeline=2, sequence_parallel=True, recompute=True)),
+    "dp2 tp2, recompute": (TIED, 4, 2, "float32", dict(data=2, tensor=2, recompute=True)),
     "dp2 tp2, sequence parallel": (MODEL, 4, 2, "float32", dict(data=2, tensor=2, sequence_parallel=True)),
     "dp2 pp2, tied, sharded optimizer": (
         TIED, 4, 2, "float32", dict(data=2, pipeline=2, shard_optimizer=True)),
