@@ -20,8 +20,6 @@ from telechat.parallel.parallel_config import ParallelConfig
 from telechat.parallel.plan import local_slices, stage_layers
 from tests.torch_reference import TorchTeleChat
 
-pytestmark = pytest.mark.wide
-
 SMALL = TeleChatConfig(vocab_size=101, hidden_size=32, n_layer=5, n_head=4, num_key_value_heads=2,
                        ffn_hidden_size=48)
 TIED = dataclasses.replace(SMALL, tie_word_embeddings=True, use_bias=False)
