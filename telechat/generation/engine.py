@@ -69,9 +69,9 @@ class Logits(nn.Cell):
 class DecodeBlocks(nn.Cell):
     """One new token in every slot through some consecutive blocks, anywhere in the model.
 
-    Weights and caches are arguments, so compile time does not grow with depth; calling takes 7 µs for each
-    (measured on CPU). A cache is given twice, to be written to and to be read: what a graph both writes
-    and reads, MindSpore copies in between.
+    Weights are arguments, so compile time does not grow with depth; calling takes 7 µs for each (measured on
+    CPU). A cache is given twice, a view to be written to and the whole to be read: what a graph both writes and
+    reads, or reshapes, MindSpore copies.
     """
 
     def __init__(self, model, max_length):
@@ -108,10 +108,7 @@ class DecodeBlocks(nn.Cell):
 
 
 class Decode(DecodeBlocks):
-    """One new token in every slot through the whole model, in one graph: for shallow models on CPU.
-
-    Each cache is given once: twice would be without copies, but takes minutes to compile in this graph.
-    """
+    """One new token in every slot through the whole model, in one graph: for shallow models on CPU."""
 
     def __init__(self, model, max_length):
         super().__init__(model, max_length)
@@ -119,16 +116,16 @@ class Decode(DecodeBlocks):
 
     @ms.jit
     def construct(self, x, positions, places, table, *caches):
-        """x (B, H), positions int32 (B,) → logits (B, V).
+        """x: tokens, int32 (B, 1), or their embeddings (B, H); positions int32 (B,) → logits (B, V).
 
-        places, table: of a `BlockTable`, None where the cache has none; caches: keys then values of
-        each layer.
+        places, table: of a `BlockTable`, None where the cache has none; caches: four for each layer, as
+        `BlockFunctions.decode` takes them.
         """
         where = self.where(positions, places, table, caches[0].shape[0])
+        x = self.model.embed(x) if x.dtype == ms.int32 else x
         delta = None  # what is still to be added to x: the next norm does it on the way
         for layer, block in enumerate(self.model.transformer.h):
-            key_value = caches[2 * layer:2 * layer + 2]
-            x, delta = block.functions.decode(x, delta, *where, (*key_value, *key_value), block.weights())
+            x, delta = block.functions.decode(x, delta, *where, caches[4 * layer:4 * layer + 4], block.weights())
         return self.model.head(x + delta)
 
 
@@ -144,7 +141,7 @@ class Engine:
         self.model = model
         self.max_length = max_length
         self.slots = self.length = 0
-        self._caches = []
+        self._caches = []  # of each layer's keys and values: views to write to, and what is read
         self._groups = []  # what each call of `DecodeBlocks` takes
         self._table = None
         functions = model.transformer.h[0].functions
@@ -162,11 +159,13 @@ class Engine:
         if (slots, length) != (self.slots, self.length):
             config = self.model.config
             self.model.kernels.require_device()
-            self._caches = self._groups = []  # freed before the new ones are made
+            self._caches, self._groups = [], []  # freed before the new ones are made
             self._table = BlockTable(slots, length) if self.model.kernels.paged else None
             blocks = (slots, length) if self._table is None else (self._table.count, self._table.block_size)
             shape = self.model.kernels.cache_shape(*blocks, self._key_value_heads, config.head_dim)
-            self._caches = [ops.zeros(shape, self.model.compute_dtype) for _ in range(2 * config.n_layer)]
+            for _ in range(config.n_layer):
+                caches = [ops.zeros(shape, self.model.compute_dtype) for _ in range(2)]
+                self._caches.append([*map(self.model.kernels.cache_view, caches), *caches])
             if config.n_layer > LAYERS_A_GRAPH or self._table is not None:
                 self._groups = [self._tensors(range(first, min(first + LAYERS_A_GRAPH, config.n_layer)))
                                 for first in range(0, config.n_layer, LAYERS_A_GRAPH)]
@@ -177,8 +176,7 @@ class Engine:
         """Caches and weights of some layers, as `DecodeBlocks` takes them."""
         tensors = []
         for layer in layers:
-            caches = self._caches[2 * layer:2 * layer + 2]
-            tensors += [*caches, *caches, *_data(self.model.transformer.h[layer].weights())]
+            tensors += [*self._caches[layer], *_data(self.model.transformer.h[layer].weights())]
         return tensors
 
     def prefill(self, slot, prompt):
@@ -198,7 +196,7 @@ class Engine:
         x = self.model.embed(Tensor(ids))
         for layer, block in enumerate(self.model.transformer.h):
             weights = _data(block.weights())
-            x = attention(x, *tables, *self._caches[2 * layer:2 * layer + 2], *weights[:OF_ATTENTION])
+            x = attention(x, *tables, *self._caches[layer][:2], *weights[:OF_ATTENTION])
             if layer == config.n_layer - 1:
                 x = ops.gather(x, Tensor([count - 1], ms.int32), 0)  # nothing reads the other rows
             x, _ = self._feed_forward(x, None, *weights[OF_ATTENTION:])
@@ -215,7 +213,9 @@ class Engine:
 
     def decode(self, tokens, positions):
         """Advance every slot: its newest token's id and position → float32 logits (slots, V)."""
-        x = self.model.embed(Tensor(np.asarray(tokens, np.int32)[:, None]))
+        x = Tensor(np.asarray(tokens, np.int32)[:, None])
+        if self._groups or not self.model.kernels.embeds_in_graphs(self.model.dtype):
+            x = self.model.embed(x)
         positions = np.asarray(positions, np.int32)
         places = table = None
         if self._table is not None:
@@ -224,7 +224,7 @@ class Engine:
             places = Tensor(np.array([self._table.places(slot, at) for slot, at in enumerate(positions)], np.int32))
             table = Tensor(self._table.table)
         if not self._groups:
-            return self._decode(x, Tensor(positions), places, table, *self._caches).asnumpy()
+            return self._decode(x, Tensor(positions), places, table, *sum(self._caches, [])).asnumpy()
         delta = self._nothing
         for tensors in self._groups:
             x, delta = self._decode_blocks(x, delta, Tensor(positions), places, table, *tensors)

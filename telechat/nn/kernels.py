@@ -83,9 +83,13 @@ class Kernels(nn.Cell):
         """A result of a graph, unchanged; on CPU the graph is run by MindSpore's worker threads alone."""
         return portable.by_workers(result) if self.by_workers_alone else result
 
+    def embeds_in_graphs(self, dtype):
+        """Whether `embedding` of a table in ``dtype`` may be part of a compiled graph."""
+        return not (self.gathers_bits and dtype == ms.bfloat16)
+
     def embedding(self, input_ids, weight, dtype):
         """Rows of ``weight`` (V, H) for int32 ``input_ids`` (N,): (N, H) in ``dtype``."""
-        if self.gathers_bits and weight.dtype == ms.bfloat16:
+        if not self.embeds_in_graphs(weight.dtype):
             return portable.embedding_of_bits(input_ids, weight, dtype)
         return portable.embedding(input_ids, weight, dtype)
 
@@ -203,10 +207,14 @@ class Kernels(nn.Cell):
 
         slots sequences of length tokens, or blocks of that many; heads key-value heads of size dim.
         """
-        return (slots, length, heads, dim) if self.paged else (slots * heads * length, dim)
+        return (slots, length, heads, dim) if self.paged else (slots, heads, length, dim)
+
+    def cache_view(self, cache):
+        """A cache's memory as what is written to: by rows on CPU, (all tokens' heads, dim). Outside graphs only."""
+        return cache if self.paged else cache.view(-1, cache.shape[-1])
 
     def write_cache(self, key_cache, value_cache, key, value, index):
-        """Write keys and values of m heads, as `split_heads` gives them, to their places.
+        """Write keys and values of m heads, as `split_heads` gives them, to their places in views of `cache_view`.
 
         index int32: of `BlockTable.places`, or the row of each head's token. Returns something to depend on.
         """
@@ -228,7 +236,7 @@ class Kernels(nn.Cell):
         """Write one new token a sequence to the cache and attend to all of the sequence.
 
         query (B, n·D); key_value (B, m·2D), [k|v] head by head; rotation: cos and sin (B, D), None for
-        none; caches: of keys and of values to write to, and the same two to read; places: of
+        none; caches: views of keys and of values to write to, and the same two to read; places: of
         `decoding_places`. Returns (B, n·D). Without gradient.
         """
         attend = ascend.cached_attention if self.paged else portable.cached_attention

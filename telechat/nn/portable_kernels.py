@@ -105,7 +105,7 @@ def attention(query, key, value, mask, scale, dropout=None):
 
 
 def write_cache(key_cache, value_cache, key, value, index):
-    """By rows: a cache is (sequences·heads·tokens, D)."""
+    """By rows: caches here are (sequences·heads·tokens, D)."""
     dim = key_cache.shape[-1]
     return _write(key_cache, index, key.reshape(-1, dim)), _write(value_cache, index, value.reshape(-1, dim))
 
@@ -130,15 +130,12 @@ def cached_attention(query, key_value, rotation, caches, places, scale):
     batch, dim = query.shape[0], key_cache.shape[-1]
     query = query.reshape(batch, -1, 1, dim)
     key, value = _split(key_value.reshape(batch, -1, 1, 2 * dim))
-    heads = key.shape[1]
     if rotation is not None:
         cos, sin = rotation[0].reshape(batch, 1, 1, dim), rotation[1].reshape(batch, 1, 1, dim)
         query, key = rotate(query, cos, sin), rotate(key, cos, sin)
     keys = ops.depend(keys, _write(key_cache, index, key.reshape(-1, dim)))
     values = ops.depend(values, _write(value_cache, index, value.reshape(-1, dim)))
-    shape = (batch, heads, key_cache.shape[0] // (batch * heads), dim)
-    attended = _attend_once(query * scale, keys.reshape(shape), values.reshape(shape), mask)
-    return attended.reshape(batch, -1)
+    return _attend_once(query * scale, keys, values, mask).reshape(batch, -1)
 
 
 def _attend_once(query, key, value, mask):
