@@ -34,7 +34,7 @@ def main(argv=None):
                         help="what to do with conversations of more than max_length tokens")
     parser.add_argument("--eval_share", type=float, default=0.0,
                         help="share of the conversations to hold out for evaluation")
-    parser.add_argument("--workers", type=int, help="processes; default: as many as pay")
+    parser.add_argument("--workers", type=int, help="threads that tokenise; default: one a processor")
     args = parser.parse_args(argv)
 
     tokenizer = Tokenizer.from_pretrained(args.vocab_file_path)

@@ -159,11 +159,17 @@ def encode_conversation(tokenizer, chat_format, turns):
         (input_ids, labels): two lists of int of the same length. A label is the token's own id for
         answers and end tokens, -100 elsewhere; the shift by one is the loss's work.
     """
+    return conversation_ids(chat_format, [[tokenizer.encode(text, control_tokens=False) for text in turn]
+                                          for turn in turns])
+
+
+def conversation_ids(chat_format, turns):
+    """As `encode_conversation`, of turns whose questions and answers are lists of ids already."""
     input_ids = [] if chat_format.start is None else [chat_format.start]
     labels = [IGNORED] * len(input_ids)
     for question, answer in turns:
-        asked = [chat_format.user, *tokenizer.encode(question, control_tokens=False), chat_format.bot]
-        answered = [*tokenizer.encode(answer, control_tokens=False), chat_format.end]
+        asked = [chat_format.user, *question, chat_format.bot]
+        answered = [*answer, chat_format.end]
         input_ids += asked + answered
         labels += [IGNORED] * len(asked) + answered
     return input_ids, labels

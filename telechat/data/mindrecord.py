@@ -1,5 +1,6 @@
 """Writing a packed dataset: MindRecord files and the ``dataset.json`` that says what is in them."""
 
+import itertools
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ LENGTHS = "lengths"
 _FORMAT = "telechat packed conversations"
 _MEGABYTE = 1 << 20
 _SMALL = 32 * _MEGABYTE
+_ROWS = 256  # written in one call, which takes 0.6 ms whatever it writes
 
 
 def record_file(split):
@@ -75,8 +77,9 @@ def _write_split(path, packing, max_length, directory):
             writer.set_header_size(1 << 16)
             writer.set_page_size(max(_MEGABYTE, 1 << (2 * row).bit_length()))
         writer.add_schema({name: {"type": "int32", "shape": [-1]} for name in (*COLUMNS, LENGTHS)}, _FORMAT)
-        for pack, lengths in zip(packing, packing.lengths()):
-            writer.write_raw_data([{**dict(zip(COLUMNS, pack)), LENGTHS: lengths}])
+        rows = ({**dict(zip(COLUMNS, pack)), LENGTHS: lengths} for pack, lengths in zip(packing, packing.lengths()))
+        while batch := list(itertools.islice(rows, _ROWS)):
+            writer.write_raw_data(batch)
         writer.commit()
     except (RuntimeError, MindRecordException) as error:
         raise InputError(f"{directory} cannot be written (MindSpore: {_reason(error)}); "

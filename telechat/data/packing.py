@@ -1,73 +1,45 @@
 """From conversations to packs: rows of one length, each holding as many whole conversations as fit."""
 
-import itertools
 import os
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.context import SpawnContext
 
 import numpy as np
 
-from telechat.data.conversation import IGNORED, encode_conversation
-from telechat.data.tokenizer import Tokenizer
+from telechat.data.conversation import IGNORED, conversation_ids
 from telechat.errors import InputError
 
-_CHUNK = 64  # conversations that a worker process is given at a time
-_WORTH_PROCESSES = 4_000_000  # characters; below, starting processes takes longer than tokenising
+_CHUNK = 1024  # conversations that are tokenised in one call
 
 OVERLONG = ("drop", "truncate")
 MAX_LENGTH = 1 << 20
 
 
 def encode_conversations(tokenizer, chat_format, conversations, workers=None):
-    """Tokenise conversations, in several processes if there is much text.
+    """Tokenise conversations, many at a time.
 
     Args:
-        tokenizer: `Tokenizer`; worker processes read it again from its path.
+        tokenizer: `Tokenizer`.
         chat_format: `ChatFormat`.
         conversations: list of conversations, each a list of (question, answer).
-        workers: number of processes, 1: none beside this one; None: one a processor where that
-            pays. The result does not depend on it.
+        workers: number of threads, see `Tokenizer.encode_batch`; None: one a processor. The result does not
+            depend on it.
 
     Yields:
         (input_ids, labels), two int32 arrays of the same length, a conversation each, in order.
 
     Raises:
-        InputError: a worker process was killed.
+        InputError: ``workers`` is wrong.
     """
     if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
         raise InputError(f"workers must be a whole number of 1 or more, not {workers!r}")
-    if workers is None:
-        size = sum(len(text) for conversation in conversations for turn in conversation for text in turn)
-        workers = (os.cpu_count() or 1) if size > _WORTH_PROCESSES else 1
-    if workers == 1:
-        for conversation in conversations:
-            yield _encode(tokenizer, chat_format, conversation)
-        return
-    chunks = [conversations[start:start + _CHUNK] for start in range(0, len(conversations), _CHUNK)]
-    pool = ProcessPoolExecutor(workers, SpawnContext(),
-                               _start_worker, (tokenizer.path, chat_format))
-    try:
-        yield from itertools.chain.from_iterable(pool.map(_encode_chunk, chunks))
-    except BrokenProcessPool:
-        raise InputError(f"a worker process was killed, perhaps for want of memory; "
-                         f"use fewer workers than {workers}") from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _encode(tokenizer, chat_format, conversation):
-    input_ids, labels = encode_conversation(tokenizer, chat_format, conversation)
-    return np.array(input_ids, np.int32), np.array(labels, np.int32)
-
-
-def _start_worker(path, chat_format):
-    global _worker
-    _worker = Tokenizer.from_pretrained(path), chat_format
-
-
-def _encode_chunk(conversations):
-    return [_encode(*_worker, conversation) for conversation in conversations]
+    workers = workers or os.cpu_count() or 1
+    for start in range(0, len(conversations), _CHUNK):
+        chunk = conversations[start:start + _CHUNK]
+        texts = [text for conversation in chunk for turn in conversation for text in turn]
+        encoded = iter(tokenizer.encode_batch(texts, workers))
+        for conversation in chunk:
+            turns = [(next(encoded), next(encoded)) for _ in conversation]
+            input_ids, labels = conversation_ids(chat_format, turns)
+            yield np.array(input_ids, np.int32), np.array(labels, np.int32)
 
 
 def check_settings(max_length, overlong):

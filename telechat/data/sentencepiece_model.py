@@ -100,6 +100,10 @@ class SentencePieceModel:
         """Ids in which no control token appears, whatever the text says."""
         return self._text_processor.encode(text)
 
+    def encode_texts(self, texts, threads):
+        """`encode_text` of each, a list of lists."""
+        return self._text_processor.encode(texts, num_threads=threads)
+
     def encode_continuation(self, text):
         """`encode_text` of what follows a control token: without the dummy prefix (leading space)."""
         return self._continuation_processor.encode(text)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from telechat.data.conversation import ChatFormat, read_conversations
+from telechat.data import packing
 from telechat.data.packing import Packing, encode_conversations
 from telechat.data.sources import Source, select
 from telechat.errors import InputError
@@ -92,8 +93,9 @@ def test_bad_settings():
         Packing(encoded, [0], 8, 3)
 
 
-def test_worker_processes_change_nothing(tok, samples):
-    conversations = read_conversations(samples / "conversations.jsonl") * 2  # more than two chunks
+def test_threads_change_nothing(tok, samples, monkeypatch):
+    monkeypatch.setattr(packing, "_CHUNK", 7)
+    conversations = read_conversations(samples / "conversations.jsonl")
     chat_format = ChatFormat.for_tokenizer(tok, start_token="<_start>")
     alone = list(encode_conversations(tok, chat_format, conversations, workers=1))
     together = list(encode_conversations(tok, chat_format, conversations, workers=3))

@@ -101,6 +101,16 @@ def test_text_never_becomes_a_control_token(which, request):
 
 
 @pytest.mark.parametrize("which", ["tok", "reserved_tok", "byte_level_tok"])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_batch_is_its_texts_one_by_one(which, threads, request):
+    tokenizer = request.getfixturevalue(which)
+    texts = ["", " ", "你好，世界", "<_user>hello <_bot>", "</s><pad>", "many\nlines  ", "x" * 1000]
+    assert tokenizer.encode_batch(texts, threads) == [tokenizer.encode(text, control_tokens=False) for text in texts]
+    with pytest.raises(InputError, match="surrogate"):
+        tokenizer.encode_batch(["good", "\ud800"], threads)
+
+
+@pytest.mark.parametrize("which", ["tok", "reserved_tok", "byte_level_tok"])
 def test_continuation_is_what_follows_a_control_token(which, request):
     tok = request.getfixturevalue(which)
     marker = "<reserve1>" if which == "reserved_tok" else "<_user>"
