@@ -57,7 +57,7 @@ class SafetensorsFiles:
             self.files = sorted(filter(_WEIGHTS.fullmatch, os.listdir(self.directory)))
         if not self.files:
             raise InputError(f"{self.directory} holds no model.safetensors")
-        self.shapes, self.dtypes, self._file_of = {}, {}, {}
+        self.shapes, self.dtypes, self._file_of, self._offsets = {}, {}, {}, {}
         for file in self.files:
             self._open(file)
 
@@ -73,6 +73,7 @@ class SafetensorsFiles:
                 self.shapes[name] = tuple(tensor.get_shape())
                 self.dtypes[name] = _CODES.get(tensor.get_dtype(), tensor.get_dtype())
                 self._file_of[name] = file
+            self._offsets.update(_offsets(path))
         except SafetensorError as error:
             raise InputError(f"{path} is broken or cut short ({error}); copy or convert it again") from None
         except OSError as error:
@@ -82,19 +83,38 @@ class SafetensorsFiles:
         """The tensor called `name`, or only its part ``[index]`` (a tuple of slices), as a numpy array."""
         if self.dtypes[name] == "bfloat16":
             numpy_dtype("bfloat16")  # registers it with numpy, which safetensors asks for it
-        # Opened anew: what was read through a mapping counts as the process's memory until it is closed.
         path = os.path.join(self.directory, self._file_of[name])
         try:
+            if index is None and self.dtypes[name] in _CODES.values():
+                return self._read_whole(path, name)
+            # Opened anew: what was read through a mapping counts as the process's memory until it is closed.
             with safe_open(path, framework="np") as handle:
                 return handle.get_tensor(name) if index is None else handle.get_slice(name)[index]
         except (SafetensorError, OSError) as error:
             raise InputError(f"{path} cannot be read ({error}); has it been changed meanwhile?") from None
+
+    def _read_whole(self, path, name):
+        """Without safetensors, whose mapping would be in memory beside the array; a third of its time, too."""
+        array = np.empty(self.shapes[name], numpy_dtype(self.dtypes[name]))
+        with open(path, "rb") as file:
+            file.seek(self._offsets[name])
+            if file.readinto(array.reshape(-1).view(np.uint8)) < array.nbytes:
+                raise OSError("it ends within a tensor")
+        return array
 
     def tensors(self, file):
         """Iterate over (name, array) of one of `files`."""
         for name, owner in self._file_of.items():
             if owner == file:
                 yield name, self.read(name)
+
+
+def _offsets(path):
+    """Name → where a tensor's bytes begin in the file. The format: the header's length in 8 bytes, JSON, data."""
+    with open(path, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+    return {name: 8 + size + entry["data_offsets"][0] for name, entry in header.items() if name != "__metadata__"}
 
 
 class SafetensorsWriter:
