@@ -1,6 +1,7 @@
 """CheckpointReader on files written by the safetensors library, not by our writer."""
 
 import json
+import os
 import tracemalloc
 
 import numpy as np
@@ -102,6 +103,16 @@ def test_truncated_file_is_named(directory, tensors, keep):
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(InputError, match="model.safetensors is broken or cut short"):
         CheckpointReader(directory)
+
+
+def test_a_file_that_is_cut_while_it_is_read(directory, tensors):
+    path = directory / "model.safetensors"
+    save_file(tensors, path)
+    reader = CheckpointReader(directory)
+    os.truncate(path, path.stat().st_size - 1)
+    last = max(tensors, key=reader._files._offsets.get)
+    with pytest.raises(InputError, match="model.safetensors cannot be read .it ends within a tensor.; has it been changed"):
+        reader.read(last)
 
 
 def test_index_that_lists_an_absent_file(directory, tensors):
