@@ -16,8 +16,8 @@ from mindspore import Tensor, nn, ops
 from telechat.errors import InputError
 from telechat.nn import ascend_kernels as ascend
 from telechat.nn import portable_kernels as portable
-from telechat.nn.alibi import alibi_slopes
-from telechat.nn.flash_attention import LARGEST_HEAD, alibi_shift, causal_mask_tensor, document_ends, pack_dropout
+from telechat.nn.flash_attention import obstacle as flash_obstacle
+from telechat.nn.flash_tensors import flash_tensors, pack_dropout
 from telechat.nn.positions import causal_mask
 
 CHOICES = ("ascend", "portable")
@@ -159,27 +159,21 @@ class Kernels(nn.Cell):
             heads (slice): the heads computed here.
 
         Returns:
-            (mask, shift, documents). Portable: the additive mask (1 or B, 1 or n, S, S), None, None. Flash:
-            the shared causal mask, ALiBi's bias, and where documents end (see flash_attention.py).
-
-        Raises:
-            InputError: flash attention cannot serve these documents.
+            (mask, shift, documents). Portable: the additive mask, float32 (1 or B, 1 or n, S, S), None, None.
+            Flash: those of `flash_tensors`.
         """
-        if not self.flash:
-            mask = causal_mask(config, length, padding, documents)
-            return Tensor(mask if mask.shape[1] == 1 else np.ascontiguousarray(mask[:, heads])), None, None
-        if padding is not None:
-            # Who sees its own kind only, pads and tokens apart, sees what it should.
-            shown = (np.asarray(padding) != 0).astype(np.int32)
-            documents = shown if documents is None else np.where(shown, documents, -1)
-        shift = None
-        if config.position_embedding == "alibi":
-            shift = Tensor(alibi_shift(alibi_slopes(config.n_head)[heads], length)).astype(self.dtype)
-        return causal_mask_tensor(), shift, None if documents is None else Tensor(document_ends(documents))
+        if self.flash and not (self.keep_prob < 1 and length % 8):
+            return flash_tensors(config, length, self.dtype, padding, documents, heads, self.keep_prob < 1)
+        if self.flash:
+            _say_once("attention by portable operations: flash attention with dropout takes sequences of a multiple "
+                      f"of 8 tokens, not {length}")
+        mask = causal_mask(config, length, padding, documents)
+        return Tensor(mask if mask.shape[1] == 1 else np.ascontiguousarray(mask[:, heads])), None, None
 
     def dropout_tensor(self, mask):
         """A mask of `dropout_mask`, float32 (B, n, S, S), as `attention` takes it; None for None."""
-        return mask if mask is None else Tensor(pack_dropout(mask) if self.flash else mask)
+        packed = mask is not None and self.flash and mask.shape[-1] % 8 == 0
+        return mask if mask is None else Tensor(pack_dropout(mask) if packed else mask)
 
     def attention(self, query, key, value, mask, shift, documents, scale, dropout=None):
         """softmax(scale·query·keyᵀ + bias)·value over the tokens that each one may see.
@@ -194,9 +188,12 @@ class Kernels(nn.Cell):
         Returns:
             Tensor: query's shape and dtype; softmax in float32.
         """
-        if self.flash:
+        if not self.flash:
+            return portable.attention(query, key, value, mask, scale, dropout)
+        if mask.dtype != ms.float32:
             return ascend.attention(query, key, value, mask, shift, documents, scale, dropout, self.keep_prob)
-        return portable.attention(query, key, value, mask, scale, dropout)
+        query, key, value = query.transpose(0, 2, 1, 3), key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)
+        return portable.attention(query, key, value, mask, scale, dropout).transpose(0, 2, 1, 3)
 
     def cache_shape(self, slots, length, heads, dim):
         """Shape of a layer's cache of keys, or of values, with a `BlockTable`'s blocks where it is ``paged``.
@@ -281,8 +278,8 @@ def choose_kernels(config, dtype, kernels=None, use_flash_attention=None):
         dtype: of the weights, a MindSpore dtype.
         kernels (str): "ascend" or "portable"; None: what the device has. "ascend" on a CPU gives
             kernels whose graphs can be compiled but not run (`Kernels.require_device`).
-        use_flash_attention (bool): False: portable attention in training and prefill; True: refuse
-            to go without; None: flash attention where it can serve the model.
+        use_flash_attention (bool): False: portable attention in training and prefill; True: refuse a
+            model that flash attention cannot serve; None: flash attention where it can.
 
     Raises:
         InputError: an argument is wrong, or flash attention was asked for and cannot be had.
@@ -297,7 +294,7 @@ def choose_kernels(config, dtype, kernels=None, use_flash_attention=None):
             raise InputError(f"use_flash_attention is true and {where}; set it to false or leave it out")
         # A CPU has no bfloat16 product and a slow float16 one: it computes in float32.
         return Kernels(ms.float32 if on_cpu() else dtype, keep_prob=1 - config.attention_dropout)
-    obstacle = _flash_obstacle(config, dtype)
+    obstacle = flash_obstacle(dtype, config.head_dim)
     if obstacle and use_flash_attention:
         raise InputError(f"use_flash_attention is true and {obstacle}; set it to false or leave it out")
     notes = []
@@ -306,17 +303,14 @@ def choose_kernels(config, dtype, kernels=None, use_flash_attention=None):
     paged_obstacle = obstacle or ("PagedAttention takes no ALiBi" if config.position_embedding == "alibi" else None)
     if paged_obstacle:
         notes.append(f"decoding by portable operations: {paged_obstacle}")
-    for note in (note for note in notes if note not in _said):
-        _said.add(note)
-        print(f"kernels: {note}", file=sys.stderr, flush=True)
+    for note in notes:
+        _say_once(note)
     return Kernels(dtype, fused=True, flash=not obstacle and use_flash_attention is not False, paged=not paged_obstacle,
                    keep_prob=1 - config.attention_dropout)
 
 
-def _flash_obstacle(config, dtype):
-    """Why FlashAttentionScore cannot serve a model, or None."""
-    if dtype not in (ms.float16, ms.bfloat16):
-        return f"flash attention takes float16 and bfloat16, not {str(dtype).lower()}"
-    if config.head_dim % 16 or config.head_dim > LARGEST_HEAD:
-        return f"flash attention takes heads of a multiple of 16 up to {LARGEST_HEAD}, not {config.head_dim}"
-    return None
+def _say_once(note):
+    """Print a line that this process has not printed yet."""
+    if note not in _said:
+        _said.add(note)
+        print(f"kernels: {note}", file=sys.stderr, flush=True)

@@ -14,6 +14,7 @@ from mindspore import Tensor, ops
 from telechat.nn.alibi import alibi_slopes
 from telechat.nn.portable_gradients import like
 from telechat.nn.portable_kernels import MASKED, by_workers
+from telechat.nn.positions import set_apart
 
 # Sequences longer than this go in pieces of so many tokens.
 WHOLE = 1024
@@ -62,10 +63,7 @@ class Pieces:
         self._slopes = None
         if config.position_embedding == "alibi":
             self._slopes = alibi_slopes(config.n_head)[heads].reshape(1, -1, 1, 1)
-        if padding is not None:
-            # Who sees its own kind only, pads and tokens apart, sees what it should.
-            shown = (np.asarray(padding) != 0).astype(np.int32)
-            documents = shown if documents is None else np.where(shown, documents, -1)
+        documents = set_apart(padding, documents)
         self._documents = None
         if documents is not None:
             documents = np.asarray(documents, np.int32)

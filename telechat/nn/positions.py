@@ -49,3 +49,14 @@ def causal_mask(config, length, attention_mask=None, documents=None):
         visible = visible & (documents[:, None, :, None] == documents[:, None, None, :])
     bias = alibi_bias(config.n_head, positions, positions)[None] if config.position_embedding == "alibi" else 0
     return np.where(visible, bias, MASKED).astype(np.float32)
+
+
+def set_apart(padding, documents):
+    """Padding (B, S), 0 hides a token, and documents (B, S) as documents alone; each may be None.
+
+    Pads are a document of their own: who sees its own kind only, pads and tokens apart, sees what it should.
+    """
+    if padding is None:
+        return documents
+    shown = (np.asarray(padding) != 0).astype(np.int32)
+    return shown if documents is None else np.where(shown, documents, -1)
