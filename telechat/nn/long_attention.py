@@ -12,7 +12,7 @@ import numpy as np
 from mindspore import Tensor, ops
 
 from telechat.nn.alibi import alibi_slopes
-from telechat.nn.portable_gradients import like
+from telechat.nn.portable_gradients import by_key_head, like
 from telechat.nn.portable_kernels import MASKED, by_workers
 from telechat.nn.positions import set_apart
 
@@ -177,9 +177,9 @@ def attend_backward(queries, keys, values, normalisers, dresults, inners, pieces
 @ms.jit
 def _attend_exactly(query, key, value, result, total, mask, shift, documents, key_documents):
     """Go on with one more piece of keys: from result (B, n, Q, D) and log Σ exp(scores) (B, n, Q, 1) to both with it."""
-    scores = _add_bias(_product_bt(_by_key_head(query, key), key), query, mask, shift, documents, key_documents)
+    scores = _add_bias(_product_bt(by_key_head(query, key), key), query, mask, shift, documents, key_documents)
     highest = _larger(_row_maximum(scores)[1], total)
-    weights = _by_key_head(_exp(scores - _tile(highest, (1, 1, 1, scores.shape[3]))), key)
+    weights = by_key_head(_exp(scores - _tile(highest, (1, 1, 1, scores.shape[3]))), key)
     sums = _product(weights, ops.ones((*key.shape[:3], 1), ms.float32)).reshape(total.shape)
     kept = _exp(total - highest)
     share = 1.0 / (kept + sums)
@@ -200,7 +200,7 @@ def _attend_quickly(query, key, value, result, total):
     last = _join((ops.zeros((*key.shape[:2], 1, key.shape[3]), ms.float32),
                   ops.ones((*key.shape[:2], 1, 1), ms.float32)))
     keys, values = (_stack((_join((part, zeros)), last)) for part in (key, value))
-    weights = _softmax(_product_bt(_by_key_head(_join((query, total)), key), keys))
+    weights = _softmax(_product_bt(by_key_head(_join((query, total)), key), keys))
     new, share = ops.split(_product(weights, values), (key.shape[3], 1), -1)
     new, share = new.reshape(result.shape), share.reshape(total.shape)
     total = ops.select(share < SMALLEST_SHARE, np.nan, total - ops.log(share))
@@ -216,17 +216,12 @@ def _attend_piece_backward(query, key, value, normaliser, dresult, inner, dquery
     next to nothing: query and dresult get one more column for it, key and value a column of ones.
     """
     one = ops.ones((*key.shape[:3], 1), ms.float32)
-    scores = _product_bt(_by_key_head(_join((query, normaliser)), key), _join((key, one)))
-    probabilities = _by_key_head(_exp(_add_bias(scores, query, mask, shift, documents, key_documents)), key)
-    rows, drows = _by_key_head(query, key), _by_key_head(dresult, key)
-    dscores = probabilities * _product_bt(_by_key_head(_join((dresult, inner)), key), _join((value, one)))
+    scores = _product_bt(by_key_head(_join((query, normaliser)), key), _join((key, one)))
+    probabilities = by_key_head(_exp(_add_bias(scores, query, mask, shift, documents, key_documents)), key)
+    rows, drows = by_key_head(query, key), by_key_head(dresult, key)
+    dscores = probabilities * _product_bt(by_key_head(_join((dresult, inner)), key), _join((value, one)))
     return (by_workers(dquery + _product(dscores, key).reshape(query.shape)), dkey + _product_at(dscores, rows),
             dvalue + _product_at(probabilities, drows))
-
-
-def _by_key_head(x, key):
-    """(B, n, Q, …) → (B, m, n/m·Q, …): below each head of keys the queries of all its heads."""
-    return x.reshape(key.shape[0], key.shape[1], -1, x.shape[3])
 
 
 def _add_bias(scores, query, mask, shift, documents, key_documents):

@@ -97,10 +97,6 @@ def attention(query, key, value, mask, scale, dropout=None):
     Returns:
         Tensor: (B, n, S, D) in query's dtype; softmax in float32.
     """
-    batch, heads, length, dim = query.shape
-    groups = heads // key.shape[1]
-    if groups > 1:
-        key, value = _repeat_heads(key, groups), _repeat_heads(value, groups)
     return _attend(query * scale, key, value, mask, dropout)
 
 
@@ -111,13 +107,11 @@ def write_cache(key_cache, value_cache, key, value, index):
 
 
 def decoding_places(positions, slopes, heads, length):
-    """The rows of the cache to write, and the additive mask over all its tokens: (B, 1, 1, T) or (B, m, n/m, T)."""
+    """The rows of the cache to write, and the additive mask over all its tokens: (B, 1 or n, 1, T)."""
     batch = positions.shape[0]
     distance = positions.reshape(batch, 1, 1, 1) - ops.arange(length).astype(ms.int32)
     bias = 0.0 if slopes is None else -slopes * distance.astype(ms.float32)
     mask = ops.select(distance >= 0, bias + ops.zeros_like(distance).astype(ms.float32), MASKED)
-    if slopes is not None:
-        mask = mask.reshape(batch, heads, -1, length)
     index = (ops.arange(batch * heads).astype(ms.int32).reshape(batch, heads) * length
              + positions.reshape(batch, 1)).reshape(-1)
     return index, mask
@@ -137,21 +131,7 @@ def cached_attention(query, key_value, rotation, caches, places, scale):
     keys = ops.depend(keys, _write(key_cache, index, key.reshape(-1, dim)))
     values = ops.depend(values, _write(value_cache, index, value.reshape(-1, dim)))
     shape = (batch, heads, key_cache.shape[0] // (batch * heads), dim)
-    attended = _attend_once(query * scale, keys.reshape(shape), values.reshape(shape), mask)
-    return attended.reshape(batch, -1)
-
-
-def _attend_once(query, key, value, mask):
-    """As `attention` with queries that hold the scale: grouped heads as one head's several queries."""
-    batch, heads, _, dim = query.shape
-    query = query.reshape(batch, key.shape[1], heads // key.shape[1], dim)
-    return _attend(query, key, value, mask, None)
-
-
-def _repeat_heads(x, groups):
-    batch, heads, length, dim = x.shape
-    x = ops.broadcast_to(x.reshape(batch, heads, 1, length, dim), (batch, heads, groups, length, dim))
-    return x.reshape(batch, heads * groups, length, dim)
+    return attention(query, keys.reshape(shape), values.reshape(shape), mask, scale).reshape(batch, -1)
 
 
 def swiglu(gate, up):
