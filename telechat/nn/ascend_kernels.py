@@ -4,7 +4,7 @@ None of them runs on a CPU: there only their graphs can be compiled (tests/ascen
 """
 
 import mindspore as ms
-from mindspore import ops
+from mindspore import Tensor, ops
 from mindspore.ops import auto_generate
 
 from telechat.nn.flash_attention import flash_attention
@@ -70,6 +70,12 @@ def token_cross_entropy(logits, labels, weights):
                                                      False)
     gradient = _cross_entropy_gradient(weights, log_probabilities, labels, None, None, None, "none", -100, 0.0, 0.0)
     return losses * weights, gradient
+
+
+def adamw_scalars(updates, rate, betas, epsilon, decay):
+    """The operation adds 1 to the step: mint.optim.AdamW, which calls it, starts at 0."""
+    numbers = [ms.mutable(float(value)) for value in (rate, *betas, epsilon, decay, 0.0)]
+    return [Tensor(updates - 1, ms.float32), *numbers]
 
 
 def adamw(parameter, first_moment, second_moment, gradient, step, rate, beta1, beta2, epsilon, decay):

@@ -4,8 +4,10 @@ They are spelt as was measured to be fast on CPU: a product as one MatMul over 2
 RMSNorm by ReduceMean and Rsqrt, softmax attention with an additive mask.
 """
 
+import math
+
 import mindspore as ms
-from mindspore import ops
+from mindspore import Tensor, ops
 
 from telechat.nn.portable_gradients import (AddBias, Attend, MergeHeads, RmsNorm, Rotate, SplitHeads, SplitKeyValue,
                                             Swiglu)
@@ -155,8 +157,18 @@ def token_cross_entropy(logits, labels, weights):
     return losses * weights, gradient
 
 
+def adamw_scalars(updates, rate, betas, epsilon, decay):
+    """The kernel has no bias correction.
+
+    With c1 = 1 − β1^t and c2 = 1 − β2^t it gets rate·√c2/c1, eps·√c2 and decay·c1/√c2, which makes it torch's AdamW.
+    """
+    c1, root_c2 = 1 - betas[0] ** updates, math.sqrt(1 - betas[1] ** updates)
+    numbers = (rate * root_c2 / c1, *betas, epsilon * root_c2, decay * c1 / root_c2, 0.0)
+    return [Tensor(value, ms.float32) for value in (updates, *numbers)]
+
+
 def adamw(parameter, first_moment, second_moment, gradient, step, rate, beta1, beta2, epsilon, decay):
-    """Without bias correction, which `Kernels.adamw_scalars` folds into rate, epsilon and decay."""
+    """Without bias correction, which `adamw_scalars` folds into rate, epsilon and decay."""
     return _adam(parameter, first_moment, second_moment, rate, beta1, beta2, epsilon, decay, gradient)
 
 
