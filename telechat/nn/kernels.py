@@ -146,7 +146,7 @@ class Kernels(nn.Cell):
         x = x if self.flash else x.transpose(0, 2, 1, 3)
         return x.reshape(x.shape[0] * x.shape[1], x.shape[2] * x.shape[3])
 
-    def attention_tensors(self, config, length, padding=None, documents=None, heads=slice(None)):
+    def attention_tensors(self, config, length, padding=None, documents=None, heads=slice(None), dropout=False):
         """What `attention` needs to know of the tokens, in three parts, each None where there is nothing to say.
 
         Args:
@@ -156,17 +156,17 @@ class Kernels(nn.Cell):
             documents (array): int (B, S), tokens attend to those of the same number only; None for
                 one sequence a row.
             heads (slice): the heads computed here.
+            dropout (bool): whether `attention` will be given dropout masks.
 
         Returns:
             (mask, shift, documents). Portable: the additive mask, float32 (1 or B, 1 or n, S, S), or for long
             sequences `Pieces`, and two times None. Flash: those of `flash_tensors`.
         """
-        if self.flash and not (self.keep_prob < 1 and length % 8):
-            return flash_tensors(config, length, self.dtype, padding, documents, heads, self.keep_prob < 1)
+        if self.flash and not (dropout and length % 8):
+            return flash_tensors(config, length, self.dtype, padding, documents, heads, dropout)
         if self.flash:
-            say_once("attention by portable operations: flash attention with dropout takes sequences of a multiple "
-                      f"of 8 tokens, not {length}")
-        if goes_in_pieces(self, length):
+            say_once("attention of some lengths by portable operations: with dropout flash attention takes a multiple of 8")
+        if goes_in_pieces(self, length, dropout):
             return Pieces(config, length, padding, documents, heads), None, None
         return Tensor(causal_mask(config, length, padding, documents, heads)), None, None
 

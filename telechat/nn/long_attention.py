@@ -34,13 +34,13 @@ _product_bt = ops.BatchMatMul(transpose_b=True)
 _product_at = ops.BatchMatMul(transpose_a=True)
 
 
-def goes_in_pieces(kernels, length):
+def goes_in_pieces(kernels, length, dropout=False):
     """Whether attention over ``length`` tokens is computed in pieces.
 
     Not where the device has FlashAttention, and not with attention dropout: its masks are as large as the
     scores. In float32 only, which is what a CPU computes in.
     """
-    return not kernels.flash and kernels.dtype == ms.float32 and kernels.keep_prob == 1 and length > WHOLE
+    return not kernels.flash and kernels.dtype == ms.float32 and not dropout and length > WHOLE
 
 
 class Pieces:

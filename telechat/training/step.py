@@ -176,7 +176,8 @@ class StageCompute:
         return tables
 
     def _visible(self, length, padding=None, documents=None):
-        return self.kernels.attention_tensors(self.config, length, padding, documents, own_heads(self.config, self.tensor))
+        return self.kernels.attention_tensors(self.config, length, padding, documents, own_heads(self.config, self.tensor),
+                                              self.config.attention_dropout > 0)
 
     def _drops(self, job, layer):
         """Dropout masks of a block: attention, and the two outputs added to the residual."""

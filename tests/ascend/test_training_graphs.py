@@ -153,9 +153,9 @@ def test_combinations(fields, documents):
 
     parts = Parts(**fields)
     apart = np.repeat([0, 1, 2, 3], 4)[None].repeat(2, 0) if documents else None
-    visible = parts.kernels.attention_tensors(parts.config, 16, documents=apart)
-    assert visible[2] is None
     alibi, dropout = "position_embedding" in fields, "attention_dropout" in fields
+    visible = parts.kernels.attention_tensors(parts.config, 16, documents=apart, dropout=dropout)
+    assert visible[2] is None
     for (cell, *inputs), name in zip(parts.attention(visible), ("FlashAttentionScore", "FlashAttentionScoreGrad")):
         graph = export(cell, *inputs)
         assert [graph.counts().get(other, 0) for other in (name, "Softmax")] == [1, 0]
@@ -172,7 +172,7 @@ def test_combinations(fields, documents):
 def test_dropout_of_a_length_that_flash_attention_does_not_take():
     """Portable attention on heads that lie as flash attention wants them."""
     parts = Parts(length=12, attention_dropout=0.1)
-    (cell, *inputs), _ = parts.attention()
+    (cell, *inputs), _ = parts.attention(parts.kernels.attention_tensors(parts.config, 12, dropout=True))
     counts = export(cell, *inputs).counts()
     assert counts["Softmax"] == 1 and "FlashAttentionScore" not in counts
 

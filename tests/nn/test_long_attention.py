@@ -85,7 +85,7 @@ def test_a_distant_key_may_outweigh_all_near_ones():
 def test_which_way_is_taken():
     assert goes_in_pieces(Kernels(), long_attention.WHOLE + 1)
     assert not goes_in_pieces(Kernels(), long_attention.WHOLE)
-    assert not goes_in_pieces(Kernels(keep_prob=0.9), 8192)
+    assert not goes_in_pieces(Kernels(), 8192, dropout=True)
     assert not goes_in_pieces(Kernels(flash=True), 8192)
 
 
