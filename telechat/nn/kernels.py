@@ -165,7 +165,7 @@ class Kernels(nn.Cell):
         if self.flash and not (dropout and length % 8):
             return flash_tensors(config, length, self.dtype, padding, documents, heads, dropout)
         if self.flash:
-            say_once("attention of some lengths by portable operations: with dropout flash attention takes a multiple of 8")
+            say_once("attention by portable operations: with dropout flash attention takes lengths of a multiple of 8")
         if goes_in_pieces(self, length, dropout):
             return Pieces(config, length, padding, documents, heads), None, None
         return Tensor(causal_mask(config, length, padding, documents, heads)), None, None

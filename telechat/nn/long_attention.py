@@ -179,7 +179,7 @@ class PieceAttention(nn.Cell):
 
     @ms.jit
     def exactly(self, query, key, value, result, total, mask, shift, documents, key_documents):
-        """Go on with one more piece of keys: from result (B, n, Q, D) and log Σ exp(scores) (B, n, Q, 1) to both with it."""
+        """Go on with one more piece of keys: result (B, n, Q, D) and log Σ exp(scores) (B, n, Q, 1) with it."""
         scores = _add_bias(_product_bt(by_key_head(query, key), key), query, mask, shift, documents, key_documents)
         highest = _larger(_row_maximum(scores)[1], total)
         weights = by_key_head(_exp(scores - _tile(highest, (1, 1, 1, scores.shape[3]))), key)
@@ -187,7 +187,8 @@ class PieceAttention(nn.Cell):
         kept = _exp(total - highest)
         share = 1.0 / (kept + sums)
         width = (1, 1, 1, query.shape[3])
-        result = result * _tile(kept * share, width) + _product(weights, value).reshape(result.shape) * _tile(share, width)
+        new = _product(weights, value).reshape(result.shape)
+        result = result * _tile(kept * share, width) + new * _tile(share, width)
         return self.by_workers(result), highest - ops.log(share)
 
     @ms.jit
@@ -221,8 +222,8 @@ class PieceAttention(nn.Cell):
         probabilities = by_key_head(_exp(_add_bias(scores, query, mask, shift, documents, key_documents)), key)
         rows, drows = by_key_head(query, key), by_key_head(dresult, key)
         dscores = probabilities * _product_bt(by_key_head(_join((dresult, inner)), key), _join((value, one)))
-        return (self.by_workers(dquery + _product(dscores, key).reshape(query.shape)), dkey + _product_at(dscores, rows),
-                dvalue + _product_at(probabilities, drows))
+        return (self.by_workers(dquery + _product(dscores, key).reshape(query.shape)),
+                dkey + _product_at(dscores, rows), dvalue + _product_at(probabilities, drows))
 
 
 def _add_bias(scores, query, mask, shift, documents, key_documents):

@@ -1,8 +1,8 @@
 """A block over long sequences: attention goes in pieces, what lies before and behind it in compiled graphs.
 
 `LongAttention` takes the place of `Attention` (block_graphs.py) and `LongPrefillAttention` that of
-`PrefillAttention` (generation/engine.py) where `Kernels.attention_tensors` gives `Pieces`. Lists of pieces are handed to
-the graphs as separate arguments: a list would be a constant, and compile anew at every call.
+`PrefillAttention` (generation/engine.py) where `Kernels.attention_tensors` gives `Pieces`. Lists of pieces are
+handed to the graphs as separate arguments: a list would be a constant, and compile anew at every call.
 """
 
 import mindspore as ms

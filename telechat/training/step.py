@@ -176,7 +176,8 @@ class StageCompute:
         return tables
 
     def _visible(self, length, padding=None, documents=None):
-        return self.kernels.attention_tensors(self.config, length, padding, documents, own_heads(self.config, self.tensor),
+        heads = own_heads(self.config, self.tensor)
+        return self.kernels.attention_tensors(self.config, length, padding, documents, heads,
                                               self.config.attention_dropout > 0)
 
     def _drops(self, job, layer):

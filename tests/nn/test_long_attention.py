@@ -156,7 +156,8 @@ def test_a_prompt_in_pieces_answers_the_same(in_pieces):
     assert np.abs(logits[0] - logits[1]).max() <= 1e-5 * np.abs(logits[0]).max()
 
 
-@pytest.mark.parametrize("fields", [dict(num_key_value_heads=2), dict(position_embedding="alibi")], ids=["grouped heads", "alibi"])
+@pytest.mark.parametrize("fields", [dict(num_key_value_heads=2), dict(position_embedding="alibi")],
+                         ids=["grouped heads", "alibi"])
 def test_a_model_evaluates_the_same_in_pieces(in_pieces, monkeypatch, fields):
     """Logits with left padding, and the losses that evaluation sums; no scores of the whole sequence."""
     from telechat.evaluation.forward import Forward
@@ -182,6 +183,7 @@ def test_evaluation_in_pieces_equals_torch(in_pieces):
     in_pieces(True)
     model = TeleChat(small_config(initializer_range=0.2))
     ids = np.random.default_rng(0).integers(4, 96, (2, 43))
-    reference = TorchTeleChat(model.config.to_dict(), {name: tensor.double() for name, tensor in as_torch(model).items()})
+    tensors = {name: tensor.double() for name, tensor in as_torch(model).items()}
+    reference = TorchTeleChat(model.config.to_dict(), tensors)
     expected = reference(torch.tensor(ids)).numpy()
     assert np.abs(model(ids).asnumpy() - expected).max() <= 2e-5 * np.abs(expected).max()
