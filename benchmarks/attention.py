@@ -42,9 +42,10 @@ def ours_alone(length, passes):
     import numpy as np
 
     from telechat.config import TeleChatConfig
-    from telechat.nn.long_attention import Pieces, attend, attend_backward
+    from telechat.nn.kernels import Kernels
+    from telechat.nn.long_attention import Pieces
 
-    pieces = Pieces(TeleChatConfig(**SIZE), length)
+    pieces, attention = Pieces(TeleChatConfig(**SIZE), length), Kernels().in_pieces
 
     def cut(array):
         return [ms.Tensor(np.ascontiguousarray(array[:, :, start:start + pieces.size])) for start in pieces.starts]
@@ -53,9 +54,9 @@ def ours_alone(length, passes):
     queries, keys, values, dresults = (cut(draw(seed, *shape)) for seed in range(4))
 
     def run():
-        results, normalisers = attend(queries, keys, values, pieces)
+        results, normalisers = attention.attend(queries, keys, values, pieces)
         inners = [(dresult * result).sum(-1, keepdims=True) * -1.0 for dresult, result in zip(dresults, results)]
-        outcome = results, *attend_backward(queries, keys, values, normalisers, dresults, inners, pieces)
+        outcome = results, *attention.attend_backward(queries, keys, values, normalisers, dresults, inners, pieces)
         ms.runtime.synchronize()
         return outcome
 

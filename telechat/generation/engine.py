@@ -13,7 +13,7 @@ from telechat.generation.block_table import BlockTable
 from telechat.nn.alibi import alibi_slopes
 from telechat.nn.block import OF_ATTENTION
 from telechat.nn.block_graphs import FeedForward
-from telechat.nn.long_attention import Pieces, visible_tokens
+from telechat.nn.long_attention import Pieces
 from telechat.nn.long_block import LongPrefillAttention
 from telechat.nn.positions import decoding_tables
 from telechat.nn.rotary import rotary_tables
@@ -190,7 +190,7 @@ class Engine:
         # overwrites their cache entries before it looks at them.
         kernels = self.model.kernels
         cos, sin = (kernels.rotary_tensor(table[None, None]) for table in rotary_tables(config, np.arange(size), count))
-        visible = visible_tokens(kernels, config, size, heads=own_heads(self.model))
+        visible = kernels.attention_tensors(config, size, heads=own_heads(self.model))
         attention = self._long_prefill_attention if isinstance(visible[0], Pieces) else self._prefill_attention
         tables = (cos, sin, *visible, Tensor(self._prompt_index(slot, size)))
         x = self.model.embed(Tensor(ids))

@@ -4,10 +4,11 @@ None of them runs on a CPU: there only their graphs can be compiled (tests/ascen
 """
 
 import mindspore as ms
-from mindspore import ops
+from mindspore import Tensor, ops
 from mindspore.ops import auto_generate
 
-from telechat.nn.flash_attention import flash_attention, with_filler
+from telechat.nn.flash_attention import flash_attention
+from telechat.nn.flash_tensors import with_filler
 
 _matmul = ops.MatMul(transpose_b=True)
 _dense = auto_generate.Dense()
@@ -18,7 +19,7 @@ _reshape_and_cache = auto_generate.ReshapeAndCache()
 # Cosine format 2: both halves of a row equal, rotate-half.
 _rotate_pair = auto_generate.ApplyRotaryPosEmb(2)
 _split = ops.Split(-1, 2)
-_CAUSAL = 2  # sparse_mode
+_AS_MASKED, _CAUSAL = 0, 2  # sparse_mode
 
 
 def linear(x, weight, bias):
@@ -52,13 +53,13 @@ def rotate(x, cos, sin):
 
 
 def attention(query, key, value, mask, shift, documents, scale, dropout, keep_prob):
-    """Causal FlashAttentionScore over (B, S, heads, D); with documents over all tokens in a row."""
+    """FlashAttentionScore over (B, S, heads, D); with documents over all tokens in a row."""
     keep_prob = 1.0 if dropout is None else keep_prob
     if documents is None:
-        return flash_attention(query, key, value, scale, "BSND", mask, _CAUSAL, shift, dropout, keep_prob)
+        sparse_mode = _CAUSAL if len(mask.shape) == 2 else _AS_MASKED
+        return flash_attention(query, key, value, scale, "BSND", mask, sparse_mode, shift, dropout, keep_prob)
     attended = flash_attention(with_filler(query, documents), with_filler(key, documents),
-                               with_filler(value, documents), scale, "TND", mask, _CAUSAL, shift, dropout, keep_prob,
-                               documents)
+                               with_filler(value, documents), scale, "TND", mask, _CAUSAL, ends=documents)
     return attended[:query.shape[0] * query.shape[1]].reshape(query.shape)
 
 
@@ -69,6 +70,12 @@ def token_cross_entropy(logits, labels, weights):
                                                      False)
     gradient = _cross_entropy_gradient(weights, log_probabilities, labels, None, None, None, "none", -100, 0.0, 0.0)
     return losses * weights, gradient
+
+
+def adamw_scalars(updates, rate, betas, epsilon, decay):
+    """The operation adds 1 to the step: mint.optim.AdamW, which calls it, starts at 0."""
+    numbers = [ms.mutable(float(value)) for value in (rate, *betas, epsilon, decay, 0.0)]
+    return [Tensor(updates - 1, ms.float32), *numbers]
 
 
 def adamw(parameter, first_moment, second_moment, gradient, step, rate, beta1, beta2, epsilon, decay):

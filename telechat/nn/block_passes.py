@@ -9,7 +9,7 @@ from telechat.nn.long_block import LongAttention
 class BlockPasses:
     """Forward and backward pass of a block.
 
-    Arguments of both: tables: cos, sin, and the three of `visible_tokens`; drops: dropout masks of
+    Arguments of both: tables: cos, sin, and the three of `Kernels.attention_tensors`; drops: dropout masks of
     attention and of the two outputs added to the residual, None for none; weights as `Block.weights` gives
     them, their ``data``.
 

@@ -1,14 +1,11 @@
-"""Binding of FlashAttentionScore, the fused attention of Ascend, and what it wants as arguments.
+"""Binding of FlashAttentionScore, the fused attention of Ascend.
 
 MindSpore's front end lets wrong calls pass that end in a wrong result or a fault on the card, so
 `flash_attention` checks them while its graph is compiled and names the argument.
 """
 
-import functools
-
 import mindspore as ms
-import numpy as np
-from mindspore import Tensor, ops
+from mindspore import ops
 
 from telechat.errors import InputError
 
@@ -33,8 +30,9 @@ def flash_attention(query, key, value, scale, layout, mask=None, sparse_mode=0, 
             2 and 3 (causal from the upper left, from the lower right) `causal_mask_tensor`.
         sparse_mode (int): 0, 2 or 3.
         real_shift (Tensor): query's dtype, (B or 1, n, S, T), or its last 1024 rows in a causal
-            sequence that is longer.
-        drop_mask (Tensor): uint8, a bit a score, (B, n, S, T / 8), 1 keeps; None with keep_prob 1.
+            sequence that is longer. Not in "TND": there its shape would follow the longest document.
+        drop_mask (Tensor): uint8, a bit a score, (B, n, S, T / 8), 1 keeps; None with keep_prob 1. Not in
+            "TND": there its size would follow the documents' lengths.
         keep_prob (float): in (0, 1].
         ends (Tensor or tuple): int64, only in "TND": where each document ends, rising, the last T.
 
@@ -53,10 +51,23 @@ def flash_attention(query, key, value, scale, layout, mask=None, sparse_mode=0, 
     if drop_mask is not None:
         check_drop_mask(drop_mask.shape, drop_mask.dtype, query.shape, key.shape, layout)
     check_ends(ends, query.shape, layout)
+    if real_shift is not None:
+        # The primitive's documentation and CANN's say scale·(query·keyᵀ + real_shift), the function's
+        # scale·query·keyᵀ + real_shift: with the scale in the queries both are the same.
+        query, scale = query * scale, 1.0
     return ops.flash_attention_score(query, key, value, heads_of(query.shape, layout), real_shift=real_shift,
                                      drop_mask=drop_mask, attn_mask=mask, actual_seq_qlen=ends, actual_seq_kvlen=ends,
                                      keep_prob=keep_prob, scalar_value=scale, input_layout=layout,
                                      sparse_mode=sparse_mode)
+
+
+def obstacle(dtype, head_dim):
+    """Why FlashAttentionScore cannot serve a model of this dtype and head size, or None."""
+    if dtype not in (ms.float16, ms.bfloat16):
+        return f"flash attention takes float16 and bfloat16, not {str(dtype).lower()}"
+    if head_dim % 16 or head_dim > LARGEST_HEAD:
+        return f"flash attention takes heads of a multiple of 16 up to {LARGEST_HEAD}, not {head_dim}"
+    return None
 
 
 def heads_of(shape, layout):
@@ -187,66 +198,3 @@ def check_end_values(ends, tokens):
         _refuse("ends", f"must rise from document to document: {tuple(ends)}")
     if not ends or ends[-1] != tokens:
         _refuse("ends", f"must end at the {tokens} tokens, not at {ends[-1] if ends else 0}")
-
-
-@functools.cache
-def causal_mask_tensor():
-    """The causal mask of every length, uint8 (2048, 2048), 1 above the diagonal; one for the process."""
-    return Tensor(np.triu(np.ones((MASK_SIZE, MASK_SIZE), np.uint8), 1))
-
-
-def alibi_shift(slopes, length):
-    """ALiBi's bias, float32 (1, n, S, S), or its last 1024 rows where the sequence is longer than that."""
-    rows = np.arange(max(length - SHIFT_ROWS, 0), length)
-    distance = np.maximum(rows[:, None] - np.arange(length)[None, :], 0).astype(np.float32)
-    return (-slopes[:, None, None] * distance)[None]
-
-
-def pack_dropout(mask):
-    """A dropout mask (B, n, S, T), 0 where a score is dropped, as a bit a score: uint8 (B, n, S, T / 8)."""
-    if mask.shape[-1] % 8:
-        raise InputError(f"attention dropout with flash attention needs sequences of a multiple of 8 tokens, not "
-                         f"{mask.shape[-1]}; change the sequence length or set use_flash_attention to false")
-    return np.packbits(mask != 0, axis=-1, bitorder="little")
-
-
-def document_ends(documents):
-    """Where the documents of a batch end, for layout TND with `with_filler`: int64 (B·most + 1,).
-
-    ``most`` is the power of two that holds the documents of every row, so that a few compiled graphs
-    serve all batches. The operation takes no empty document: what is missing to ``most`` a row is cut
-    from filler tokens behind the batch, at least one token each.
-
-    Args:
-        documents (array): int (B, S); equal numbers lie side by side.
-
-    Raises:
-        InputError: a row has a document in two parts, or the batch has more than 1023.
-    """
-    batch, length = documents.shape
-    most = 2
-    while most < (documents[:, 1:] != documents[:, :-1]).sum(axis=1).max() + 1:
-        most *= 2
-    count = batch * most + 1
-    if count > MOST_DOCUMENTS:
-        raise InputError(f"flash attention takes up to {MOST_DOCUMENTS - 1} documents at a time, not {batch} rows of "
-                         f"{most}; raise micro_batches or lower batch_size")
-    ends = []
-    for row, numbers in enumerate(documents):
-        last = np.append(np.flatnonzero(numbers[1:] != numbers[:-1]), length - 1)
-        if len(np.unique(numbers[last])) != len(last):
-            raise InputError("flash attention hides padding at the ends of a sequence only, not in its middle; "
-                             "set use_flash_attention to false")
-        ends += list(row * length + last + 1)
-    filler = count - batch
-    missing = count - len(ends)
-    ends += [batch * length + position for position in range(1, missing)] + [batch * length + filler]
-    check_end_values(tuple(int(end) for end in ends), batch * length + filler)
-    return np.array(ends, np.int64)
-
-
-def with_filler(x, ends):
-    """(B, S, heads, D) → (B·S + filler, heads, D), as `document_ends` counts on it."""
-    batch, length, heads, dim = x.shape
-    rows = x.reshape(batch * length, heads, dim)
-    return ops.concat((rows, ops.zeros((ends.shape[0] - batch, heads, dim), x.dtype)), 0)

@@ -5,24 +5,22 @@
 decides once for a model. Beside parallel/collectives.py this is the one place that asks for the device.
 """
 
-import math
 import os
-import sys
 
 import mindspore as ms
-import numpy as np
 from mindspore import Tensor, nn, ops
 
 from telechat.errors import InputError
 from telechat.nn import ascend_kernels as ascend
 from telechat.nn import portable_kernels as portable
-from telechat.nn.alibi import alibi_slopes
-from telechat.nn.flash_attention import LARGEST_HEAD, alibi_shift, causal_mask_tensor, document_ends, pack_dropout
+from telechat.nn.flash_attention import obstacle as flash_obstacle
+from telechat.nn.flash_tensors import flash_tensors, pack_dropout
+from telechat.nn.long_attention import PieceAttention, Pieces, goes_in_pieces
+from telechat.nn.notes import say_once
 from telechat.nn.positions import causal_mask
 
 CHOICES = ("ascend", "portable")
 ROWS_AT_ONCE = 2048
-_said = set()  # sentences that `choose_kernels` has printed
 
 
 def on_cpu():
@@ -63,7 +61,8 @@ class Kernels(nn.Cell):
         self.flash = flash
         self.paged = paged
         self.keep_prob = keep_prob
-        self.gathers_bits = self.by_workers_alone = not fused and on_cpu()
+        self.for_cpu = not fused and on_cpu()  # with what only MindSpore's CPU backend needs
+        self.in_pieces = PieceAttention(self.by_workers)
         # Rows of a feed-forward layer at a time: a device's fused operations are best left whole.
         self.rows_at_once = None if fused else ROWS_AT_ONCE
 
@@ -81,11 +80,11 @@ class Kernels(nn.Cell):
 
     def by_workers(self, result):
         """A result of a graph, unchanged; on CPU the graph is run by MindSpore's worker threads alone."""
-        return portable.by_workers(result) if self.by_workers_alone else result
+        return portable.by_workers(result) if self.for_cpu else result
 
     def embeds_in_graphs(self, dtype):
         """Whether `embedding` of a table in ``dtype`` may be part of a compiled graph."""
-        return not (self.gathers_bits and dtype == ms.bfloat16)
+        return not (self.for_cpu and dtype == ms.bfloat16)
 
     def embedding(self, input_ids, weight, dtype):
         """Rows of ``weight`` (V, H) for int32 ``input_ids`` (N,): (N, H) in ``dtype``."""
@@ -151,8 +150,8 @@ class Kernels(nn.Cell):
         x = x if self.flash else x.transpose(0, 2, 1, 3)
         return x.reshape(x.shape[0] * x.shape[1], x.shape[2] * x.shape[3])
 
-    def attention_tensors(self, config, length, padding=None, documents=None, heads=slice(None)):
-        """What `attention` needs to know of the tokens, as three tensors, each None where there is nothing to say.
+    def attention_tensors(self, config, length, padding=None, documents=None, heads=slice(None), dropout=False):
+        """What `attention` needs to know of the tokens, in three parts, each None where there is nothing to say.
 
         Args:
             config (TeleChatConfig): position bias and number of heads.
@@ -161,29 +160,24 @@ class Kernels(nn.Cell):
             documents (array): int (B, S), tokens attend to those of the same number only; None for
                 one sequence a row.
             heads (slice): the heads computed here.
+            dropout (bool): whether `attention` will be given dropout masks.
 
         Returns:
-            (mask, shift, documents). Portable: the additive mask (1 or B, 1 or n, S, S), None, None. Flash:
-            the shared causal mask, ALiBi's bias, and where documents end (see flash_attention.py).
-
-        Raises:
-            InputError: flash attention cannot serve these documents.
+            (mask, shift, documents). Portable: the additive mask, float32 (1 or B, 1 or n, S, S), or for long
+            sequences `Pieces`, and two times None. Flash: those of `flash_tensors`.
         """
-        if not self.flash:
-            mask = causal_mask(config, length, padding, documents)
-            return Tensor(mask if mask.shape[1] == 1 else np.ascontiguousarray(mask[:, heads])), None, None
-        if padding is not None:
-            # Who sees its own kind only, pads and tokens apart, sees what it should.
-            shown = (np.asarray(padding) != 0).astype(np.int32)
-            documents = shown if documents is None else np.where(shown, documents, -1)
-        shift = None
-        if config.position_embedding == "alibi":
-            shift = Tensor(alibi_shift(alibi_slopes(config.n_head)[heads], length)).astype(self.dtype)
-        return causal_mask_tensor(), shift, None if documents is None else Tensor(document_ends(documents))
+        if self.flash and not (dropout and length % 8):
+            return flash_tensors(config, length, self.dtype, padding, documents, heads, dropout)
+        if self.flash:
+            say_once("attention by portable operations: with dropout flash attention takes lengths of a multiple of 8")
+        if goes_in_pieces(self, length, dropout):
+            return Pieces(config, length, padding, documents, heads), None, None
+        return Tensor(causal_mask(config, length, padding, documents, heads)), None, None
 
     def dropout_tensor(self, mask):
         """A mask of `dropout_mask`, float32 (B, n, S, S), as `attention` takes it; None for None."""
-        return mask if mask is None else Tensor(pack_dropout(mask) if self.flash else mask)
+        packed = self.flash and mask is not None and mask.shape[-1] % 8 == 0
+        return mask if mask is None else Tensor(pack_dropout(mask) if packed else mask)
 
     def attention(self, query, key, value, mask, shift, documents, scale, dropout=None):
         """softmax(scale·query·keyᵀ + bias)·value over the tokens that each one may see.
@@ -191,16 +185,21 @@ class Kernels(nn.Cell):
         Args:
             query (Tensor): n heads as `split_heads` gives them.
             key, value (Tensor): m heads likewise, where n is a multiple of m (grouped heads).
-            mask, shift, documents (Tensor): of `attention_tensors`.
+            mask, shift, documents: of `attention_tensors`; in a compiled graph tensors alone.
             scale (float): usually D^(−1/2).
             dropout (Tensor): of `dropout_tensor`, multiplied into the probabilities; None for none.
 
         Returns:
             Tensor: query's shape and dtype; softmax in float32.
         """
-        if self.flash:
+        if not isinstance(mask, Tensor):
+            return self.in_pieces(query * scale, key, value, mask)
+        if not self.flash:
+            return portable.attention(query, key, value, mask, scale, dropout)
+        if mask.dtype != ms.float32:
             return ascend.attention(query, key, value, mask, shift, documents, scale, dropout, self.keep_prob)
-        return portable.attention(query, key, value, mask, scale, dropout)
+        query, key, value = query.transpose(0, 2, 1, 3), key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)
+        return portable.attention(query, key, value, mask, scale, dropout).transpose(0, 2, 1, 3)
 
     def cache_shape(self, slots, length, heads, dim):
         """Shape of a layer's cache of keys, or of values, with a `BlockTable`'s blocks where it is ``paged``.
@@ -253,8 +252,7 @@ class Kernels(nn.Cell):
         Returns:
             (Tensor, Tensor): the weighted losses, float32 (N,); the gradient, (N, V) in float32.
         """
-        cross_entropy = ascend.token_cross_entropy if self.fused else portable.token_cross_entropy
-        return cross_entropy(logits, labels, weights)
+        return (ascend if self.fused else portable).token_cross_entropy(logits, labels, weights)
 
     def adamw_scalars(self, updates, rate, betas, epsilon, decay):
         """The arguments of `adamw` after the tensors, for the ``updates``-th update, 1 first.
@@ -262,15 +260,7 @@ class Kernels(nn.Cell):
         Returns:
             list: step, rate, beta1, beta2, epsilon, decay, and 0 as the decay of what has none.
         """
-        if self.fused:
-            # The operation adds 1 to the step: mint.optim.AdamW, which calls it, starts at 0.
-            numbers = [ms.mutable(float(value)) for value in (rate, *betas, epsilon, decay, 0.0)]
-            return [Tensor(updates - 1, ms.float32), *numbers]
-        # The portable kernel has no bias correction. With c1 = 1 − β1^t and c2 = 1 − β2^t it gets
-        # rate·√c2/c1, eps·√c2 and decay·c1/√c2, which makes it torch's AdamW.
-        c1, root_c2 = 1 - betas[0] ** updates, math.sqrt(1 - betas[1] ** updates)
-        numbers = (rate * root_c2 / c1, *betas, epsilon * root_c2, decay * c1 / root_c2, 0.0)
-        return [Tensor(value, ms.float32) for value in (updates, *numbers)]
+        return (ascend if self.fused else portable).adamw_scalars(updates, rate, betas, epsilon, decay)
 
     def adamw(self, parameter, first_moment, second_moment, gradient, step, rate, beta1, beta2, epsilon, decay):
         """One step of torch's AdamW (arXiv:1711.05101) in place on float32 tensors of one shape.
@@ -289,8 +279,8 @@ def choose_kernels(config, dtype, kernels=None, use_flash_attention=None):
         dtype: of the weights, a MindSpore dtype.
         kernels (str): "ascend" or "portable"; None: what the device has. "ascend" on a CPU gives
             kernels whose graphs can be compiled but not run (`Kernels.require_device`).
-        use_flash_attention (bool): False: portable attention in training and prefill; True: refuse
-            to go without; None: flash attention where it can serve the model.
+        use_flash_attention (bool): False: portable attention in training and prefill; True: refuse a
+            model that flash attention cannot serve; None: flash attention where it can.
 
     Raises:
         InputError: an argument is wrong, or flash attention was asked for and cannot be had.
@@ -305,26 +295,13 @@ def choose_kernels(config, dtype, kernels=None, use_flash_attention=None):
             raise InputError(f"use_flash_attention is true and {where}; set it to false or leave it out")
         # A CPU has no bfloat16 product and a slow float16 one: it computes in float32.
         return Kernels(ms.float32 if on_cpu() else dtype, keep_prob=1 - config.attention_dropout)
-    obstacle = _flash_obstacle(config, dtype)
+    obstacle = flash_obstacle(dtype, config.head_dim)
     if obstacle and use_flash_attention:
         raise InputError(f"use_flash_attention is true and {obstacle}; set it to false or leave it out")
-    notes = []
     if obstacle and use_flash_attention is None:
-        notes.append(f"attention by portable operations: {obstacle}")
+        say_once(f"attention by portable operations: {obstacle}")
     paged_obstacle = obstacle or ("PagedAttention takes no ALiBi" if config.position_embedding == "alibi" else None)
     if paged_obstacle:
-        notes.append(f"decoding by portable operations: {paged_obstacle}")
-    for note in (note for note in notes if note not in _said):
-        _said.add(note)
-        print(f"kernels: {note}", file=sys.stderr, flush=True)
+        say_once(f"decoding by portable operations: {paged_obstacle}")
     return Kernels(dtype, fused=True, flash=not obstacle and use_flash_attention is not False, paged=not paged_obstacle,
                    keep_prob=1 - config.attention_dropout)
-
-
-def _flash_obstacle(config, dtype):
-    """Why FlashAttentionScore cannot serve a model, or None."""
-    if dtype not in (ms.float16, ms.bfloat16):
-        return f"flash attention takes float16 and bfloat16, not {str(dtype).lower()}"
-    if config.head_dim % 16 or config.head_dim > LARGEST_HEAD:
-        return f"flash attention takes heads of a multiple of 16 up to {LARGEST_HEAD}, not {config.head_dim}"
-    return None

@@ -9,11 +9,12 @@ keep the memory of all pieces.
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, ops
+from mindspore import Tensor, nn, ops
 
 from telechat.nn.alibi import alibi_slopes
-from telechat.nn.portable_gradients import like
-from telechat.nn.portable_kernels import MASKED, by_workers
+from telechat.nn.portable_gradients import by_key_head, like
+from telechat.nn.portable_kernels import MASKED
+from telechat.nn.positions import set_apart
 
 # Sequences longer than this go in pieces of so many tokens.
 WHOLE = 1024
@@ -33,13 +34,13 @@ _product_bt = ops.BatchMatMul(transpose_b=True)
 _product_at = ops.BatchMatMul(transpose_a=True)
 
 
-def goes_in_pieces(kernels, length):
+def goes_in_pieces(kernels, length, dropout=False):
     """Whether attention over ``length`` tokens is computed in pieces.
 
     Not where the device has FlashAttention, and not with attention dropout: its masks are as large as the
     scores. In float32 only, which is what a CPU computes in.
     """
-    return not kernels.flash and kernels.dtype == ms.float32 and kernels.keep_prob == 1 and length > WHOLE
+    return not kernels.flash and kernels.dtype == ms.float32 and not dropout and length > WHOLE
 
 
 class Pieces:
@@ -62,10 +63,7 @@ class Pieces:
         self._slopes = None
         if config.position_embedding == "alibi":
             self._slopes = alibi_slopes(config.n_head)[heads].reshape(1, -1, 1, 1)
-        if padding is not None:
-            # Who sees its own kind only, pads and tokens apart, sees what it should.
-            shown = (np.asarray(padding) != 0).astype(np.int32)
-            documents = shown if documents is None else np.where(shown, documents, -1)
+        documents = set_apart(padding, documents)
         self._documents = None
         if documents is not None:
             documents = np.asarray(documents, np.int32)
@@ -111,124 +109,121 @@ class Pieces:
         return self._masks[key]
 
 
-def visible_tokens(kernels, config, length, padding=None, documents=None, heads=slice(None)):
-    """What attention over whole sequences needs to know of the tokens: `Pieces` and two times None, or three tensors.
-
-    Arguments and tensors as of `Kernels.attention_tensors`.
-    """
-    if goes_in_pieces(kernels, length):
-        return Pieces(config, length, padding, documents, heads), None, None
-    return kernels.attention_tensors(config, length, padding, documents, heads)
-
-
-def attend(queries, keys, values, pieces):
-    """softmax(query·keyᵀ)·value, where each token sees itself and those before it.
+class PieceAttention(nn.Cell):
+    """Attention in pieces: softmax(query·keyᵀ)·value, where each token sees itself and those before it.
 
     Args:
-        queries (sequence of Tensor): pieces of float32 (B, n, S, D), multiplied by the scale.
-        keys, values (sequence of Tensor): pieces of (B, m, S, D), where n is a multiple of m.
-        pieces (Pieces): who sees whom.
-
-    Returns:
-        (list, list): pieces of the result (B, n, S, D), and of −log Σ exp(scores) over what each query
-        sees, (B, n, S, 1), for `attend_backward`.
+        by_workers (callable): of `Kernels`, for the result of each graph.
     """
-    results, normalisers = [], []
-    for number, query in enumerate(queries):
-        seen = [(keys[other], values[other], *rest) for other, *rest in pieces.seen_by(number)]
-        result, total = _attend_in_turn(query, seen, quickly=True)
-        if not np.isfinite(total.asnumpy()).all():
-            result, total = _attend_in_turn(query, seen, quickly=False)
-        results.append(result)
-        normalisers.append(-1.0 * total)
-    return results, normalisers
 
+    def __init__(self, by_workers):
+        super().__init__()
+        self.by_workers = by_workers
 
-def _attend_in_turn(query, seen, quickly):
-    """Result of a piece of queries, and log Σ exp(scores), over all that it sees, its own piece first."""
-    result, total = ops.zeros_like(query), ops.full((*query.shape[:3], 1), MASKED, dtype=ms.float32)
-    for turn, (key, value, *bias) in enumerate(reversed(seen)):
-        if quickly and turn > 0 and all(part is None for part in bias):
-            result, total = _attend_quickly(query, key, value, result, total)
-        else:
-            result, total = _attend_exactly(query, key, value, result, total, *bias)
-    return result, total
+    def construct(self, query, key, value, pieces):
+        """query (B, n, S, D), multiplied by the scale, key and value (B, m, S, D) → (B, n, S, D)."""
+        parts = [[part.contiguous() for part in ops.split(whole, pieces.size, 2)] for whole in (query, key, value)]
+        return ops.concat(self.attend(*parts, pieces)[0], 2)
 
+    def attend(self, queries, keys, values, pieces):
+        """The result, and what `attend_backward` starts from.
 
-def attend_backward(queries, keys, values, normalisers, dresults, inners, pieces):
-    """The gradients of `attend`.
+        Args:
+            queries (sequence of Tensor): pieces of float32 (B, n, S, D), multiplied by the scale.
+            keys, values (sequence of Tensor): pieces of (B, m, S, D), where n is a multiple of m.
+            pieces (Pieces): who sees whom.
 
-    Args:
-        queries, keys, values, pieces: as given to it.
-        normalisers (sequence of Tensor): as it returned them.
-        dresults (sequence of Tensor): the gradient of its result, in pieces.
-        inners (sequence of Tensor): pieces of −Σ dresult·result over D, (B, n, S, 1).
+        Returns:
+            (list, list): pieces of the result (B, n, S, D), and of −log Σ exp(scores) over what each query
+            sees, (B, n, S, 1), for `attend_backward`.
+        """
+        results, normalisers = [], []
+        for number, query in enumerate(queries):
+            seen = [(keys[other], values[other], *rest) for other, *rest in pieces.seen_by(number)]
+            result, total = self._in_turn(query, seen, quickly=True)
+            if not np.isfinite(total.asnumpy()).all():
+                result, total = self._in_turn(query, seen, quickly=False)
+            results.append(result)
+            normalisers.append(-1.0 * total)
+        return results, normalisers
 
-    Returns:
-        (list, list, list): pieces of the gradients of queries, keys and values.
-    """
-    dqueries, dkeys, dvalues = ([ops.zeros_like(piece) for piece in part] for part in (queries, keys, values))
-    for number, query in enumerate(queries):
-        for other, *seen in pieces.seen_by(number):
-            dqueries[number], dkeys[other], dvalues[other] = _attend_piece_backward(
-                query, keys[other], values[other], normalisers[number], dresults[number], inners[number],
-                dqueries[number], dkeys[other], dvalues[other], *seen)
-    return dqueries, dkeys, dvalues
+    def _in_turn(self, query, seen, quickly):
+        """Result of a piece of queries, and log Σ exp(scores), over all that it sees, its own piece first."""
+        result, total = ops.zeros_like(query), ops.full((*query.shape[:3], 1), MASKED, dtype=ms.float32)
+        for turn, (key, value, *bias) in enumerate(reversed(seen)):
+            if quickly and turn > 0 and all(part is None for part in bias):
+                result, total = self.quickly(query, key, value, result, total)
+            else:
+                result, total = self.exactly(query, key, value, result, total, *bias)
+        return result, total
 
+    def attend_backward(self, queries, keys, values, normalisers, dresults, inners, pieces):
+        """The gradients of `attend`.
 
-@ms.jit
-def _attend_exactly(query, key, value, result, total, mask, shift, documents, key_documents):
-    """Go on with one more piece of keys: from result (B, n, Q, D) and log Σ exp(scores) (B, n, Q, 1) to both with it."""
-    scores = _add_bias(_product_bt(_by_key_head(query, key), key), query, mask, shift, documents, key_documents)
-    highest = _larger(_row_maximum(scores)[1], total)
-    weights = _by_key_head(_exp(scores - _tile(highest, (1, 1, 1, scores.shape[3]))), key)
-    sums = _product(weights, ops.ones((*key.shape[:3], 1), ms.float32)).reshape(total.shape)
-    kept = _exp(total - highest)
-    share = 1.0 / (kept + sums)
-    width = (1, 1, 1, query.shape[3])
-    result = result * _tile(kept * share, width) + _product(weights, value).reshape(result.shape) * _tile(share, width)
-    return by_workers(result), highest - ops.log(share)
+        Args:
+            queries, keys, values, pieces: as given to it.
+            normalisers (sequence of Tensor): as it returned them.
+            dresults (sequence of Tensor): the gradient of its result, in pieces.
+            inners (sequence of Tensor): pieces of −Σ dresult·result over D, (B, n, S, 1).
 
+        Returns:
+            (list, list, list): pieces of the gradients of queries, keys and values.
+        """
+        dqueries, dkeys, dvalues = ([ops.zeros_like(piece) for piece in part] for part in (queries, keys, values))
+        for number, query in enumerate(queries):
+            for other, *seen in pieces.seen_by(number):
+                dqueries[number], dkeys[other], dvalues[other] = self.piece_backward(
+                    query, keys[other], values[other], normalisers[number], dresults[number], inners[number],
+                    dqueries[number], dkeys[other], dvalues[other], *seen)
+        return dqueries, dkeys, dvalues
 
-@ms.jit
-def _attend_quickly(query, key, value, result, total):
-    """As `_attend_exactly` without bias, where the new keys do not outweigh those before them altogether.
+    @ms.jit
+    def exactly(self, query, key, value, result, total, mask, shift, documents, key_documents):
+        """Go on with one more piece of keys: result (B, n, Q, D) and log Σ exp(scores) (B, n, Q, 1) with it."""
+        scores = _add_bias(_product_bt(by_key_head(query, key), key), query, mask, shift, documents, key_documents)
+        highest = _larger(_row_maximum(scores)[1], total)
+        weights = by_key_head(_exp(scores - _tile(highest, (1, 1, 1, scores.shape[3]))), key)
+        sums = _product(weights, ops.ones((*key.shape[:3], 1), ms.float32)).reshape(total.shape)
+        kept = _exp(total - highest)
+        share = 1.0 / (kept + sums)
+        width = (1, 1, 1, query.shape[3])
+        new = _product(weights, value).reshape(result.shape)
+        result = result * _tile(kept * share, width) + new * _tile(share, width)
+        return self.by_workers(result), highest - ops.log(share)
 
-    What there was so far is one more key, whose score is ``total``: softmax gives it its share in the new
-    result, and the products take care of its column. With a share under `SMALLEST_SHARE` the new total would
-    be inexact: it is not a number then.
-    """
-    zeros = ops.zeros((*key.shape[:3], 1), ms.float32)
-    last = _join((ops.zeros((*key.shape[:2], 1, key.shape[3]), ms.float32),
-                  ops.ones((*key.shape[:2], 1, 1), ms.float32)))
-    keys, values = (_stack((_join((part, zeros)), last)) for part in (key, value))
-    weights = _softmax(_product_bt(_by_key_head(_join((query, total)), key), keys))
-    new, share = ops.split(_product(weights, values), (key.shape[3], 1), -1)
-    new, share = new.reshape(result.shape), share.reshape(total.shape)
-    total = ops.select(share < SMALLEST_SHARE, np.nan, total - ops.log(share))
-    return by_workers(result * _tile(share, (1, 1, 1, query.shape[3])) + new), total
+    @ms.jit
+    def quickly(self, query, key, value, result, total):
+        """As `exactly` without bias, where the new keys do not outweigh those before them altogether.
 
+        What there was so far is one more key, whose score is ``total``: softmax gives it its share in the new
+        result, and the products take care of its column. With a share under `SMALLEST_SHARE` the new total would
+        be inexact: it is not a number then.
+        """
+        zeros = ops.zeros((*key.shape[:3], 1), ms.float32)
+        last = _join((ops.zeros((*key.shape[:2], 1, key.shape[3]), ms.float32),
+                      ops.ones((*key.shape[:2], 1, 1), ms.float32)))
+        keys, values = (_stack((_join((part, zeros)), last)) for part in (key, value))
+        weights = _softmax(_product_bt(by_key_head(_join((query, total)), key), keys))
+        new, share = ops.split(_product(weights, values), (key.shape[3], 1), -1)
+        new, share = new.reshape(result.shape), share.reshape(total.shape)
+        total = ops.select(share < SMALLEST_SHARE, np.nan, total - ops.log(share))
+        return self.by_workers(result * _tile(share, (1, 1, 1, query.shape[3])) + new), total
 
-@ms.jit
-def _attend_piece_backward(query, key, value, normaliser, dresult, inner, dquery, dkey, dvalue,
-                           mask, shift, documents, key_documents):
-    """Add what one pair of pieces contributes to the three gradients.
+    @ms.jit
+    def piece_backward(self, query, key, value, normaliser, dresult, inner, dquery, dkey, dvalue,
+                               mask, shift, documents, key_documents):
+        """Add what one pair of pieces contributes to the three gradients.
 
-    With P = exp(S + normaliser): dS = P·(dP + inner). Both sums are made by the products, where they cost
-    next to nothing: query and dresult get one more column for it, key and value a column of ones.
-    """
-    one = ops.ones((*key.shape[:3], 1), ms.float32)
-    scores = _product_bt(_by_key_head(_join((query, normaliser)), key), _join((key, one)))
-    probabilities = _by_key_head(_exp(_add_bias(scores, query, mask, shift, documents, key_documents)), key)
-    rows, drows = _by_key_head(query, key), _by_key_head(dresult, key)
-    dscores = probabilities * _product_bt(_by_key_head(_join((dresult, inner)), key), _join((value, one)))
-    return (by_workers(dquery + _product(dscores, key).reshape(query.shape)), dkey + _product_at(dscores, rows),
-            dvalue + _product_at(probabilities, drows))
-
-
-def _by_key_head(x, key):
-    """(B, n, Q, …) → (B, m, n/m·Q, …): below each head of keys the queries of all its heads."""
-    return x.reshape(key.shape[0], key.shape[1], -1, x.shape[3])
+        With P = exp(S + normaliser): dS = P·(dP + inner). Both sums are made by the products, where they cost
+        next to nothing: query and dresult get one more column for it, key and value a column of ones.
+        """
+        one = ops.ones((*key.shape[:3], 1), ms.float32)
+        scores = _product_bt(by_key_head(_join((query, normaliser)), key), _join((key, one)))
+        probabilities = by_key_head(_exp(_add_bias(scores, query, mask, shift, documents, key_documents)), key)
+        rows, drows = by_key_head(query, key), by_key_head(dresult, key)
+        dscores = probabilities * _product_bt(by_key_head(_join((dresult, inner)), key), _join((value, one)))
+        return (self.by_workers(dquery + _product(dscores, key).reshape(query.shape)),
+                dkey + _product_at(dscores, rows), dvalue + _product_at(probabilities, drows))
 
 
 def _add_bias(scores, query, mask, shift, documents, key_documents):

@@ -1,15 +1,14 @@
 """A block over long sequences: attention goes in pieces, what lies before and behind it in compiled graphs.
 
 `LongAttention` takes the place of `Attention` (block_graphs.py) and `LongPrefillAttention` that of
-`PrefillAttention` (generation/engine.py) where `visible_tokens` gives `Pieces`. Lists of pieces are handed to
-the graphs as separate arguments: a list would be a constant, and compile anew at every call.
+`PrefillAttention` (generation/engine.py) where `Kernels.attention_tensors` gives `Pieces`. Lists of pieces are
+handed to the graphs as separate arguments: a list would be a constant, and compile anew at every call.
 """
 
 import mindspore as ms
 from mindspore import nn, ops
 
 from telechat.nn.block_graphs import gradient, with_bias
-from telechat.nn.long_attention import attend, attend_backward
 
 
 class LongAttention(nn.Cell):
@@ -24,7 +23,7 @@ class LongAttention(nn.Cell):
                   norm, query, key_value, dense, dense_bias):
         """As `Attention`; pieces: `Pieces` in the place of a mask; shift, documents, drop_attention: None."""
         parts = self.projected(pieces, x, cos, sin, norm, query, key_value)
-        results, normalisers = attend(*parts, pieces)
+        results, normalisers = self.functions.kernels.in_pieces.attend(*parts, pieces)
         middle, attended = self.finish(x, drop_dense, dense, dense_bias, *results)
         return middle, *parts, normalisers, attended
 
@@ -34,7 +33,8 @@ class LongAttention(nn.Cell):
         count = len(pieces)
         parts = self.behind(cos.shape[2], pieces.size, dmiddle, x, attended, drop_dense, dense, dense_bias)
         dresults, inners, (dx, *outer) = parts[:count], parts[count:2 * count], parts[2 * count:]
-        dqueries, dkeys, dvalues = attend_backward(queries, keys, values, normalisers, dresults, inners, pieces)
+        dqueries, dkeys, dvalues = self.functions.kernels.in_pieces.attend_backward(
+            queries, keys, values, normalisers, dresults, inners, pieces)
         return *self.before(dx, x, cos, sin, norm, query, key_value, *dqueries, *dkeys, *dvalues), *outer
 
     @ms.jit
@@ -79,7 +79,7 @@ class Projected(nn.Cell):
         self.functions = functions
 
     def construct(self, pieces, x, cos, sin, norm, query, key_value):
-        """x (B·S, H) → the pieces of queries, of keys and of values, as `attend` takes them."""
+        """x (B·S, H) → the pieces of queries, of keys and of values, as `PieceAttention.attend` takes them."""
         parts = self.split(pieces.size, x, cos, sin, norm, query, key_value)
         return parts[:len(pieces)], parts[len(pieces):-len(pieces)], parts[-len(pieces):]
 
@@ -103,7 +103,7 @@ class LongPrefillAttention(nn.Cell):
     def construct(self, x, cos, sin, pieces, shift, documents, index, key_cache, value_cache,
                   norm, query, key_value, dense, dense_bias):
         queries, keys, values = self.projected(pieces, x, cos, sin, norm, query, key_value)
-        results, _ = attend(queries, keys, values, pieces)
+        results, _ = self.functions.kernels.in_pieces.attend(queries, keys, values, pieces)
         return self.finish(x, index, key_cache, value_cache, len(pieces), dense, dense_bias, *results, *keys, *values)
 
     @ms.jit

@@ -138,11 +138,17 @@ class Attend(nn.Cell):
     """softmax(query·keyᵀ + mask)·dropout·value, softmax in float32; arguments as `portable_kernels.attention`."""
 
     def construct(self, query, key, value, mask, dropout):
-        return _product(self.dropped(self.probabilities(query, key, mask), dropout).astype(query.dtype), value)
+        dropped = self.dropped(self.probabilities(query, key, mask), dropout).astype(query.dtype)
+        return _product(by_key_head(dropped, key), value).reshape(query.shape)
 
     def probabilities(self, query, key, mask):
-        scores = _product_bt(query, key).astype(ms.float32)
+        scores = self.scores(query, key).astype(ms.float32)
         return _softmax(scores + like(mask, scores))
+
+    def scores(self, query, key):
+        """query·keyᵀ: (B, n, S, T)."""
+        scores = _product_bt(by_key_head(query, key), key)
+        return scores.reshape(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
 
     def dropped(self, probabilities, dropout):
         return probabilities if dropout is None else probabilities * dropout
@@ -151,14 +157,20 @@ class Attend(nn.Cell):
         """dS = P·(dP − Σ dP·P); that sum is Σ dout·out (Dao et al., arXiv:2205.14135, section B.2)."""
         probabilities = self.probabilities(query, key, mask)
         dropped = self.dropped(probabilities, dropout).astype(query.dtype)
-        dvalue = _product_at(dropped, dout)
-        dprobabilities = self.dropped(_product_bt(dout, value).astype(ms.float32), dropout)
+        dvalue = _product_at(by_key_head(dropped, key), by_key_head(dout, key))
+        dprobabilities = self.dropped(self.scores(dout, value).astype(ms.float32), dropout)
         batch, heads, length, dim = query.shape
         ones = ops.ones((dim, 1), ms.float32)
         total = _matmul((dout * out).astype(ms.float32).reshape(-1, dim), ones).reshape(batch, heads, length, 1)
         dscores = probabilities * (dprobabilities - _tile(total, (1, 1, 1, key.shape[2])))
-        dscores = dscores.astype(query.dtype)
-        return _product(dscores, key), _product_at(dscores, query), dvalue, ops.zeros_like(mask), no_gradient(dropout)
+        dscores = by_key_head(dscores.astype(query.dtype), key)
+        return (_product(dscores, key).reshape(query.shape), _product_at(dscores, by_key_head(query, key)), dvalue,
+                ops.zeros_like(mask), no_gradient(dropout))
+
+
+def by_key_head(x, key):
+    """(B, n, S, …) → (B, m, n/m·S, …): below each head of keys (B, m, T, D) the rows of all its n/m heads."""
+    return x.reshape(key.shape[0], key.shape[1], -1, x.shape[3])
 
 
 def no_gradient(x):

@@ -4,8 +4,10 @@ They are spelt as was measured to be fast on CPU: a product as one MatMul over 2
 RMSNorm by ReduceMean and Rsqrt, softmax attention with an additive mask.
 """
 
+import math
+
 import mindspore as ms
-from mindspore import ops
+from mindspore import Tensor, ops
 
 from telechat.nn.portable_gradients import (AddBias, Attend, MergeHeads, RmsNorm, Rotate, SplitHeads, SplitKeyValue,
                                             Swiglu)
@@ -97,10 +99,6 @@ def attention(query, key, value, mask, scale, dropout=None):
     Returns:
         Tensor: (B, n, S, D) in query's dtype; softmax in float32.
     """
-    batch, heads, length, dim = query.shape
-    groups = heads // key.shape[1]
-    if groups > 1:
-        key, value = _repeat_heads(key, groups), _repeat_heads(value, groups)
     return _attend(query * scale, key, value, mask, dropout)
 
 
@@ -111,13 +109,11 @@ def write_cache(key_cache, value_cache, key, value, index):
 
 
 def decoding_places(positions, slopes, heads, length):
-    """The rows of the cache to write, and the additive mask over all its tokens: (B, 1, 1, T) or (B, m, n/m, T)."""
+    """The rows of the cache to write, and the additive mask over all its tokens: (B, 1 or n, 1, T)."""
     batch = positions.shape[0]
     distance = positions.reshape(batch, 1, 1, 1) - ops.arange(length).astype(ms.int32)
     bias = 0.0 if slopes is None else -slopes * distance.astype(ms.float32)
     mask = ops.select(distance >= 0, bias + ops.zeros_like(distance).astype(ms.float32), MASKED)
-    if slopes is not None:
-        mask = mask.reshape(batch, heads, -1, length)
     index = (ops.arange(batch * heads).astype(ms.int32).reshape(batch, heads) * length
              + positions.reshape(batch, 1)).reshape(-1)
     return index, mask
@@ -135,20 +131,7 @@ def cached_attention(query, key_value, rotation, caches, places, scale):
         query, key = rotate(query, cos, sin), rotate(key, cos, sin)
     keys = ops.depend(keys, _write(key_cache, index, key.reshape(-1, dim)))
     values = ops.depend(values, _write(value_cache, index, value.reshape(-1, dim)))
-    return _attend_once(query * scale, keys, values, mask).reshape(batch, -1)
-
-
-def _attend_once(query, key, value, mask):
-    """As `attention` with queries that hold the scale: grouped heads as one head's several queries."""
-    batch, heads, _, dim = query.shape
-    query = query.reshape(batch, key.shape[1], heads // key.shape[1], dim)
-    return _attend(query, key, value, mask, None)
-
-
-def _repeat_heads(x, groups):
-    batch, heads, length, dim = x.shape
-    x = ops.broadcast_to(x.reshape(batch, heads, 1, length, dim), (batch, heads, groups, length, dim))
-    return x.reshape(batch, heads * groups, length, dim)
+    return attention(query, keys, values, mask, scale).reshape(batch, -1)
 
 
 def swiglu(gate, up):
@@ -172,8 +155,18 @@ def token_cross_entropy(logits, labels, weights):
     return losses * weights, gradient
 
 
+def adamw_scalars(updates, rate, betas, epsilon, decay):
+    """The kernel has no bias correction.
+
+    With c1 = 1 − β1^t and c2 = 1 − β2^t it gets rate·√c2/c1, eps·√c2 and decay·c1/√c2, which makes it torch's AdamW.
+    """
+    c1, root_c2 = 1 - betas[0] ** updates, math.sqrt(1 - betas[1] ** updates)
+    numbers = (rate * root_c2 / c1, *betas, epsilon * root_c2, decay * c1 / root_c2, 0.0)
+    return [Tensor(value, ms.float32) for value in (updates, *numbers)]
+
+
 def adamw(parameter, first_moment, second_moment, gradient, step, rate, beta1, beta2, epsilon, decay):
-    """Without bias correction, which `Kernels.adamw_scalars` folds into rate, epsilon and decay."""
+    """Without bias correction, which `adamw_scalars` folds into rate, epsilon and decay."""
     return _adam(parameter, first_moment, second_moment, rate, beta1, beta2, epsilon, decay, gradient)
 
 

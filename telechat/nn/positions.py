@@ -28,7 +28,7 @@ def decoding_tables(config, max_length):
     return cos, sin
 
 
-def causal_mask(config, length, attention_mask=None, documents=None):
+def causal_mask(config, length, attention_mask=None, documents=None, heads=slice(None)):
     """Additive mask of causal self-attention, with ALiBi's bias where the model has it.
 
     Args:
@@ -36,9 +36,10 @@ def causal_mask(config, length, attention_mask=None, documents=None):
         length (int): S.
         attention_mask (array, shape (B, S)): 0 hides a token (padding); None for no padding.
         documents (array of int, shape (B, S)): tokens see those of the same number only; None: all.
+        heads (slice): of the n_head heads, those wanted, n.
 
     Returns:
-        float32 array of shape (1 or B, 1 or n_head, S, S).
+        float32 array of shape (1 or B, 1 or n, S, S).
     """
     positions = np.arange(length)
     visible = (positions[:, None] >= positions[None, :])[None, None]
@@ -47,5 +48,16 @@ def causal_mask(config, length, attention_mask=None, documents=None):
     if documents is not None:
         documents = np.asarray(documents)
         visible = visible & (documents[:, None, :, None] == documents[:, None, None, :])
-    bias = alibi_bias(config.n_head, positions, positions)[None] if config.position_embedding == "alibi" else 0
+    bias = alibi_bias(config.n_head, positions, positions)[None, heads] if config.position_embedding == "alibi" else 0
     return np.where(visible, bias, MASKED).astype(np.float32)
+
+
+def set_apart(padding, documents):
+    """Padding (B, S), 0 hides a token, and documents (B, S) as documents alone; each may be None.
+
+    Pads are a document of their own: who sees its own kind only, pads and tokens apart, sees what it should.
+    """
+    if padding is None:
+        return documents
+    shown = (np.asarray(padding) != 0).astype(np.int32)
+    return shown if documents is None else np.where(shown, documents, -1)

@@ -8,7 +8,6 @@ from mindspore import Tensor
 from telechat.nn.dropout import dropout_mask
 from telechat.nn.block_passes import BlockPasses
 from telechat.nn.graphs import Accumulate
-from telechat.nn.long_attention import visible_tokens
 from telechat.nn.positions import sequence_tables
 from telechat.parallel.collectives import all_gather_rows
 from telechat.parallel.plan import own_heads
@@ -34,7 +33,7 @@ class _Part:
     """What a micro-batch leaves between its forward and its backward pass."""
 
     input_ids: np.ndarray
-    tables: tuple  # cos, sin, and the three of `visible_tokens`
+    tables: tuple  # cos, sin, and the three of `Kernels.attention_tensors`
     place: tuple  # (step, number of the micro-batch): which dropout masks are drawn
     kept: list = dataclasses.field(default_factory=list)  # of each layer: its input, what its backward pass starts from
     output: Tensor = None
@@ -177,7 +176,9 @@ class StageCompute:
         return tables
 
     def _visible(self, length, padding=None, documents=None):
-        return visible_tokens(self.kernels, self.config, length, padding, documents, own_heads(self.config, self.tensor))
+        heads = own_heads(self.config, self.tensor)
+        return self.kernels.attention_tensors(self.config, length, padding, documents, heads,
+                                              self.config.attention_dropout > 0)
 
     def _drops(self, job, layer):
         """Dropout masks of a block: attention, and the two outputs added to the residual."""

@@ -141,6 +141,42 @@ def test_documents():
     assert flash.outputs[0] == ("bfloat16", (39, 4, 16))
 
 
+@pytest.mark.parametrize("fields, documents", [
+    (dict(position_embedding="alibi", attention_dropout=0.1), False),
+    (dict(position_embedding="alibi"), True),
+    (dict(attention_dropout=0.1), True),
+    (dict(position_embedding="alibi", attention_dropout=0.1), True),
+], ids=["ALiBi and dropout", "documents and ALiBi", "documents and dropout", "all"])
+def test_combinations(fields, documents):
+    """With documents a mask of all tokens: in layout TND bias and dropout mask change their shapes with the lengths."""
+    import numpy as np
+
+    parts = Parts(**fields)
+    apart = np.repeat([0, 1, 2, 3], 4)[None].repeat(2, 0) if documents else None
+    alibi, dropout = "position_embedding" in fields, "attention_dropout" in fields
+    visible = parts.kernels.attention_tensors(parts.config, 16, documents=apart, dropout=dropout)
+    assert visible[2] is None
+    for (cell, *inputs), name in zip(parts.attention(visible), ("FlashAttentionScore", "FlashAttentionScoreGrad")):
+        graph = export(cell, *inputs)
+        assert [graph.counts().get(other, 0) for other in (name, "Softmax")] == [1, 0]
+        flash = graph.named(name)[0]
+        # The scale is in the queries where there is a bias.
+        assert flash.constants[-8:] == [4, pytest.approx(0.9) if dropout else 1.0, 1.0 if alibi else 0.25, LARGEST,
+                                        LARGEST, 0, 3, 0 if documents else 2]
+        types = [graph.types[value] for value in flash.inputs if value in graph.types]
+        assert (("bfloat16", (1, 4, 16, 16)) in types, ("uint8", (2, 4, 16, 2)) in types) == (alibi, dropout)
+        assert (("uint8", (2, 1, 16, 16)) in types, ("uint8", (2048, 2048)) in types) == (documents, not documents)
+        check_clean(graph)
+
+
+def test_dropout_of_a_length_that_flash_attention_does_not_take():
+    """Portable attention on heads that lie as flash attention wants them."""
+    parts = Parts(length=12, attention_dropout=0.1)
+    (cell, *inputs), _ = parts.attention(parts.kernels.attention_tensors(parts.config, 12, dropout=True))
+    counts = export(cell, *inputs).counts()
+    assert counts["Softmax"] == 1 and "FlashAttentionScore" not in counts
+
+
 def test_portable_attention_on_ascend():
     """use_flash_attention false: the other fused operations stay."""
     from telechat import TeleChat

@@ -9,7 +9,7 @@ from telechat import TeleChat, TrainConfig, Trainer
 from telechat.generation.engine import Engine
 from telechat.nn import long_attention
 from telechat.nn.kernels import Kernels
-from telechat.nn.long_attention import Pieces, attend, attend_backward, goes_in_pieces
+from telechat.nn.long_attention import Pieces, goes_in_pieces
 from telechat.nn.positions import causal_mask
 from telechat.parallel.parallel_config import ParallelConfig
 from tests.test_model import as_torch, small_config
@@ -30,10 +30,11 @@ def compare(query, key, value, pieces, mask):
 
     dresult = draw(*query.shape)
     parts = [cut(array) for array in (query, key, value)]
-    results, normalisers = attend(*parts, pieces)
+    in_pieces = Kernels().in_pieces
+    results, normalisers = in_pieces.attend(*parts, pieces)
     inners = [Tensor(-(one.asnumpy() * other.asnumpy()).sum(-1, keepdims=True))
               for one, other in zip(results, cut(dresult))]
-    gradients = attend_backward(*parts, normalisers, cut(dresult), inners, pieces)
+    gradients = in_pieces.attend_backward(*parts, normalisers, cut(dresult), inners, pieces)
     tensors = [torch.tensor(array, dtype=torch.float64, requires_grad=True) for array in (query, key, value)]
     expected = torch.nn.functional.scaled_dot_product_attention(
         *tensors, attn_mask=torch.tensor(mask, dtype=torch.float64), scale=1.0, enable_gqa=True)
@@ -84,7 +85,7 @@ def test_a_distant_key_may_outweigh_all_near_ones():
 def test_which_way_is_taken():
     assert goes_in_pieces(Kernels(), long_attention.WHOLE + 1)
     assert not goes_in_pieces(Kernels(), long_attention.WHOLE)
-    assert not goes_in_pieces(Kernels(keep_prob=0.9), 8192)
+    assert not goes_in_pieces(Kernels(), 8192, dropout=True)
     assert not goes_in_pieces(Kernels(flash=True), 8192)
 
 
@@ -153,3 +154,36 @@ def test_a_prompt_in_pieces_answers_the_same(in_pieces):
         engine.reserve(2, 64)
         logits.append(np.stack([engine.prefill(1, prompt), engine.decode([5, 7], [0, 43])[1]]))
     assert np.abs(logits[0] - logits[1]).max() <= 1e-5 * np.abs(logits[0]).max()
+
+
+@pytest.mark.parametrize("fields", [dict(num_key_value_heads=2), dict(position_embedding="alibi")],
+                         ids=["grouped heads", "alibi"])
+def test_a_model_evaluates_the_same_in_pieces(in_pieces, monkeypatch, fields):
+    """Logits with left padding, and the losses that evaluation sums; no scores of the whole sequence."""
+    from telechat.evaluation.forward import Forward
+    from telechat.nn import portable_kernels
+
+    model = TeleChat(small_config(initializer_range=0.2, **fields))
+    ids = np.random.default_rng(0).integers(4, 96, (2, 43))
+    shown = np.ones_like(ids)
+    shown[1, :11] = 0
+    outcomes, whole = [], portable_kernels.attention
+    for on in (False, True):
+        in_pieces(on)
+        if on:
+            monkeypatch.setattr(portable_kernels, "attention", None)
+        sums, counts = Forward(model).losses(ids.tolist(), ids.tolist())
+        outcomes.append((model(ids, shown).asnumpy()[shown == 1], Forward(model).last_logits(ids.tolist()), sums))
+    monkeypatch.setattr(portable_kernels, "attention", whole)
+    for one, other in zip(*outcomes):
+        assert np.abs(one - other).max() <= 1e-5 * np.abs(one).max()
+
+
+def test_evaluation_in_pieces_equals_torch(in_pieces):
+    in_pieces(True)
+    model = TeleChat(small_config(initializer_range=0.2))
+    ids = np.random.default_rng(0).integers(4, 96, (2, 43))
+    tensors = {name: tensor.double() for name, tensor in as_torch(model).items()}
+    reference = TorchTeleChat(model.config.to_dict(), tensors)
+    expected = reference(torch.tensor(ids)).numpy()
+    assert np.abs(model(ids).asnumpy() - expected).max() <= 2e-5 * np.abs(expected).max()

@@ -1,0 +1,111 @@
+"""What flash attention needs to know of the tokens: masks, ALiBi's bias, dropout, where documents end."""
+
+import functools
+
+import numpy as np
+from mindspore import Tensor, ops
+
+from telechat.nn.alibi import alibi_slopes
+from telechat.nn.flash_attention import MASK_SIZE, MOST_DOCUMENTS, SHIFT_ROWS, check_end_values
+from telechat.nn.positions import set_apart
+
+
+def flash_tensors(config, length, dtype, padding, documents, heads, dropout):
+    """The three of `Kernels.attention_tensors` for `flash_attention`: mask, shift, documents.
+
+    Documents and padding go by layout TND, where their ends say all. There ALiBi's bias and the dropout
+    mask would change their shape from batch to batch, and compile anew; with them, and for documents
+    in several parts, there is a mask of S × S instead, and all of the bias.
+
+    Args:
+        config, length, padding, documents, heads: as of `Kernels.attention_tensors`.
+        dtype: of the bias, a MindSpore dtype.
+        dropout (bool): whether there will be a dropout mask.
+
+    Returns:
+        (Tensor, Tensor, Tensor): uint8, the mask that all lengths share or (B, 1, S, S); the bias (1, n, S or
+        1024, S) or None; int64, `document_ends`, or None.
+    """
+    documents = set_apart(padding, documents)
+    alibi = config.position_embedding == "alibi"
+    ends = None if documents is None or alibi or dropout else document_ends(documents)
+    masked = documents is not None and ends is None
+    shift = None
+    if alibi:
+        rows = length if masked else min(length, SHIFT_ROWS)
+        shift = _shift_tensor(tuple(alibi_slopes(config.n_head)[heads].tolist()), length, rows, dtype)
+    mask = Tensor(hidden(documents)) if masked else causal_mask_tensor()
+    return mask, shift, None if ends is None else Tensor(ends)
+
+
+def hidden(documents):
+    """Which keys documents (B, S) hide from which queries: uint8 (B, 1, S, S), 1 hides."""
+    documents = np.asarray(documents)
+    length = documents.shape[1]
+    return ((documents[:, None, :, None] != documents[:, None, None, :]) | ~np.tri(length, dtype=bool)).astype(np.uint8)
+
+
+@functools.cache
+def causal_mask_tensor():
+    """The causal mask of every length, uint8 (2048, 2048), 1 above the diagonal; one for the process."""
+    return Tensor(np.triu(np.ones((MASK_SIZE, MASK_SIZE), np.uint8), 1))
+
+
+@functools.lru_cache(maxsize=1)
+def _shift_tensor(slopes, length, rows, dtype):
+    return Tensor(alibi_shift(np.array(slopes, np.float32), length, rows)).astype(dtype)
+
+
+def alibi_shift(slopes, length, rows):
+    """The last ``rows`` rows of ALiBi's bias, float32 (1, n, rows, S)."""
+    rows = np.arange(length - rows, length)
+    distance = np.maximum(rows[:, None] - np.arange(length)[None, :], 0).astype(np.float32)
+    return (-slopes[:, None, None] * distance)[None]
+
+
+def pack_dropout(mask):
+    """A dropout mask (B, n, S, T), 0 where a score is dropped, as a bit a score: uint8 (B, n, S, T / 8).
+
+    T is a multiple of 8.
+    """
+    return np.packbits(mask != 0, axis=-1, bitorder="little")
+
+
+def document_ends(documents):
+    """Where the documents of a batch end, for layout TND with `with_filler`: int64 (B·most + 1,).
+
+    ``most`` is the power of two that holds the documents of every row, so that a few compiled graphs
+    serve all batches. The operation takes no empty document: what is missing to ``most`` a row is cut
+    from filler tokens behind the batch, at least one token each.
+
+    Args:
+        documents (array): int (B, S).
+
+    Returns:
+        The array; None where a row has a document in two parts, or the batch has more than 1023.
+    """
+    batch, length = documents.shape
+    most = 2
+    while most < (documents[:, 1:] != documents[:, :-1]).sum(axis=1).max() + 1:
+        most *= 2
+    count = batch * most + 1
+    if count > MOST_DOCUMENTS:
+        return None
+    ends = []
+    for row, numbers in enumerate(documents):
+        last = np.append(np.flatnonzero(numbers[1:] != numbers[:-1]), length - 1)
+        if len(np.unique(numbers[last])) != len(last):
+            return None
+        ends += list(row * length + last + 1)
+    filler = count - batch
+    missing = count - len(ends)
+    ends += [batch * length + position for position in range(1, missing)] + [batch * length + filler]
+    check_end_values(tuple(int(end) for end in ends), batch * length + filler)
+    return np.array(ends, np.int64)
+
+
+def with_filler(x, ends):
+    """(B, S, heads, D) → (B·S + filler, heads, D), as `document_ends` counts on it."""
+    batch, length, heads, dim = x.shape
+    rows = x.reshape(batch * length, heads, dim)
+    return ops.concat((rows, ops.zeros((ends.shape[0] - batch, heads, dim), x.dtype)), 0)
