@@ -51,7 +51,8 @@ def main():
             results = list(pool.map(lambda number: ask(client, model, number, arguments.max_tokens),
                                     range(arguments.clients)))
         speed = sum(tokens for _, tokens, _ in results) / (time.perf_counter() - begin)
-        return [(text, tokens) for text, tokens, _ in results], speed, *np.percentile([first for _, _, first in results], (50, 99))
+        waits = np.percentile([first for _, _, first in results], (50, 99))
+        return [(text, tokens) for text, tokens, _ in results], speed, *waits
 
     measure(1)  # compiles what is not compiled yet
     alone, crowd = zip(*[(measure(1), measure(arguments.clients)) for _ in range(arguments.rounds)])
