@@ -10,7 +10,7 @@ from telechat.errors import InputError, describe_error
 from telechat.version import check_mindspore
 
 UNEXPECTED = "error: unexpected "  # how the line about a failure begins that is not the user's
-IN_THIS_LOG = "above"  # where its traceback is, in the log of a process under msrun
+TRACEBACK_FOLDER = "TELECHAT_TRACEBACK_FOLDER"  # variable that names where its traceback goes; unset: the temporary folder
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -29,8 +29,8 @@ class ArgumentParser(argparse.ArgumentParser):
 def run(main):
     """Run ``main()`` and exit: 0, or its return value, or 2 with one sentence on bad input.
 
-    Anything else that goes wrong is one line too, and exit status 1; its traceback goes to a file named there. A
-    process under msrun has a log of its own: that is the file, and `tools/launch.py` shows the line and names it.
+    Anything else that goes wrong is one line too, and exit status 1; its traceback goes to a file named there.
+    `tools/launch.py` has the files of its processes beside their logs.
     """
     try:
         check_mindspore()
@@ -55,15 +55,14 @@ def run(main):
 
 def save_traceback():
     """Write the traceback of the exception being handled to a new file; returns its path, or in words where it is."""
-    if "RANK_ID" in os.environ:
-        traceback.print_exc()
-        return IN_THIS_LOG
     program = os.path.splitext(os.path.basename(sys.argv[0]))[0] or "telechat"
+    text = traceback.format_exc()
     try:
         with tempfile.NamedTemporaryFile("w", prefix=f"{program}-error-", suffix=".txt", delete=False,
-                                         encoding="utf-8", errors="backslashreplace") as file:
-            file.write(f"{' '.join(sys.argv)}\n\n{traceback.format_exc()}")
+                                         dir=os.environ.get(TRACEBACK_FOLDER), encoding="utf-8",
+                                         errors="backslashreplace") as file:
+            file.write(f"{' '.join(sys.argv)}\n\n{text}")
         return file.name
     except OSError:
-        traceback.print_exc()
+        print(text, end="", file=sys.stderr)
         return "above; no file can be written"

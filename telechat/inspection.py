@@ -89,7 +89,8 @@ def describe_dataset(directory, samples=2, tokenizer=None, color=False):
     Args:
         directory (str): written by tools/preprocess.py.
         samples (int): rows to show.
-        tokenizer (str): file or directory of the tokenizer that made it; None: token ids are shown.
+        tokenizer (str): file or directory of the tokenizer that made it; None: it is looked for where it was then, and
+            token ids are shown where it is gone.
         color (bool): mark by colour instead of ⟦ and ⟧.
 
     Raises:
@@ -101,11 +102,9 @@ def describe_dataset(directory, samples=2, tokenizer=None, color=False):
 
     dataset = PackedDataset(directory, batch_size=1, shuffle=False)
     settings = dataset.info["settings"]
-    tok = None
-    if tokenizer is not None:
-        tok = Tokenizer.from_pretrained(tokenizer)
-        if tok.sha256 != settings["tokenizer"]["sha256"]:
-            raise InputError(f"--tokenizer {tokenizer} is another one than {directory} was made with")
+    tok = _recorded_tokenizer(settings) if tokenizer is None else Tokenizer.from_pretrained(tokenizer)
+    if tok is not None and tok.sha256 != settings["tokenizer"]["sha256"]:
+        raise InputError(f"--tokenizer {tokenizer} is another one than {directory} was made with; give that one")
     yield f"dataset      {directory}: sequences of {settings['max_length']} tokens, seed {settings['seed']}"
     sources = ", ".join(f"{source['file']} × {source['weight']:g}" for source in settings["sources"])
     yield f"sources      {sources}"
@@ -127,6 +126,17 @@ def describe_dataset(directory, samples=2, tokenizer=None, color=False):
         yield ""
         yield f"row {number}" + ("" if color else ": what the loss counts stands between ⟦ and ⟧")
         yield _marked(ids, [label != IGNORED for label in labels], settings["tokens"]["pad"]["id"], tok, color)
+
+
+def _recorded_tokenizer(settings):
+    """The tokenizer where it was when the dataset was made; None where it is there no longer, or has changed."""
+    from telechat.data.tokenizer import Tokenizer
+
+    try:
+        tok = Tokenizer.from_pretrained(settings["tokenizer"]["path"])
+    except (KeyError, InputError):
+        return None
+    return tok if tok.sha256 == settings["tokenizer"]["sha256"] else None
 
 
 def _marked(ids, counted, pad, tok, color):

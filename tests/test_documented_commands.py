@@ -139,14 +139,17 @@ def run(command, folder, code=None):
 
 def run_server(command, folder, environment, code):
     """Start a server, look at its page, ask it what the page's Python asks, and stop it."""
+    command, = scaled(command) if command.startswith("python tools/launch.py ") else [command]
     process = subprocess.Popen(["bash", "-c", f"exec {re.sub(' --port [0-9]+', '', command)} --port 0"], cwd=folder,
                                env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     url = next((found[1] for found in (re.search(r"at (http://\S+)/ ", line) for line in process.stdout) if found), None)
     if url:
         assert b"TeleChat" in urllib.request.urlopen(url).read()
         if code:
-            asked = subprocess.run([sys.executable, "-c", code.replace("http://127.0.0.1:8000", url)], cwd=folder,
-                                   env=environment, capture_output=True, text=True, timeout=120)
+            model = re.search(r"--load_checkpoint (\S+)", command)[1]
+            code = code.replace("http://127.0.0.1:8000", url).replace("telechat-12b", model)
+            asked = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True,
+                                   text=True, timeout=120)
             assert asked.returncode == 0, asked.stderr
         process.send_signal(signal.SIGTERM)
     output = process.communicate(timeout=60)[0]
@@ -166,8 +169,8 @@ def steps(page):
         if command == "make demo":
             yield from demo_commands()
         elif not command.startswith((*NOT_RUN, "size=", "'size=")):
-            # "The commands are the same for all three models": datasets and checkpoints of all three are used below.
-            each = sizes if re.search("torch-to-ms|tools/preprocess.py", command) else sizes[:1]
+            # "The commands are the same for all three models", and run for all three up to serving.
+            each = sizes if re.search("torch-to-ms|tools/(?:preprocess|train|generate|serve).py", command) else sizes[:1]
             for size, length in each if "$size" in command else [("", "")]:
                 yield command.replace("$size", size).replace("$length", length)
 

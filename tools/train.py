@@ -49,7 +49,7 @@ def main(argv=None):
         print(f"report:     {config.output_dir}/report.html")
     if finished:
         print(f"next:       python tools/generate.py --load_checkpoint {config.output_dir}/final\n"
-              f"or:         python tools/serve.py --load_checkpoint {config.output_dir}/final   # chat in a browser")
+              f"in browser: python tools/serve.py --load_checkpoint {config.output_dir}/final")
     else:
         print("next:       the same command with --resume")
     return 0

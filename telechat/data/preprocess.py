@@ -47,7 +47,7 @@ def preprocess(sources, tokenizer, output_path, max_length, chat_format=None, se
         "eval_share": eval_share,
         "sources": [{"file": os.path.basename(source.path), "weight": source.weight} for source in sources],
         "tokens": tokens,
-        "tokenizer": {"file": tokenizer.file_name, "sha256": tokenizer.sha256,
+        "tokenizer": {"file": tokenizer.file_name, "path": os.path.abspath(tokenizer.path), "sha256": tokenizer.sha256,
                       "vocab_size": tokenizer.vocab_size},
     }
     return write_dataset(output_path, splits, settings)

@@ -4,8 +4,6 @@ import os
 import re
 import sys
 
-from telechat.cli import IN_THIS_LOG
-
 SHOWN_LINES = 25
 # After its traceback a process under MindSpore takes some seconds to end (6 measured), and others may fail
 # of it meanwhile: an error line counts. One written longer ago was survived.
@@ -61,15 +59,11 @@ class Log:
             elif line.startswith(REFUSAL):
                 self._write(b"".join(shown))
                 shown = []
-                self.said.append(self.sentence(line.decode(errors="replace").rstrip()))
+                self.said.append(line.decode(errors="replace").rstrip())
                 say(self.said[-1])
             elif not CHATTER.match(line.decode(errors="replace")):
                 shown.append(line)
         self._write(b"".join(shown))
-
-    def sentence(self, line):
-        """A line that begins with "error: ", with this file named where it says that the traceback stands above."""
-        return line.replace(f"(details: {IN_THIS_LOG})", f"(details: {self.path})")
 
     def finish(self):
         """Nothing more will come: show what was withheld."""

@@ -15,6 +15,7 @@ import sysconfig
 import tempfile
 import time
 
+from telechat.cli import TRACEBACK_FOLDER
 from telechat.errors import InputError
 from telechat.parallel.msrun_job import MsrunJob
 
@@ -132,7 +133,7 @@ def launch(plan):
     # Beside the logs rather than in /tmp, which is often mounted so that nothing in it can be executed.
     with tempfile.TemporaryDirectory(prefix=".launch-", dir=log_dir) as folder:
         write_python(folder, plan.node_rank)
-        variables = {**DEFAULT_VARIABLES, **os.environ,
+        variables = {**DEFAULT_VARIABLES, **os.environ, TRACEBACK_FOLDER: log_dir,
                      "PATH": folder + os.pathsep + os.environ.get("PATH", os.defpath)}
         job = MsrunJob(plan.local_ranks, plan.nodes, log_dir, folder)
         libc = ctypes.CDLL(None)

@@ -218,15 +218,15 @@ class MsrunJob:
         log, code = self.logs[rank], self.workers[rank].code
         lines = log.lines()
         sentences = [line for line in lines if line.startswith("error: ")]
-        if code is None and sentences and not any(line.startswith("Traceback") for line in lines):
+        unexpected = bool(sentences) and sentences[-1].startswith(UNEXPECTED)
+        if code is None and sentences and not unexpected and not any(line.startswith("Traceback") for line in lines):
             code = 2  # `telechat.cli.run` had said why, and msrun did not wait for the end
         if any(NOT_MET in line for line in lines):
             say("error: the processes did not all find each other in time; start every node with the same "
                 "-n, --nodes and --master and its own --node_rank, or give more --cluster_time_out")
-        elif sentences and (code == 2 or sentences[-1].startswith(UNEXPECTED)):
-            sentence = log.sentence(sentences[-1])
-            if not any(sentence in other.said for other in self.logs.values()):
-                say(sentence)
+        elif unexpected or sentences and code == 2:
+            if not any(sentences[-1] in other.said for other in self.logs.values()):
+                say(sentences[-1])
         else:
             where = " on this node" if self.nodes > 1 else ""
             return show_end(log, f"rank {rank} failed first{where}, {describe(code)}", 2 if code == 2 else 1)

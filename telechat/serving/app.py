@@ -9,6 +9,7 @@ import time
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
@@ -21,6 +22,7 @@ from telechat.serving.service import Choice
 
 LARGEST_BODY = 1 << 20  # bytes
 PATIENCE = 30.0  # seconds that a client may take to send a body
+GONE = 499  # the status, of nginx's making, that metrics count a request under whose client went away
 
 
 class App:
@@ -125,7 +127,7 @@ class _Answer:
         try:
             await asyncio.wait({collected, gone}, return_when=asyncio.FIRST_COMPLETED)
             if not collected.done():
-                return Response(status_code=499)  # nobody reads it
+                return Response(status_code=GONE)  # nobody reads it
             texts, reasons = collected.result()
         finally:
             collected.cancel()
@@ -234,6 +236,8 @@ async def _read_body(request):
 
     try:
         return await asyncio.wait_for(read(), PATIENCE)
+    except ClientDisconnect:
+        raise Refusal(GONE, "the client went away while it sent the body") from None  # nobody reads it; metrics count it
     except asyncio.TimeoutError:
         raise Refusal(408, f"the body did not arrive within {PATIENCE:.0f} seconds") from None
 

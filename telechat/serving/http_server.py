@@ -1,13 +1,16 @@
 """uvicorn in a thread of its own: the main thread belongs to the engine."""
 
+import json
 import socket
 import threading
 import time
 
+import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from telechat.errors import InputError
+from telechat.serving.refusal import Refusal
 
 HEAD_SECONDS = 15.0  # that a client may take to send a request's head
 TAKE_SECONDS = 30.0  # that a client may leave what was sent to it untaken
@@ -48,6 +51,16 @@ class _Protocol(H11Protocol):
     def data_received(self, data):
         super().data_received(data)
         self._watch()
+
+    def send_400_response(self, msg):
+        """What is no HTTP is refused in OpenAI's form; uvicorn's own is plain text, and fails where an answer has begun."""
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            body = json.dumps(Refusal(400, "this is not an HTTP request that can be read").body()).encode()
+            headers = [("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")]
+            for event in (h11.Response(status_code=400, headers=headers, reason=b"Bad Request"), h11.Data(data=body),
+                          h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event))
+        self.transport.close()
 
     def connection_lost(self, exc):
         for timer in (self._timer, self._sending):

@@ -27,8 +27,8 @@ def describe_run(run):
         f"optimizer   AdamW, lr {train.learning_rate:g} {train.lr_schedule}, {train.dtype}, "
         f"clip {train.max_grad_norm:g}",
         f"kernels     {run.kernels.describe()}",
-        f"memory      about {memory.peak / 1e9:.2f} GB expected at the peak{process}: weights, gradients, optimizer "
-        f"{states / 1e9:.2f}, activations {memory.activations / 1e9:.2f}",
+        f"memory      about {memory.peak / 1e9:.2f} GB expected at the peak{process}:",
+        f"            weights, gradients, optimizer {states / 1e9:.2f}, activations {memory.activations / 1e9:.2f}",
         f"output      {config.output_dir}",
         *_describe_mesh(run.mesh, config.parallel, model, train.micro_batches)]
 

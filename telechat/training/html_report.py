@@ -1,6 +1,7 @@
 """``report.html``: how a run went, in one file that needs nothing else."""
 
 import html
+import itertools
 import math
 import os
 
@@ -10,8 +11,8 @@ _STYLE = """:root { color-scheme: light dark; --line: #8886; --a: #1565c0; --b: 
 body { font: 15px/1.5 system-ui, "Noto Sans CJK SC", sans-serif; max-width: 60rem; margin: 1rem auto; padding: 0 1rem; }
 svg { max-width: 100%; height: auto; } text { font: 11px system-ui, sans-serif; fill: currentColor; }
 table { border-collapse: collapse; width: 100%; } td, th { border: 1px solid var(--line);
-padding: .3rem .5rem; text-align: left; vertical-align: top; } pre { overflow-x: auto; border: 1px solid var(--line); padding: .6rem; } .charts { display: flex;
-flex-wrap: wrap; gap: 1rem; } figure { margin: 0; flex: 1 1 26rem; }"""
+padding: .3rem .5rem; text-align: left; vertical-align: top; } pre { overflow-x: auto; border: 1px solid var(--line); padding: .6rem; }
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(26rem, 100%), 1fr)); gap: 1rem; } figure { margin: 0; }"""
 
 
 def write_report(path, records, total_steps, config, answers, held_out):
@@ -37,11 +38,13 @@ def page(records, total_steps, config, answers, held_out):
     done = steps[-1]["step"] if steps else 0
     skipped = [record["step"] for record in steps if record["skipped"]]
     speeds = [(record["step"], record["tokens"] / max(record["seconds"], 1e-9)) for record in steps]
+    so_far = list(zip((record["step"] for record in steps), itertools.accumulate(record["skipped"] for record in steps)))
     charts = [
         chart("loss", "cross entropy a token", [("training", _curve(steps, "loss")), ("evaluation", evaluations)]),
         chart("learning rate", "", [("learning rate", _curve(steps, "learning_rate"))]),
         chart("gradient norm", "before clipping", [("gradient norm", _curve(steps, "grad_norm"))]),
         chart("speed", "tokens a second", [("tokens/s", speeds)]),
+        chart("skipped steps", "so far", [("skipped", so_far)]),
     ]
     notes = [f"step {done:,} of {total_steps:,}", f"{sum(record['tokens'] for record in steps):,} tokens"]
     if evaluations:
@@ -83,7 +86,7 @@ def chart(title, unit, curves):
         return f"<figure>{caption}<p>nothing yet</p></figure>"
     low, high, first, last = min(values), max(values), min(steps), max(steps)
     if high == low:
-        low, high = low - 0.5 * abs(low or 1), high + 0.5 * abs(high or 1)
+        low, high = (low - 0.5 * abs(low), high + 0.5 * abs(high)) if low else (0, 1)
 
     def place(step, value):
         x = LEFT + (WIDTH - LEFT - 10) * ((step - first) / (last - first) if last > first else 0.5)

@@ -92,6 +92,44 @@ def test_a_body_that_does_not_come_is_given_up(impatient):
     assert received.startswith(b"HTTP/1.1 408 ") and b"did not arrive" in received
 
 
+@pytest.mark.parametrize("sent", [b"\x16\x03\x01\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: -5\r\n\r\n",
+                                  b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"a" * 100_000],
+                         ids=["TLS", "length", "long head"])
+def test_what_is_no_http_is_refused_in_openais_form(impatient, sent):
+    with socket.create_connection(("127.0.0.1", impatient.port), timeout=20) as client:
+        client.sendall(sent)
+        head, body = read_all(client).split(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert json.loads(body)["error"] == {"message": "this is not an HTTP request that can be read", "param": None,
+                                         "type": "invalid_request_error", "code": None}
+
+
+def test_what_is_no_http_after_an_answer_closes_the_connection(impatient, caplog):
+    with socket.create_connection(("127.0.0.1", impatient.port), timeout=20) as client:
+        client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: text/plain\r\n"
+                       b"Transfer-Encoding: chunked\r\n\r\n")
+        received = b""
+        while b"}}" not in received:
+            received += client.recv(4096)
+        client.sendall(b"no length\r\n")
+        assert received.startswith(b"HTTP/1.1 415 ") and read_all(client) == b""
+    assert caplog.text == "", "no traceback in the server's output"
+
+
+@pytest.mark.parametrize("rest", [b"", b"Transfer-Encoding: chunked\r\n\r\nno length"], ids=["closed", "broken"])
+def test_a_client_that_goes_while_it_sends_a_body_is_no_failure_of_the_server(impatient, rest):
+    with socket.create_connection(("127.0.0.1", impatient.port), timeout=20) as client:
+        client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+                       + (rest or b"Content-Length: 100\r\n\r\n{"))
+    counted = set()
+    wait_until(lambda: counted.update(re.findall(r'path="/v1/completions",status="(\d+)"', metrics(impatient))) or counted)
+    assert counted == {"499"}
+
+
+def metrics(server):
+    return Raw(server.url)("GET", "/metrics")[1].decode()
+
+
 @pytest.fixture(scope="module")
 def hasty(checkpoint):
     """The real server, which waits for a second where it would wait for half a minute."""

@@ -122,6 +122,23 @@ def test_type_stream_stop_and_a_second_turn_that_uses_the_first(page):
     assert answers(page).count() == 0
 
 
+def test_a_screen_reader_hears_only_what_is_new(page):
+    pretend(page, "first answer")
+    ask(page, "one")
+    wait_for_end(page, 1)
+    page.evaluate("""() => { window.heard = []; new MutationObserver(changes => { for (const change of changes)
+        for (const node of change.addedNodes) heard.push(node.textContent); }).observe(
+        document.getElementById("log"), { childList: true, subtree: true }); }""")
+    page.unroute("**/v1/chat/completions")
+    pretend(page, "second answer")
+    ask(page, "two")
+    wait_for_end(page, 2)
+    heard = " ".join(page.evaluate("heard"))
+    assert "two" in heard and "second answer" in heard and "first answer" not in heard and "one" not in heard
+    assert page.locator(".message .text").all_inner_texts() == ["one", "first answer", "two", "second answer"]
+    assert page.get_by_role("button", name="Regenerate").count() == 1
+
+
 def test_regenerate_asks_again_and_copy_copies(page):
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     set_field(page, "Longest answer", "8")

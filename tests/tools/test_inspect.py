@@ -40,8 +40,28 @@ def test_a_dataset_with_the_loss_mask_shown(dataset, capsys):
     assert f"1 rows of 1 conversations (0 dropped, 0 cut), {used} tokens, {len(answer)} of them count" in "\n".join(lines)
     tool.main([str(dataset), "--tokenizer", vocabulary, "--color", "always"])
     assert capsys.readouterr().out.splitlines()[-1].endswith("<_bot>\033[32m您好！<_end>\033[0m")
-    tool.main([str(dataset)])
-    assert capsys.readouterr().out.splitlines()[-1].endswith("⟦" + " ".join(map(str, answer)) + "⟧")
+    tool.main([str(dataset), "--color", "always"])
+    assert capsys.readouterr().out.splitlines()[-1].endswith("<_bot>\033[32m您好！<_end>\033[0m"), "found where it was"
+
+
+@pytest.mark.parametrize("how", ["gone", "changed", "unknown"])
+def test_a_dataset_whose_tokenizer_is_no_longer_there(how, dataset, tmp_path, capsys):
+    copy = shutil.copytree(dataset, tmp_path / "copy")
+    info = json.loads((copy / "dataset.json").read_text())
+    recorded = info["settings"]["tokenizer"]
+    if how == "unknown":  # datasets of older versions
+        del recorded["path"]
+    else:
+        recorded["path"] = str(tmp_path / "tokenizer.model")
+    if how == "changed":
+        shutil.copy(ROOT / "samples" / "tokenizer.model", tmp_path)
+        recorded["sha256"] = "0" * 64
+    (copy / "dataset.json").write_text(json.dumps(info))
+    assert tool.main([str(copy)]) == 0
+    output = capsys.readouterr().out
+    answer = [*Tokenizer.from_pretrained(ROOT / "samples" / "tokenizer.model").encode("您好！"), 2]
+    assert "(give --tokenizer to read the rows as text)" in output
+    assert output.splitlines()[-1].endswith("⟦" + " ".join(map(str, answer)) + "⟧")
 
 
 def test_statistics_of_a_checkpoint(tmp_path, capsys):

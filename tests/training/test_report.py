@@ -81,9 +81,10 @@ def test_the_page_holds_everything_and_needs_nothing():
     for words in ("step 4 of 10", "2,560 tokens", "evaluation loss 5.7500, best 5.5000 at step 3",
                   "1 steps skipped (the last at 2)", "name: <x>", "<b>?", "</td><script>", "yes", "held out of training"):
         assert words in made.text, words
-    assert made.tags.count("svg") == 4 and "script" not in made.tags and "link" not in made.tags and "img" not in made.tags
+    assert made.tags.count("svg") == 5 and "script" not in made.tags and "link" not in made.tags and "img" not in made.tags
+    assert {"loss: from 7 to 5.75", "skipped steps: from 0 to 1"} <= set(made.attributes)
     assert not any("http" in (value or "") for value in made.attributes)
-    assert Structure(page([], 10, "", [], False)).text.count("nothing yet") == 4
+    assert Structure(page([], 10, "", [], False)).text.count("nothing yet") == 5
 
 
 def test_a_curve_goes_through_its_points_with_a_gap_where_one_is_not_finite():

@@ -1,0 +1,47 @@
+"""The files that wrong uses name: good ones, torn ones, and none."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from telechat import TeleChat, TeleChatConfig
+from tests.conftest import ROOT
+from tests.wrong_use.checks import FIELDS
+
+TOKENIZER = ROOT / "samples" / "tokenizer.model"
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """Names that the table uses in braces → paths."""
+    folder = tmp_path_factory.mktemp("wrong")
+    made = {name: folder / name for name in ("ckpt", "bare", "data", "empty", "absent", "out", "broken", "torn", "alien", "ceval")}
+    TeleChat(TeleChatConfig(**FIELDS)).save_pretrained(made["ckpt"])
+    shutil.copytree(made["ckpt"], made["bare"])
+    shutil.copy(TOKENIZER, made["ckpt"])
+    made["empty"].mkdir()
+    shutil.copytree(made["ckpt"], made["broken"])
+    (made["broken"] / "config.json").write_text("{")
+    shutil.copytree(made["ckpt"], made["torn"])
+    whole = (made["torn"] / "model.safetensors").read_bytes()
+    (made["torn"] / "model.safetensors").write_bytes(whole[:len(whole) // 2])
+    shutil.copytree(made["ckpt"], made["alien"])
+    (made["alien"] / "tokenizer.model").write_bytes(b"not a tokenizer")
+    good = json.dumps({"input": "你好", "output": "您好"}, ensure_ascii=False) + "\n"
+    for name, text in (("lines", good * 30), ("nothing", ""), ("text", "hello\n"), ("yaml", "batch_size: 4\ntotal_steps: 2\n"),
+                       ("badyaml", "a: [1\n"), ("listyaml", "- 1\n"), ("binary", None)):
+        made[name] = folder / f"{name}.jsonl"
+        made[name].write_bytes(b"\xff\xfe\x00" if text is None else text.encode())
+    (made["ceval"] / "val").mkdir(parents=True)
+    (made["ceval"] / "dev").mkdir()
+    (made["ceval"] / "val" / "logic_val.csv").write_text("id,question,A,B,C,D,answer\n0,q,a,b,c,d,E\n")
+    (made["ceval"] / "val" / "art_val.csv").write_text("id,question,A,B\n0,q,a,b\n")
+    made["tok"] = TOKENIZER
+    subprocess.run([sys.executable, str(ROOT / "tools/preprocess.py"), "--input_dataset_file", str(made["lines"]),
+                    "--output_path", str(made["data"]), "--vocab_file_path", str(TOKENIZER), "--max_length", "40"],
+                   check=True, capture_output=True)
+    made["folder"] = folder
+    return made
