@@ -50,11 +50,13 @@ class TeleChat(nn.Cell):
         tensors (callable): ``tensors(name, shape)`` → numpy array, where the weights are not to be
             random: called once for each parameter, by its published name.
         kernels (str): "ascend" or "portable" operations; None: what the device has.
-        use_flash_attention (bool): False turns it off, True refuses to go without; None: where it is.
+        use_flash_attention (bool): False turns it off, True refuses a model that cannot have it; None: where it is.
 
     Raises:
         InputError: the device cannot do what was asked for.
     """
+
+    own_heads = slice(None)  # which heads are computed here: all
 
     def __init__(self, config, dtype="float32", seed=0, tensors=None, kernels=None, use_flash_attention=None):
         super().__init__()
@@ -77,6 +79,11 @@ class TeleChat(nn.Cell):
     def compute_dtype(self):
         """Dtype of the activations."""
         return self.kernels.dtype
+
+    @property
+    def embeds_in_graphs(self):
+        """Whether `embed` may be part of a compiled graph."""
+        return self.kernels.embeds_in_graphs(self.dtype)
 
     def set_kernels(self, kernels):
         """Let other `Kernels` compute."""

@@ -4,7 +4,6 @@ import numpy as np
 from mindspore import Tensor, ops
 
 from telechat.data.conversation import IGNORED
-from telechat.generation.engine import own_heads
 from telechat.nn.positions import sequence_tables
 
 ROWS = 256  # positions whose logits are held at a time: a vocabulary of 160,000 makes that 160 MB
@@ -64,7 +63,7 @@ class Forward:
             ids[number, :len(sequence)] = sequence
         kernels = self.model.kernels
         cos, sin = map(kernels.rotary_tensor, sequence_tables(config, length))
-        visible = kernels.attention_tensors(config, length, heads=own_heads(self.model))
+        visible = kernels.attention_tensors(config, length, heads=self.model.own_heads)
         x = self.model.embed(Tensor(ids))
         for block in self.model.transformer.h:
             x = block(x, cos, sin, visible)

@@ -32,11 +32,6 @@ def bucket(length, smallest, largest):
     return min(size, largest)
 
 
-def own_heads(model):
-    """The heads that a model computes, a slice: all of them, or a tensor-parallel rank's share."""
-    return getattr(model, "own_heads", slice(None))
-
-
 class PrefillAttention(nn.Cell):
     """A block's first half over a whole prompt; writes its keys and values into the cache."""
 
@@ -82,7 +77,7 @@ class DecodeBlocks(nn.Cell):
         self.cos, self.sin = map(model.kernels.rotary_tensor, decoding_tables(config, max_length))
         self.slopes = None
         if config.position_embedding == "alibi":
-            self.slopes = Tensor(alibi_slopes(config.n_head)[own_heads(model)].reshape(1, -1, 1, 1))
+            self.slopes = Tensor(alibi_slopes(config.n_head)[model.own_heads].reshape(1, -1, 1, 1))
 
     def where(self, positions, places, table, cache_rows):
         """What `Kernels.cached_attention` needs to know of the tokens: their rotation and their places."""
@@ -176,7 +171,7 @@ class Engine:
         """Caches and weights of some layers, as `DecodeBlocks` takes them."""
         tensors = []
         for layer in layers:
-            tensors += [*self._caches[layer], *_data(self.model.transformer.h[layer].weights())]
+            tensors += [*self._caches[layer], *self.model.transformer.h[layer].tensors()]
         return tensors
 
     def prefill(self, slot, prompt):
@@ -190,12 +185,12 @@ class Engine:
         # overwrites their cache entries before it looks at them.
         kernels = self.model.kernels
         cos, sin = (kernels.rotary_tensor(table[None, None]) for table in rotary_tables(config, np.arange(size), count))
-        visible = kernels.attention_tensors(config, size, heads=own_heads(self.model))
+        visible = kernels.attention_tensors(config, size, heads=self.model.own_heads)
         attention = self._long_prefill_attention if isinstance(visible[0], Pieces) else self._prefill_attention
         tables = (cos, sin, *visible, Tensor(self._prompt_index(slot, size)))
         x = self.model.embed(Tensor(ids))
         for layer, block in enumerate(self.model.transformer.h):
-            weights = _data(block.weights())
+            weights = block.tensors()
             x = attention(x, *tables, *self._caches[layer][:2], *weights[:OF_ATTENTION])
             if layer == config.n_layer - 1:
                 x = ops.gather(x, Tensor([count - 1], ms.int32), 0)  # nothing reads the other rows
@@ -214,7 +209,7 @@ class Engine:
     def decode(self, tokens, positions):
         """Advance every slot: its newest token's id and position → float32 logits (slots, V)."""
         x = Tensor(np.asarray(tokens, np.int32)[:, None])
-        if self._groups or not self.model.kernels.embeds_in_graphs(self.model.dtype):
+        if self._groups or not self.model.embeds_in_graphs:
             x = self.model.embed(x)
         positions = np.asarray(positions, np.int32)
         places = table = None
@@ -229,8 +224,3 @@ class Engine:
         for tensors in self._groups:
             x, delta = self._decode_blocks(x, delta, Tensor(positions), places, table, *tensors)
         return self._logits(x, delta).asnumpy()
-
-
-def _data(parameters):
-    # A Parameter as an argument would compile anew for each layer.
-    return [None if parameter is None else parameter.data for parameter in parameters]

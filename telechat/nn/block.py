@@ -183,6 +183,10 @@ class Block(nn.Cell):
                 attention.dense.weight, attention.dense.bias, self.post_attention_layernorm.weight,
                 mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight, mlp.down_proj.bias)
 
+    def tensors(self):
+        """`weights` as graphs take them that serve all layers: a Parameter would compile anew for each."""
+        return [None if parameter is None else parameter.data for parameter in self.weights()]
+
     def construct(self, x, cos, sin, visible):
         """x (B·S, H) → (B·S, H), without dropout."""
         return self.functions(x, cos, sin, visible, (None, None, None), self.weights())

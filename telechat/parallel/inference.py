@@ -35,6 +35,8 @@ class TensorParallelModel(nn.Cell):
         tensor (Group): the tensor-parallel ranks.
     """
 
+    embeds_in_graphs = False  # a collective is part of it
+
     def __init__(self, stage, tensor):
         super().__init__(auto_prefix=False)
         self.config = stage.config

@@ -88,7 +88,7 @@ class StageCompute:
                            self.stage.word_embeddings.weight.data)
         for layer, block in zip(self.stage.layers, self.stage.blocks):
             drops = self._drops(job, layer) if train else (None, None, None)
-            y, kept = self.block.forward(x, job.tables, drops, _data(block.weights()))
+            y, kept = self.block.forward(x, job.tables, drops, block.tensors())
             if train:
                 job.kept.append((x, None if self.parallel.recompute else kept))
             x = y
@@ -130,7 +130,7 @@ class StageCompute:
         """Back through the stage's layers; returns the gradient of its input, None in the first stage."""
         job = self._parts.pop(part)
         for index in reversed(range(len(self.stage.blocks))):
-            weights = _data(self.stage.blocks[index].weights())
+            weights = self.stage.blocks[index].tensors()
             drops = self._drops(job, self.stage.layers[index])
             dx, *gradients = self.block.backward(dx, *job.kept.pop(), job.tables, drops, weights)
             self._accumulate(index + 1, gradients)
@@ -239,7 +239,3 @@ def _positions_within(documents):
 def total(losses):
     """The sum of a vector, in float64 and in one order: see `SquaredNorm`."""
     return float(losses.asnumpy().sum(dtype=np.float64))
-
-
-def _data(parameters):
-    return [None if parameter is None else parameter.data for parameter in parameters]

@@ -36,7 +36,7 @@ class TrainConfig:
     loss_scale: float = 65536.0  # the first one, in float16 only
     loss_scale_window: int = 1000  # steps without an overflow after which it doubles
     kernels: str = None  # "ascend" or "portable" operations; None: what the device has
-    use_flash_attention: bool = None  # False: off; True: refuse to go without; None: where it can be had
+    use_flash_attention: bool = None  # False: off; True: refuse a model that cannot have it; None: where it is
 
     def __post_init__(self):
         object.__setattr__(self, "betas", tuple(self.betas) if isinstance(self.betas, (list, tuple)) else self.betas)
