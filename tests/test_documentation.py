@@ -87,6 +87,28 @@ def test_the_mesh_of_every_command_fits_its_model_and_batch(processes, arguments
     assert f"{processes} card(s)" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("column, size, cards, settings", [
+    (1, "7b", "8", ["shard_optimizer=true", "micro_batches=1"]),
+    (2, "12b", "8", ["tensor=2", "shard_optimizer=true", "micro_batches=1"]),
+    (3, "52b", "16", ["tensor=8", "pipeline=2", "sequence_parallel=true", "recompute=true"]),
+])
+def test_the_readmes_table_is_what_the_estimate_says(column, size, cards, settings, capsys):
+    config = ROOT / "configs" / f"finetune_{size}.yaml"
+    load_tool("estimate").main(["--config", str(config), "--cards", cards, *(f"parallel.{item}" for item in settings)])
+    said = capsys.readouterr().out
+    table = {row[0].split(" ")[0]: row[column] for row in rows((ROOT / "README.md").read_text(encoding="utf-8"))}
+    for name in ("weights", "gradients", "optimizer", "activations", "peak"):
+        gigabytes = re.search(rf"^  {name} +([\d.]+) GB", said, re.MULTILINE)[1]
+        assert table[name] == f"{float(gigabytes):.1f} GB", name
+    assert table["tokens/s"] == re.search(r"predicted +([\d,]+) tokens/s", said)[1]
+
+
+def rows(text):
+    """The cells of each row of the table of estimates."""
+    table = text[text.index("| estimated for a card"):].split("\n\n")[0]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+
+
 @pytest.mark.parametrize("english, chinese", PAIRS, ids=[pair[0].name for pair in PAIRS])
 def test_both_languages_hold_the_same_commands_and_tables(english, chinese):
     assert commands(english) == commands(chinese)
