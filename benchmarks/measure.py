@@ -53,8 +53,8 @@ def run_child(module, function, keywords):
     return figures
 
 
-def side_by_side(module, functions, keywords, rounds):
-    """Run each function ``rounds`` times, in turn, every other round backwards.
+def side_by_side(module, functions, keywords, rounds, prepare=None):
+    """Run each function ``rounds`` times, in turn, every other round backwards; ``prepare()`` before each run.
 
     Returns:
         {function: list of its figures, a dict a round}
@@ -62,6 +62,8 @@ def side_by_side(module, functions, keywords, rounds):
     results = {function: [] for function in functions}
     for number in range(rounds):
         for function in functions if number % 2 == 0 else list(functions)[::-1]:
+            if prepare:
+                prepare()
             figures = run_child(module, function, keywords)
             results[function].append(figures)
             shown = ", ".join(f"{name} {figures[name]:.4g}" for name in sorted(figures)
