@@ -17,15 +17,14 @@ import time
 
 from telechat.cli import TRACEBACK_FOLDER
 from telechat.errors import InputError
+from telechat.parallel.mesh import SEVERAL_NODES_TIME_OUT
 from telechat.parallel.msrun_job import MsrunJob
 
 # Below 32768, where Linux starts to hand out ports by itself: a worker's own connection could
 # otherwise take the port between our look at it and the scheduler's bind a few seconds later.
 PORTS = range(20000, 32768)
-# Seconds that the processes wait for each other at the start. On several nodes one may be missing, and
-# 45 s (55 s measured until all have ended) say so within a minute. On one host msrun sees a dead
-# process by itself, and a slow start is no error.
-SEVERAL_NODES_TIME_OUT = 45
+# Seconds that the processes wait for each other at the start. On one host msrun sees a dead process by itself,
+# and a slow start is no error.
 ONE_HOST_TIME_OUT = 300
 DEFAULT_VARIABLES = {
     # Seconds without a sign of life after which the scheduler counts a process on another node as dead.

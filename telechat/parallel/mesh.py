@@ -4,6 +4,7 @@ Tensor-parallel ranks are neighbours, because they talk most: rank = (pp·data +
 order of Megatron-LM (arXiv:2104.04473, section 3).
 """
 
+import argparse
 import dataclasses
 import itertools
 import math
@@ -16,6 +17,9 @@ from telechat.parallel.parallel_config import process_count
 
 # How MindSpore says that a process is missing.
 NOT_MET = "Failed to initialize distributed job cluster because some processes"
+# Seconds that the processes of several nodes wait for each other, where nothing else is said. One may be missing:
+# with 45 all have ended, and one has said so, within a minute (55 s measured).
+SEVERAL_NODES_TIME_OUT = 45
 _created = set()  # names of the groups that exist in this process
 KINDS = ("tensor", "data", "pipeline", "world", "embedding")
 
@@ -120,6 +124,8 @@ def _init(communication):
     A scheduler that finds another one at its port leaves the job to that one: msrun starts a scheduler wherever
     the master's address is the machine's own, so of two nodes on one machine, as one tries them out, each gets one.
     """
+    if other_nodes_without_time_out(msrun_command()):
+        os.environ["MS_TOPO_TIMEOUT"] = str(SEVERAL_NODES_TIME_OUT)
     patience = int(os.environ.get("MS_TOPO_TIMEOUT", "600"))  # msrun's --cluster_time_out
     started = time.monotonic()
     try:
@@ -141,6 +147,24 @@ def _init(communication):
             f"the {os.environ.get('MS_WORKER_NUM')} processes did not all find each other within {patience} s; start "
             "every node with the same number of processes and the same master address and port, each with its own "
             "--node_rank, or give more --cluster_time_out") from None
+
+
+def msrun_command():
+    """The words of the command that started this process; none where the system does not say."""
+    try:
+        with open(f"/proc/{os.getppid()}/cmdline", encoding="utf-8", errors="replace") as file:
+            return file.read().split("\0")
+    except OSError:
+        return []
+
+
+def other_nodes_without_time_out(words):
+    """Whether msrun's command counts on other nodes and does not say how long to wait for them (600 s then)."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for flag, default in (("--worker_num", "8"), ("--local_worker_num", "8"), ("--cluster_time_out", None)):
+        parser.add_argument(flag, nargs="?", default=default)
+    msrun, _ = parser.parse_known_args(words)
+    return msrun.worker_num != msrun.local_worker_num and msrun.cluster_time_out is None
 
 
 def scheduler_address():

@@ -6,7 +6,7 @@ import pytest
 
 from telechat.config import TeleChatConfig
 from telechat.errors import InputError
-from telechat.parallel.mesh import Mesh, group_name, groups_of, mesh_shape
+from telechat.parallel.mesh import Mesh, group_name, groups_of, mesh_shape, other_nodes_without_time_out
 from telechat.parallel.parallel_config import ParallelConfig
 from telechat.parallel.plan import check_batch, check_mesh
 
@@ -163,3 +163,16 @@ def test_what_does_not_fit_is_refused_by_one_process(msrun, tmp_path):
     assert [log.count(sentence) for log in job.logs] == [1, 0]
     assert "Traceback" not in job.logs[1]
     assert not list(tmp_path.glob("rank_*.json"))
+
+
+@pytest.mark.parametrize("command, expected", [
+    ("msrun --worker_num 16 --local_worker_num 8 --node_rank 0 --join=True train.py", True),
+    ("msrun --worker_num=16 --local_worker_num=8 train.py", True),
+    ("msrun --worker_num 16 train.py", True),  # msrun starts 8
+    ("msrun --worker_num 16 --local_worker_num 8 --cluster_time_out=900 train.py", False),
+    ("msrun --worker_num 2 --local_worker_num 2 train.py --worker", False),
+    ("bash run.sh", False),
+    ("", False),
+])
+def test_other_nodes_are_not_waited_for_longer_than_said(command, expected):
+    assert other_nodes_without_time_out(command.split(" ")) == expected
