@@ -1,6 +1,7 @@
 """Fixtures that every test may use."""
 
 import dataclasses
+import importlib.util
 import pathlib
 import shutil
 import subprocess
@@ -58,12 +59,25 @@ def tool(tmp_path):
     return call
 
 
+def load_tool(name):
+    """The module tools/<name>.py."""
+    spec = importlib.util.spec_from_file_location(f"{name}_tool", ROOT / "tools" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def assert_refused(result, *words):
-    """A tool ended with status 2 and one sentence that holds ``words``, and no traceback."""
-    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert result.returncode == 2, result.stderr
-    assert "Traceback" not in result.stderr
-    assert len(lines) == 1, result.stderr
+    """A tool that was run as a process refused with one sentence that holds ``words``."""
+    assert_one_sentence(result.returncode, result.stderr, words)
+
+
+def assert_one_sentence(status, stderr, words):
+    """Status 2 and one line "error: …" on stderr that holds each of ``words``, and no traceback."""
+    lines = [line for line in stderr.splitlines() if line.startswith("error: ")]
+    assert status == 2, (status, stderr)
+    assert "Traceback" not in stderr
+    assert len(lines) == 1, stderr
     for word in words:
         assert str(word) in lines[0], (word, lines[0])
 

@@ -4,14 +4,13 @@ That its commands run as well is seen by tests/test_documented_commands.py, in m
 """
 
 import argparse
-import importlib.util
 import math
 import re
 import shlex
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, load_tool
 
 PAGES = [ROOT / "README.md", ROOT / "README_zh.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PAIRS = [(ROOT / "README.md", ROOT / "README_zh.md"),
@@ -28,14 +27,6 @@ def commands(path):
             if words:
                 found.append(words)
     return found
-
-
-def load_tool(name):
-    """The module tools/<name>.py."""
-    spec = importlib.util.spec_from_file_location(f"{name}_tool", ROOT / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 class Parsed(Exception):

@@ -1,6 +1,5 @@
 """tools/evaluate.py on small subjects in the published layout, against plain torch with the same weights."""
 
-import importlib.util
 import json
 import math
 import random
@@ -10,12 +9,10 @@ import pytest
 
 from telechat import Tokenizer
 from telechat.generation import chat
-from tests.conftest import ROOT, save_small_model
+from tests.conftest import load_tool, save_small_model
 
 torch = pytest.importorskip("torch")
-spec = importlib.util.spec_from_file_location("evaluate_tool", ROOT / "tools" / "evaluate.py")
-evaluate = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(evaluate)
+evaluate = load_tool("evaluate")
 
 FIELDS = dict(vocab_size=1664, hidden_size=32, n_layer=2, n_head=4, ffn_hidden_size=48, training_seqlen=768,
               initializer_range=0.3, tie_word_embeddings=False)

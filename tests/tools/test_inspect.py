@@ -1,6 +1,5 @@
 """tools/inspect.py on datasets and checkpoints; and that its name does not get into anybody's way."""
 
-import importlib.util
 import json
 import shutil
 import subprocess
@@ -10,12 +9,10 @@ import numpy as np
 import pytest
 
 from telechat import InputError, TeleChat, Tokenizer
-from tests.conftest import ROOT
+from tests.conftest import ROOT, load_tool
 from tests.test_model import small_config
 
-spec = importlib.util.spec_from_file_location("inspect_tool", ROOT / "tools" / "inspect.py")
-tool = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tool)
+tool = load_tool("inspect")
 
 
 @pytest.fixture(scope="module")

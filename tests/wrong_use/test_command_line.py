@@ -1,4 +1,4 @@
-"""The real command line refuses as main() does; and how many wrong uses there are."""
+"""Every wrong use of a tool through its main(), some through the real command line; and how many there are."""
 
 import os
 import subprocess
@@ -6,16 +6,27 @@ import sys
 
 import pytest
 
-from tests.conftest import ROOT
-from tests.wrong_use import test_answering, test_preparing, test_requests, test_training
-from tests.wrong_use.checks import assert_one_sentence, fill, numbered, snapshot
+from tests.conftest import ROOT, assert_one_sentence
+from tests.wrong_use import answering, preparing, test_requests, training
+from tests.wrong_use.checks import check, fill, snapshot
 
-USES = [*test_preparing.USES, *test_training.USES, *test_answering.USES]
+# (tool, arguments, words of the sentence); names in braces stand for the `places` of conftest.py.
+USES = [*preparing.USES, *training.USES, *answering.USES]
+
+
+def numbered(uses):
+    """Names for pytest."""
+    return [f"{number}-{use[0]}" for number, use in enumerate(uses)]
 
 
 def test_there_are_two_hundred_wrong_uses_and_some_of_every_tool():
     assert len(USES) + len(test_requests.REQUESTS) >= 200
     assert {tool for tool, _, _ in USES} == {path.stem for path in (ROOT / "tools").glob("*.py")}
+
+
+@pytest.mark.parametrize("tool, arguments, words", USES, ids=numbered(USES))
+def test_wrong_uses(tool, arguments, words, places, tmp_path, monkeypatch, capsys):
+    check(tool, arguments, words, places, tmp_path, monkeypatch, capsys)
 
 
 # The real command line: the first wrong flag and the first wrong file of each tool.
@@ -29,5 +40,5 @@ def test_through_the_real_command_line(tool, arguments, words, places, tmp_path)
     before = snapshot(places["folder"])
     result = subprocess.run([sys.executable, str(ROOT / "tools" / f"{tool}.py"), *fill(arguments, places)], cwd=tmp_path,
                             capture_output=True, text=True, timeout=120)
-    assert_one_sentence(result.returncode, result.stderr, words, places)
+    assert_one_sentence(result.returncode, result.stderr, fill(words, places))
     assert snapshot(places["folder"]) == before and os.listdir(tmp_path) == []

@@ -1,8 +1,6 @@
 """Wrong uses of the tools that train or plan it: train, estimate, launch, doctor."""
 
-import pytest
-
-from tests.wrong_use.checks import FIELDS, check, numbered
+from tests.wrong_use.checks import FIELDS
 
 TRAIN = ["--config", "{yaml}", "--train_dataset", "{data}", "--load_checkpoint", "{ckpt}", "--output_dir", "{out}"]
 ESTIMATE = ["--config", "{yaml}", "--load_checkpoint", "{ckpt}", "sequence_length=40"]
@@ -95,8 +93,3 @@ USES = [
     ("launch", ["-n", "2", "--nodes", "2", "{text}"], ["--master"]),
     ("launch", ["-n", "2", "--master", "nowhere", "{text}"], ["--master nowhere"]),
 ]
-
-
-@pytest.mark.parametrize("tool, arguments, words", USES, ids=numbered(USES))
-def test_wrong_uses(tool, arguments, words, places, tmp_path, monkeypatch, capsys):
-    check(tool, arguments, words, places, tmp_path, monkeypatch, capsys)

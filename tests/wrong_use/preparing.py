@@ -1,9 +1,5 @@
 """Wrong uses of the tools that prepare and look at files: preprocess, convert, inspect."""
 
-import pytest
-
-from tests.wrong_use.checks import check, numbered
-
 PREPROCESS = ["--input_dataset_file", "{lines}", "--output_path", "{out}", "--vocab_file_path", "{tok}", "--max_length", "40"]
 TO_TORCH = ["ms-to-torch", "--mindspore_path", "{ckpt}", "--torch_path", "{out}"]
 
@@ -66,8 +62,3 @@ USES = [
     ("convert", ["mindformers-to-ms", "--checkpoint", "{text}", "--config", "{absent}", "--mindspore_path", "{out}"],
      ["{absent}"]),
 ]
-
-
-@pytest.mark.parametrize("tool, arguments, words", USES, ids=numbered(USES))
-def test_wrong_uses(tool, arguments, words, places, tmp_path, monkeypatch, capsys):
-    check(tool, arguments, words, places, tmp_path, monkeypatch, capsys)

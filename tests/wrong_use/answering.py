@@ -1,9 +1,5 @@
 """Wrong uses of the tools that answer: generate, serve, evaluate."""
 
-import pytest
-
-from tests.wrong_use.checks import check, numbered
-
 GENERATE = ["--load_checkpoint", "{ckpt}", "--predict_data", "你好"]
 SERVE = ["--load_checkpoint", "{ckpt}", "--port", "0"]
 EVALUATE = ["--load_checkpoint", "{ckpt}", "--output_dir", "{out}"]
@@ -67,8 +63,3 @@ USES = [
     ("evaluate", [*EVALUATE, "--task", "jsonl", "--data", "{lines}", "--batch_size", "0"], ["--batch_size"]),
     ("evaluate", [*EVALUATE, "--task", "jsonl", "--data", "{empty}"], ["{empty}"]),
 ]
-
-
-@pytest.mark.parametrize("tool, arguments, words", USES, ids=numbered(USES))
-def test_wrong_uses(tool, arguments, words, places, tmp_path, monkeypatch, capsys):
-    check(tool, arguments, words, places, tmp_path, monkeypatch, capsys)
