@@ -67,7 +67,7 @@ def _calls(generate, new_tokens, calls, started_with):
 
 
 def compare(size, keywords, rounds):
-    """All sides on one size, checked to give the same tokens, and the bandwidth measured between the rounds.
+    """All sides on one size, checked to give the same tokens, and the bandwidth measured between the runs.
 
     Before each run the weight files are read, so that every side finds them in the page cache, and as much memory as
     two times the weights is used once: the host of a virtual machine hands out memory anew that has been idle, and
@@ -76,17 +76,14 @@ def compare(size, keywords, rounds):
     Returns:
         ({side: list of figures}, bandwidth in bytes a second)
     """
+    bandwidths = []
+
     def prepare():
+        bandwidths.append(measure.run_child("measure", "read_bandwidth", {}))
         read_files(keywords["weights"])
         measure.run_child("measure", "use_memory", dict(size=2 * weight_bytes(size)))
 
-    results, bandwidths = {"ours": [], "official": [], "best": []}, []
-    for number in range(rounds):
-        sides = list(results) if number % 2 == 0 else list(results)[::-1]
-        measured = measure.side_by_side("decoding", sides, keywords, 1, prepare)
-        for side, figures in measured.items():
-            results[side] += figures
-        bandwidths.append(measure.run_child("measure", "read_bandwidth", {}))
+    results = measure.side_by_side("decoding", ["ours", "official", "best"], keywords, rounds, prepare)
     for side, figures in results.items():
         measure.check_equal(f"{size}, tokens, ours against {side}", results["ours"][0]["tokens"], figures[0]["tokens"])
     return results, measure.median(bandwidths, "bandwidth")

@@ -28,6 +28,6 @@ def run(workspace):
     return Section(rows, notes=[
         f"{size}: {weights / 1e9:.2f} GB of weights in float32, {read / 1e9:.2f} GB of them read for a token, prompt "
         f"{decoding.PROMPT}, {NEW} new tokens; memory was read at {bandwidth / 1e9:.1f} GB/s in the same run.",
-        "The weight files were read just before each run, so they were in the page cache for every side. *best* leaves the weights where the files are mapped; "
-        "pages of a mapped file count as memory of the process while they are resident.",
+        "The weight files were read just before each run, so they were in the page cache for every side. *best* leaves "
+        "the weights where the files are mapped; pages of a mapped file count as memory of the process while they are resident.",
     ], points={"decode": {size: {**medians["token"], "limit": floor, "bytes": read}}})

@@ -63,7 +63,8 @@ def main():
     print(f"ratio {np.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
     answers = alone[0][0]
     lost = [number for number, (_, tokens) in enumerate(answers) if not tokens]
-    wrong = [number for number, answer in enumerate(answers) if any(answer != results[0][number] for results in [*alone, *crowd])]
+    wrong = [number for number, answer in enumerate(answers)
+             if any(answer != results[0][number] for results in [*alone, *crowd])]
     print(f"{len(lost)} answers lost, {len(wrong)} differ{f': {lost + wrong}' if lost + wrong else ''}")
     return 1 if lost or wrong else 0
 

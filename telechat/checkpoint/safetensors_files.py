@@ -81,12 +81,12 @@ class SafetensorsFiles:
 
     def read(self, name, index=None):
         """The tensor called `name`, or only its part ``[index]`` (a tuple of slices), as a numpy array."""
-        if self.dtypes[name] == "bfloat16":
-            numpy_dtype("bfloat16")  # registers it with numpy, which safetensors asks for it
         path = os.path.join(self.directory, self._file_of[name])
         try:
             if index is None and self.dtypes[name] in _CODES.values():
                 return self._read_whole(path, name)
+            if self.dtypes[name] == "bfloat16":
+                numpy_dtype("bfloat16")  # registers it with numpy, which safetensors asks for it
             # Opened anew: what was read through a mapping counts as the process's memory until it is closed.
             with safe_open(path, framework="np") as handle:
                 return handle.get_tensor(name) if index is None else handle.get_slice(name)[index]

@@ -21,7 +21,8 @@ from telechat.nn.rotary import rotary_tables
 SMALLEST_PREFILL = 32
 SMALLEST_CACHE = 128
 LAYERS_A_GRAPH = 8  # in decoding; deeper models take several calls of one graph
-BLOCK_TENSORS = 14  # of a block in `DecodeBlocks`: two caches, twice, and ten weights
+CACHES = 4  # of a layer: views of its keys and values to write to, and the two that are read
+BLOCK_TENSORS = CACHES + 10  # of a block in `DecodeBlocks`: its caches and weights
 
 
 def bucket(length, smallest, largest):
@@ -97,8 +98,8 @@ class DecodeBlocks(nn.Cell):
         """
         where = self.where(positions, places, table, tensors[0].shape[0])
         for first in range(0, len(tensors), BLOCK_TENSORS):
-            x, delta = self.functions.decode(x, delta, *where, tensors[first:first + 4],
-                                             tensors[first + 4:first + BLOCK_TENSORS])
+            x, delta = self.functions.decode(x, delta, *where, tensors[first:first + CACHES],
+                                             tensors[first + CACHES:first + BLOCK_TENSORS])
         return x, delta
 
 
@@ -120,7 +121,8 @@ class Decode(DecodeBlocks):
         x = self.model.embed(x) if x.dtype == ms.int32 else x
         delta = None  # what is still to be added to x: the next norm does it on the way
         for layer, block in enumerate(self.model.transformer.h):
-            x, delta = block.functions.decode(x, delta, *where, caches[4 * layer:4 * layer + 4], block.weights())
+            x, delta = block.functions.decode(x, delta, *where, caches[CACHES * layer:CACHES * (layer + 1)],
+                                              block.weights())
         return self.model.head(x + delta)
 
 
@@ -136,7 +138,7 @@ class Engine:
         self.model = model
         self.max_length = max_length
         self.slots = self.length = 0
-        self._caches = []  # of each layer's keys and values: views to write to, and what is read
+        self._caches = []  # `CACHES` of each layer
         self._groups = []  # what each call of `DecodeBlocks` takes
         self._table = None
         functions = model.transformer.h[0].functions
@@ -160,7 +162,7 @@ class Engine:
             shape = self.model.kernels.cache_shape(*blocks, self._key_value_heads, config.head_dim)
             for _ in range(config.n_layer):
                 caches = [ops.zeros(shape, self.model.compute_dtype) for _ in range(2)]
-                self._caches.append([*map(self.model.kernels.cache_view, caches), *caches])
+                self._caches += [*map(self.model.kernels.cache_view, caches), *caches]
             if config.n_layer > LAYERS_A_GRAPH or self._table is not None:
                 self._groups = [self._tensors(range(first, min(first + LAYERS_A_GRAPH, config.n_layer)))
                                 for first in range(0, config.n_layer, LAYERS_A_GRAPH)]
@@ -171,8 +173,11 @@ class Engine:
         """Caches and weights of some layers, as `DecodeBlocks` takes them."""
         tensors = []
         for layer in layers:
-            tensors += [*self._caches[layer], *self.model.transformer.h[layer].tensors()]
+            tensors += [*self._caches_of(layer), *self.model.transformer.h[layer].tensors()]
         return tensors
+
+    def _caches_of(self, layer):
+        return self._caches[CACHES * layer:CACHES * (layer + 1)]
 
     def prefill(self, slot, prompt):
         """Run a prompt into ``slot``; float32 logits (V,) of the token that follows it."""
@@ -191,7 +196,7 @@ class Engine:
         x = self.model.embed(Tensor(ids))
         for layer, block in enumerate(self.model.transformer.h):
             weights = block.tensors()
-            x = attention(x, *tables, *self._caches[layer][:2], *weights[:OF_ATTENTION])
+            x = attention(x, *tables, *self._caches_of(layer)[:2], *weights[:OF_ATTENTION])
             if layer == config.n_layer - 1:
                 x = ops.gather(x, Tensor([count - 1], ms.int32), 0)  # nothing reads the other rows
             x, _ = self._feed_forward(x, None, *weights[OF_ATTENTION:])
@@ -219,7 +224,7 @@ class Engine:
             places = Tensor(np.array([self._table.places(slot, at) for slot, at in enumerate(positions)], np.int32))
             table = Tensor(self._table.table)
         if not self._groups:
-            return self._decode(x, Tensor(positions), places, table, *sum(self._caches, [])).asnumpy()
+            return self._decode(x, Tensor(positions), places, table, *self._caches).asnumpy()
         delta = self._nothing
         for tensors in self._groups:
             x, delta = self._decode_blocks(x, delta, Tensor(positions), places, table, *tensors)

@@ -176,8 +176,9 @@ class Kernels(nn.Cell):
 
     def dropout_tensor(self, mask):
         """A mask of `dropout_mask`, float32 (B, n, S, S), as `attention` takes it; None for None."""
-        packed = self.flash and mask is not None and mask.shape[-1] % 8 == 0
-        return mask if mask is None else Tensor(pack_dropout(mask) if packed else mask)
+        if mask is None:
+            return None
+        return Tensor(pack_dropout(mask) if self.flash and mask.shape[-1] % 8 == 0 else mask)
 
     def attention(self, query, key, value, mask, shift, documents, scale, dropout=None):
         """softmax(scale·query·keyᵀ + bias)·value over the tokens that each one may see.

@@ -211,7 +211,7 @@ class PieceAttention(nn.Cell):
 
     @ms.jit
     def piece_backward(self, query, key, value, normaliser, dresult, inner, dquery, dkey, dvalue,
-                               mask, shift, documents, key_documents):
+                       mask, shift, documents, key_documents):
         """Add what one pair of pieces contributes to the three gradients.
 
         With P = exp(S + normaliser): dS = P·(dP + inner). Both sums are made by the products, where they cost

@@ -21,7 +21,8 @@ def workload_of(model, run, sequence_length, on_cpu=False):
     # As `goes_in_pieces` decides for the kernels that a CPU has.
     piece = PIECE if on_cpu and sequence_length > WHOLE and not model.attention_dropout else None
     return Workload(sequence_length, run.batch_size, run.train.micro_batches, width,
-                    FLOAT32 if on_cpu else width, rows, run.train.mask_padding, piece, kernels.ROWS_AT_ONCE if on_cpu else None, on_cpu)
+                    FLOAT32 if on_cpu else width, rows, run.train.mask_padding, piece,
+                    kernels.ROWS_AT_ONCE if on_cpu else None, on_cpu)
 
 
 def fullest_rank(model, run, sequence_length):

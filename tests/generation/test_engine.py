@@ -23,13 +23,13 @@ def test_calls_of_a_step(monkeypatch, layers, paged, calls):
               for tensor in tensors[first:first + 4]]
     if calls:
         # Each cache once to be written and once to be read, in the order of the layers.
-        expected = sum(engine._caches, [])
-        assert all(one is other for one, other in zip(caches, expected)) and len(caches) == len(expected)
+        assert all(one is other for one, other in zip(caches, engine._caches)) and len(caches) == len(engine._caches)
 
 
 def test_a_view_is_the_memory_of_what_is_read():
     engine = Engine(TeleChat(small_config()), 64)
     engine.reserve(2, 64)
-    for caches in engine._caches:
+    for layer in range(engine.model.config.n_layer):
+        caches = engine._caches_of(layer)
         for view, cache in zip(caches[:2], caches[2:]):
             assert view.data_ptr() == cache.data_ptr() and view.size == cache.size

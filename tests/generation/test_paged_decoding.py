@@ -61,4 +61,4 @@ def test_answers_are_those_of_the_plain_cache(monkeypatch):
     model.set_kernels(Kernels(ms.float32, paged=True))
     generator = Generator(model, max_length=40, batch_size=2)
     assert generator.generate(prompts, params) == expected
-    assert np.array(generator._engine._caches[0][2].shape).tolist() == [20, 4, 2, 8]
+    assert np.array(generator._engine._caches[2].shape).tolist() == [20, 4, 2, 8]

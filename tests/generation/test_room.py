@@ -13,7 +13,7 @@ def test_bytes_are_those_of_the_tensors():
     model = TeleChat(config)
     engine = Engine(model, 64)
     engine.reserve(3, 64)
-    assert cache_bytes(config, 3, 64, 4) == sum(cache.nbytes for caches in engine._caches for cache in caches[2:])
+    assert cache_bytes(config, 3, 64, 4) == sum(cache.nbytes for layer in range(config.n_layer) for cache in engine._caches_of(layer)[2:])
     assert cache_bytes(config, 3, 64, 4, processes=2) * 2 == cache_bytes(config, 3, 64, 4)
     assert weight_bytes(config, 4) == sum(parameter.nbytes for parameter in model.get_parameters())
 
