@@ -54,7 +54,8 @@ class RunningJob:
             "--join=True", f"--tail_worker_log={worker_count}",  # a rank that is not there: show none
             *map(str, flags), str(path), *map(str, arguments)]
         self._started = time.monotonic()
-        with open(directory / "msrun.log", "w") as console:
+        self._console = directory / "msrun.log"
+        with open(self._console, "w") as console:
             self.process = subprocess.Popen(
                 command, cwd=directory, env=job_environment(environment or {}), text=True,
                 stdin=subprocess.DEVNULL if text is None else subprocess.PIPE,
@@ -113,7 +114,10 @@ class RunningJob:
         # The others wait in a collective until msrun kills them, which leaves nothing in their logs.
         rank = min(failed)[1] if failed else 0
         lines = self.log(rank).splitlines()[-SHOWN_LINES:] or ["(no log)"]
-        return "\n".join([f"{headline}; the end of rank {rank}'s log:", *lines])
+        parts = [f"{headline}; the end of rank {rank}'s log:", *lines]
+        if not failed:  # a process that a signal ended says nothing; msrun knows its status
+            parts += ["msrun's last words:", *self._console.read_text(errors="replace").splitlines()[-SHOWN_LINES:]]
+        return "\n".join(parts)
 
 
 def run_job(directory, worker_count, script, *arguments, timeout=120, check=True, **more):
