@@ -142,17 +142,21 @@ def run_server(command, folder, environment, code):
     command, = scaled(command) if command.startswith("python tools/launch.py ") else [command]
     process = subprocess.Popen(["bash", "-c", f"exec {re.sub(' --port [0-9]+', '', command)} --port 0"], cwd=folder,
                                env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    url = next((found[1] for found in (re.search(r"at (http://\S+)/ ", line) for line in process.stdout) if found), None)
-    if url:
-        assert b"TeleChat" in urllib.request.urlopen(url).read()
-        if code:
-            model = re.search(r"--load_checkpoint (\S+)", command)[1]
-            code = code.replace("http://127.0.0.1:8000", url).replace("telechat-12b", model)
-            asked = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True,
-                                   text=True, timeout=120)
-            assert asked.returncode == 0, asked.stderr
-        process.send_signal(signal.SIGTERM)
-    output = process.communicate(timeout=60)[0]
+    try:
+        url = next((found[1] for found in (re.search(r"at (http://\S+)/ ", line) for line in process.stdout) if found),
+                   None)
+        if url:
+            assert b"TeleChat" in urllib.request.urlopen(url).read()
+            if code:
+                model = re.search(r"--load_checkpoint (\S+)", command)[1]
+                code = code.replace("http://127.0.0.1:8000", url).replace("telechat-12b", model)
+                asked = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True,
+                                       text=True, timeout=900)
+                assert asked.returncode == 0, asked.stderr
+            process.send_signal(signal.SIGTERM)
+        output = process.communicate(timeout=120)[0]
+    finally:
+        process.kill()
     return subprocess.CompletedProcess(command, process.returncode, output)
 
 
