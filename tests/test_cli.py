@@ -47,3 +47,14 @@ def test_a_traceback_that_cannot_be_saved_is_printed(failed, monkeypatch, tmp_pa
     assert status == 1
     assert line == "error: unexpected RuntimeError: the first line (details: above; no file can be written)"
     assert traceback[0].startswith("Traceback") and traceback[-1] == "and more"
+
+
+@pytest.mark.parametrize("status, made", [(None, ["finished.3"]), (0, ["finished.3"]), (1, [])])
+def test_a_process_says_that_it_has_finished(monkeypatch, tmp_path, status, made):
+    """As `tools/launch.py` asks it to; nothing is said where the work failed."""
+    monkeypatch.setenv(cli.FINISHED, str(tmp_path / "finished"))
+    monkeypatch.setenv("RANK_ID", "3")
+    with pytest.raises(SystemExit) as ended:
+        cli.run(lambda: status)
+    assert ended.value.code == (status or 0)
+    assert [path.name for path in tmp_path.iterdir()] == made

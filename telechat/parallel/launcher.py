@@ -15,7 +15,7 @@ import sysconfig
 import tempfile
 import time
 
-from telechat.cli import TRACEBACK_FOLDER
+from telechat.cli import FINISHED, TRACEBACK_FOLDER
 from telechat.errors import InputError
 from telechat.parallel.mesh import SEVERAL_NODES_TIME_OUT
 from telechat.parallel.msrun_job import MsrunJob
@@ -133,7 +133,7 @@ def launch(plan):
     with tempfile.TemporaryDirectory(prefix=".launch-", dir=log_dir) as folder:
         write_python(folder, plan.node_rank)
         variables = {**DEFAULT_VARIABLES, **os.environ, TRACEBACK_FOLDER: log_dir,
-                     "PATH": folder + os.pathsep + os.environ.get("PATH", os.defpath)}
+                     FINISHED: os.path.join(folder, "finished"), "PATH": folder + os.pathsep + os.environ.get("PATH", os.defpath)}
         job = MsrunJob(plan.local_ranks, plan.nodes, log_dir, folder)
         libc = ctypes.CDLL(None)
         with job.signals(), open(job.msrun_log, "wb") as console:

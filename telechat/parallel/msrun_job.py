@@ -67,8 +67,8 @@ class MsrunJob:
         ranks (range): global ranks on this machine.
         nodes (int): machines in the job.
         log_dir (str): where msrun writes worker_<rank>.log and scheduler.log.
-        folder (str): holds the ``python`` that msrun starts and the process numbers that it notes; as
-            a part of PATH it is also the mark by which all that belongs to the job is recognised.
+        folder (str): holds the ``python`` that msrun starts, the process numbers that it notes, and the files
+            by which processes say that they have finished (`telechat.cli.FINISHED`); as a part of PATH it is also the mark by which all that belongs to the job is recognised.
     """
 
     def __init__(self, ranks, nodes, log_dir, folder):
@@ -120,7 +120,12 @@ class MsrunJob:
                 msrun.wait()
             for log in self.logs.values():
                 log.finish()
-        return 0 if msrun.returncode == 0 else self._report()
+        if msrun.returncode == 0:
+            return 0
+        if all(os.path.exists(os.path.join(self.folder, f"finished.{rank}")) for rank in self.ranks):
+            say("MindSpore failed while its processes took leave of each other; all had finished their work")
+            return 0
+        return self._report()
 
     def _look(self):
         now = time.monotonic()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from telechat.checkpoint import safetensors_files
 from telechat.checkpoint.dtypes import numpy_dtype
 from telechat.checkpoint.layout import parameter_shapes
 from telechat.checkpoint.reader import CheckpointReader
@@ -105,7 +106,18 @@ def test_truncated_file_is_named(directory, tensors, keep):
         CheckpointReader(directory)
 
 
-def test_a_file_that_is_cut_while_it_is_read(directory, tensors):
+def test_large_tensors_are_read_in_parts(directory, tensors, monkeypatch):
+    monkeypatch.setattr(safetensors_files, "PART", 100)
+    save_file(tensors, directory / "model.safetensors")
+    reader = CheckpointReader(directory)
+    assert max(tensor.nbytes for tensor in tensors.values()) > 1000
+    for name, tensor in tensors.items():
+        assert np.array_equal(reader.read(name), tensor)
+
+
+@pytest.mark.parametrize("part", [1 << 20, 7])
+def test_a_file_that_is_cut_while_it_is_read(directory, tensors, monkeypatch, part):
+    monkeypatch.setattr(safetensors_files, "PART", part)
     path = directory / "model.safetensors"
     save_file(tensors, path)
     reader = CheckpointReader(directory)

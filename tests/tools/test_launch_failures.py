@@ -30,6 +30,24 @@ def test_bad_input_on_one_rank_keeps_its_status_and_its_sentence(script):
     assert job.running() == []
 
 
+@pytest.mark.parametrize("work, status", [("0", 0), ("1", 1)])
+def test_a_crash_after_all_work_is_done_is_no_failure(script, work, status):
+    """MindSpore's leave of the job can end with a segmentation fault; where the work had failed it is one."""
+    job = script(SCHEDULER, f"""
+        import atexit
+        sys.path.insert(0, {str(ROOT)!r})
+        from telechat import cli
+        if rank == 1:
+            atexit.register(os.kill, os.getpid(), signal.SIGSEGV)
+        cli.run(lambda: {work} if rank == 1 else 0)
+    """).start()
+    ended, _, err = job.finish()
+    assert ended == status
+    assert ("all had finished their work" in err) == (status == 0)
+    assert ("rank 1 failed first" in err) == (status != 0)
+    assert job.running() == []
+
+
 def test_a_sentence_of_rank_0_is_shown_once(script):
     """It goes to stderr when it is written, and the report at the end does not repeat it."""
     job = script(SCHEDULER, """
