@@ -201,13 +201,16 @@ class Engine:
         attention = self._long_prefill_attention if isinstance(visible[0], Pieces) else self._prefill_attention
         index = np.concatenate([self._prompt_index(slot, size) for slot in slots])
         tables = (cos, sin, *visible, Tensor(index))
+        last = Tensor(np.arange(len(counts)) * size + counts - 1, ms.int32)
         x = self.model.embed(Tensor(ids))
         for layer, block in enumerate(self.model.transformer.h):
             weights = block.tensors()
             x = attention(x, *tables, *self._caches_of(layer)[:2], *weights[:OF_ATTENTION])
-            if layer == config.n_layer - 1:  # nothing reads the other rows
-                x = ops.gather(x, Tensor(np.arange(len(counts)) * size + counts - 1, ms.int32), 0)
+            if layer == config.n_layer - 1 and x.shape[0] > SMALLEST_PREFILL:
+                x = ops.gather(x, last, 0)  # the rows that are read; for a few more it is not worth a graph of its own
             x, _ = self._feed_forward(x, None, *weights[OF_ATTENTION:])
+        if x.shape[0] > len(counts):
+            x = ops.gather(x, last, 0)
         return self._logits(x, None).asnumpy()
 
     def _prompt_index(self, slot, size):
