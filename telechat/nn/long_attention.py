@@ -40,7 +40,12 @@ def goes_in_pieces(kernels, length, dropout=False):
     Not where the device has FlashAttention, and not with attention dropout: its masks are as large as the
     scores. In float32 only, which is what a CPU computes in.
     """
-    return not kernels.flash and kernels.dtype == ms.float32 and not dropout and length > WHOLE
+    return not kernels.flash and kernels.dtype == ms.float32 and is_long(length, dropout)
+
+
+def is_long(length, dropout):
+    """Whether a CPU's kernels compute attention over ``length`` tokens in pieces."""
+    return length > WHOLE and not dropout
 
 
 class Pieces:

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 
 from telechat.nn import kernels
-from telechat.nn.long_attention import PIECE, WHOLE
+from telechat.nn.long_attention import PIECE, is_long
 from telechat.parallel.estimate import FLOAT32, Workload, stage_memory
 from telechat.parallel.mesh import mesh_shape
 from telechat.parallel.parallel_config import process_count
@@ -18,8 +18,7 @@ def workload_of(model, run, sequence_length, on_cpu=False):
     """
     width = FLOAT32 if run.train.dtype == "float32" else 2
     rows = functools.partial(head_rows, vocab_size=model.vocab_size)
-    # As `goes_in_pieces` decides for the kernels that a CPU has.
-    piece = PIECE if on_cpu and sequence_length > WHOLE and not model.attention_dropout else None
+    piece = PIECE if on_cpu and is_long(sequence_length, model.attention_dropout) else None
     return Workload(sequence_length, run.batch_size, run.train.micro_batches, width,
                     FLOAT32 if on_cpu else width, rows, run.train.mask_padding, piece,
                     kernels.ROWS_AT_ONCE if on_cpu else None, on_cpu)
