@@ -1,6 +1,6 @@
 """Prefill and decode with a key-value cache: the compiled part of generation.
 
-Every sequence has a slot. A prompt is prefilled on its own, so a slot may be refilled while others
+Every sequence has a slot. Prompts are prefilled into any of them, so a slot may be refilled while others
 go on; decoding advances all slots by a token in one graph. Positions count from 0 in each slot, and
 what a slot computes does not depend on its neighbours.
 """
@@ -20,6 +20,7 @@ from telechat.nn.rotary import rotary_tables
 
 SMALLEST_PREFILL = 32
 SMALLEST_CACHE = 128
+ROWS_TOGETHER = 1024  # of prompts that are prefilled in one call: with more, products take most of the time
 LAYERS_A_GRAPH = 8  # in decoding; deeper models take several calls of one graph
 CACHES = 4  # of a layer: views of its keys and values to write to, and the two that are read
 BLOCK_TENSORS = CACHES + 10  # of a block in `DecodeBlocks`: its caches and weights
@@ -179,31 +180,38 @@ class Engine:
     def _caches_of(self, layer):
         return self._caches[CACHES * layer:CACHES * (layer + 1)]
 
-    def prefill(self, slot, prompt):
-        """Run a prompt into ``slot``; float32 logits (V,) of the token that follows it."""
-        config = self.model.config
-        count = len(prompt)
-        size = bucket(count, SMALLEST_PREFILL, self.length)
-        ids = np.zeros((1, size), np.int32)
-        ids[0, :count] = prompt
-        # Rows past the prompt compute something that nothing reads: the mask is causal, and decoding
+    def takes_together(self, prompts):
+        """Whether one call of `prefill` for all of ``prompts`` takes less time than one for each."""
+        size = bucket(max(map(len, prompts)), SMALLEST_PREFILL, self.length)
+        return 1 < len(prompts) and len(prompts) * size <= ROWS_TOGETHER
+
+    def prefill(self, slots, prompts):
+        """Run a prompt into each of some slots; float32 logits (N, V) of the tokens that follow them."""
+        config, kernels = self.model.config, self.model.kernels
+        counts = [len(prompt) for prompt in prompts]
+        size = bucket(max(counts), SMALLEST_PREFILL, self.length)
+        ids = np.zeros((len(prompts), size), np.int32)
+        for row, prompt in zip(ids, prompts):
+            row[:len(prompt)] = prompt
+        # Rows past a prompt compute something that nothing reads: the mask is causal, and decoding
         # overwrites their cache entries before it looks at them.
-        kernels = self.model.kernels
-        cos, sin = (kernels.rotary_tensor(table[None, None]) for table in rotary_tables(config, np.arange(size), count))
+        tables = [rotary_tables(config, np.arange(size), count) for count in counts]
+        cos, sin = (kernels.rotary_tensor(np.stack(parts)[:, None]) for parts in zip(*tables))
         visible = kernels.attention_tensors(config, size, heads=self.model.own_heads)
         attention = self._long_prefill_attention if isinstance(visible[0], Pieces) else self._prefill_attention
-        tables = (cos, sin, *visible, Tensor(self._prompt_index(slot, size)))
-        last = Tensor([count - 1], ms.int32)
+        index = np.concatenate([self._prompt_index(slot, size) for slot in slots])
+        tables = (cos, sin, *visible, Tensor(index))
+        last = Tensor(np.arange(len(counts)) * size + counts - 1, ms.int32)
         x = self.model.embed(Tensor(ids))
         for layer, block in enumerate(self.model.transformer.h):
             weights = block.tensors()
             x = attention(x, *tables, *self._caches_of(layer)[:2], *weights[:OF_ATTENTION])
-            if layer == config.n_layer - 1 and size > SMALLEST_PREFILL:
-                x = ops.gather(x, last, 0)  # the row that is read; for a few more it is not worth a graph of its own
+            if layer == config.n_layer - 1 and x.shape[0] > SMALLEST_PREFILL:
+                x = ops.gather(x, last, 0)  # the rows that are read; for a few more it is not worth a graph of its own
             x, _ = self._feed_forward(x, None, *weights[OF_ATTENTION:])
-        if x.shape[0] > 1:
+        if x.shape[0] > len(counts):
             x = ops.gather(x, last, 0)
-        return self._logits(x, None).asnumpy()[0]
+        return self._logits(x, None).asnumpy()
 
     def _prompt_index(self, slot, size):
         """Where the first ``size`` tokens of a slot go in the cache."""

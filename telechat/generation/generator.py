@@ -70,11 +70,16 @@ class Generator:
         rooms = [min(params.max_new_tokens, self.max_length - len(prompt)) for prompt in prompts]
         self._engine.reserve(slots, max(len(prompt) + room for prompt, room in zip(prompts, rooms)))
         batch = Batch(self._engine)
-        waiting = list(enumerate(prompts))[::-1]
+        sequences = [(index, prompt, params, index) for index, prompt in enumerate(prompts)]
+        waiting = sequences[slots:][::-1]
+        yield from _tokens(batch.fill(sequences[:slots]))
         while waiting or len(batch):
             while waiting and batch.free:
-                index, prompt = waiting.pop()
-                token, _ = batch.join(index, prompt, params, index)
-                if token is not None:
-                    yield index, token
-            yield from ((index, token) for index, token, _ in batch.decode() if token is not None)
+                sequence = waiting.pop()
+                yield from _tokens([(sequence[0], *batch.join(*sequence))])
+            yield from _tokens(batch.decode())
+
+
+def _tokens(events):
+    """(key, token) of those that brought one."""
+    return ((key, token) for key, token, _ in events if token is not None)

@@ -129,7 +129,7 @@ class Service:
         """Compile what a first request would wait for: decoding, and prompts of up to ``longest`` tokens."""
         size = SMALLEST_PREFILL
         while size <= min(longest, self.engine.length):
-            self.engine.prefill(0, [0] * size)
+            self.engine.prefill([0], [[0] * size])
             size *= 2
         self.engine.decode([0] * self.engine.slots, [0] * self.engine.slots)
 

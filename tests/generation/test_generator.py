@@ -76,6 +76,26 @@ def test_generation_past_training_seqlen_uses_the_stretched_tables():
     assert np.abs(unstretched([prompt]).asnumpy() - model([prompt]).asnumpy()).max() > 0.1
 
 
+def test_prompts_of_one_call_have_tables_of_their_own(monkeypatch):
+    """One prompt is past training_seqlen and has stretched tables, the others have not; slots equal each alone."""
+    model = TeleChat(small_config(initializer_range=0.3, training_seqlen=16, rotary_ntk_context=16))
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(0, 96, length).tolist() for length in (5, 40, 16, 30)]
+    calls, prefill = [], engine.Engine.prefill
+
+    def counted(self, slots, prompts):
+        calls.append(len(prompts))
+        return prefill(self, slots, prompts)
+
+    monkeypatch.setattr(engine.Engine, "prefill", counted)
+    together = Generator(model, max_length=64, batch_size=3).generate(prompts, SamplingParams(6))
+    assert calls == [3, 1], "as many as there are slots in one call, then what joins"
+    monkeypatch.setattr(engine, "ROWS_TOGETHER", 64)
+    assert Generator(model, max_length=64, batch_size=3).generate(prompts, SamplingParams(6)) == together
+    assert calls[2:] == [1, 1, 1, 1]
+    assert [answer[0] for answer in together] == [int(model([p]).asnumpy()[0, -1].argmax()) for p in prompts]
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_low_precision_weights(dtype):
     model = TeleChat(small_config(initializer_range=0.3), dtype)
