@@ -91,9 +91,9 @@ class CountingEngine:
         self.decodes = 0
         self.fail_at = None
 
-    def prefill(self, slot, prompt):
-        assert 0 <= slot < self.slots
-        return self._logits(prompt[-1])
+    def prefill(self, slots, prompts):
+        assert all(0 <= slot < self.slots for slot in slots)
+        return np.stack([self._logits(prompt[-1]) for prompt in prompts])
 
     def decode(self, tokens, positions):
         self.decodes += 1

@@ -164,7 +164,7 @@ def test_an_idle_loop_wakes_for_a_request(service):
 def test_warm_up_runs_every_size_that_fits():
     engine = CountingEngine(slots=3, length=100)
     sizes = []
-    engine.prefill = lambda slot, prompt: sizes.append(len(prompt))
+    engine.prefill = lambda slots, prompts: sizes.extend(map(len, prompts))
     Service(engine, Mesh.single().world, Metrics()).warm_up()
     assert sizes == [32, 64] and engine.decodes == 1
 
