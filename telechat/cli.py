@@ -15,7 +15,7 @@ TRACEBACK_FOLDER = "TELECHAT_TRACEBACK_FOLDER"  # variable that names where its 
 
 # Variable with a path: a process whose work has ended well makes a file of that name and its rank. After that MindSpore
 # 2.10 takes leave of the scheduler and may crash: its main thread frees a connection while another still reads from
-# it (2 of 45 jobs on a machine busy with much else, none of 60 on one busy with these alone).
+# it (2 of 45 jobs on a machine busy with much else, none of 110 on one busy with these alone).
 FINISHED = "TELECHAT_FINISHED"
 
 

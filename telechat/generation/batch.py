@@ -52,11 +52,11 @@ class Batch:
             index (int): of the sampler, so that equal prompts get different draws.
 
         Returns:
-            (int or None, str or None): the first token and reason.
+            (key, token, reason): the first token, as `decode` gives all others.
         """
         slot = next(slot for slot in range(self._engine.slots) if slot not in self._running)
         self._enter(slot, key, prompt, params, index)
-        return self._take(slot, self._engine.prefill([slot], [prompt])[0])
+        return (key, *self._take(slot, self._engine.prefill([slot], [prompt])[0]))
 
     def fill(self, sequences):
         """Start answering in an empty batch as many prompts as there are slots, in one call where that is faster.
@@ -70,7 +70,7 @@ class Batch:
         prompts = [prompt for _, prompt, *_ in sequences]
         if not self._engine.takes_together(prompts):
             for sequence in sequences:
-                yield (sequence[0], *self.join(*sequence))
+                yield self.join(*sequence)
             return
         slots = range(len(prompts))
         for slot, sequence in zip(slots, sequences):

@@ -75,8 +75,7 @@ class Generator:
         yield from _tokens(batch.fill(sequences[:slots]))
         while waiting or len(batch):
             while waiting and batch.free:
-                sequence = waiting.pop()
-                yield from _tokens([(sequence[0], *batch.join(*sequence))])
+                yield from _tokens([batch.join(*waiting.pop())])
             yield from _tokens(batch.decode())
 
 

@@ -142,8 +142,8 @@ class Service:
                     return
                 for key in plan.leave:
                     self._batch.leave(key)
-                for key, prompt, params, index in plan.join:
-                    self._emit([(key, *self._batch.join(key, prompt, params, index))])
+                for sequence in plan.join:
+                    self._emit([self._batch.join(*sequence)])
                 if len(self._batch):
                     self.metrics.observe("batch_size", len(self._batch))
                     begin = time.monotonic()
