@@ -1,10 +1,10 @@
 """Portable causal attention over long sequences, piece by piece, without ever holding all the scores.
 
-Queries, keys and values are cut along the sequence. Each pair of pieces that see each other is one call of a
-small compiled graph, which carries the softmax along from piece to piece, as FlashAttention does (Dao et al.,
-arXiv:2205.14135; the backward pass as in arXiv:2307.08691). Pairs that see nothing of each other (the future,
-other documents) are left out. The loop over the pieces is Python's: in one graph MindSpore's CPU backend would
-keep the memory of all pieces.
+Queries, keys and values are cut along the sequence. A piece of queries and one or two of keys that it
+sees are one call of a small compiled graph, which carries the softmax along from call to call, as FlashAttention
+does (Dao et al., arXiv:2205.14135; the backward pass as in arXiv:2307.08691). What a piece sees nothing of (the
+future, other documents) is left out. The loop over the pieces is Python's: in one graph MindSpore's CPU backend
+would keep the memory of all pieces.
 """
 
 import mindspore as ms
@@ -19,13 +19,16 @@ from telechat.nn.positions import set_apart
 # Sequences longer than this go in pieces of so many tokens.
 WHOLE = 1024
 PIECE = 512
-SMALLEST_SHARE = 1e-30  # of the keys before in a sum of exponentials, for its logarithm to be exact
+# Pieces of keys that a piece of queries attends to in one call: more take memory, and a graph for each number.
+AT_ONCE = 2
+SMALLEST_SHARE = 1e-30  # of one key in a sum of exponentials, for its logarithm to be exact
 
 _tile = ops.Tile()
 _join = ops.Concat(-1)
 _stack = ops.Concat(2)
 _exp = ops.Exp()
 _softmax = ops.Softmax(-1)
+_gather = ops.Gather()
 _larger = ops.Maximum()
 # Several times as fast as ReduceMax on CPU.
 _row_maximum = ops.ArgMaxWithValue(-1, True)
@@ -142,25 +145,38 @@ class PieceAttention(nn.Cell):
             (list, list): pieces of the result (B, n, S, D), and of −log Σ exp(scores) over what each query
             sees, (B, n, S, 1), for `attend_backward`.
         """
-        results, normalisers = [], []
-        for number, query in enumerate(queries):
-            seen = [(keys[other], values[other], *rest) for other, *rest in pieces.seen_by(number)]
-            result, total = self._in_turn(query, seen, quickly=True)
+        seen = [[(keys[other], values[other], *rest) for other, *rest in pieces.seen_by(number)]
+                for number in range(len(pieces))]
+        results, totals = map(list, zip(*map(self._quickly, queries, seen)))
+        for number, total in enumerate(totals):
             if not np.isfinite(total.asnumpy()).all():
-                result, total = self._in_turn(query, seen, quickly=False)
-            results.append(result)
-            normalisers.append(-1.0 * total)
-        return results, normalisers
+                results[number], totals[number] = self._exactly(queries[number], seen[number])
+        return results, [-1.0 * total for total in totals]
 
-    def _in_turn(self, query, seen, quickly):
-        """Result of a piece of queries, and log Σ exp(scores), over all that it sees, its own piece first."""
-        result, total = ops.zeros_like(query), ops.full((*query.shape[:3], 1), MASKED, dtype=ms.float32)
-        for turn, (key, value, *bias) in enumerate(reversed(seen)):
-            if quickly and turn > 0 and all(part is None for part in bias):
-                result, total = self.quickly(query, key, value, result, total)
-            else:
-                result, total = self.exactly(query, key, value, result, total, *bias)
+    def _exactly(self, query, seen, result=None, total=None):
+        """Result of a piece of queries, and log Σ exp(scores), with all that it sees, its own piece first."""
+        if result is None:
+            result, total = ops.zeros_like(query), ops.full((*query.shape[:3], 1), MASKED, dtype=ms.float32)
+        for key, value, *bias in reversed(seen):
+            result, total = self.add_piece(query, key, value, result, total, *bias)
         return result, total
+
+    def _quickly(self, query, seen):
+        """As `_exactly`, `AT_ONCE` pieces in a call; where that is not exact, totals are not numbers."""
+        *earlier, own = seen
+        plain = [piece[:2] for piece in earlier if all(part is None for part in piece[2:])]
+        biased = [piece for piece in earlier if any(part is not None for part in piece[2:])]
+        first = len(plain) % AT_ONCE
+        key, value, mask, _, documents, _ = own
+        if documents is None:
+            result, total = self.attend_first(query, mask, *_in_a_row(plain[:first] + [(key, value)]))
+        else:
+            result, total = self._exactly(query, [own])
+            if first:
+                result, total = self.add_pieces(query, result, total, *_in_a_row(plain[:first]))
+        for start in range(first, len(plain), AT_ONCE):
+            result, total = self.add_pieces(query, result, total, *_in_a_row(plain[start:start + AT_ONCE]))
+        return self._exactly(query, biased, result, total)
 
     def attend_backward(self, queries, keys, values, normalisers, dresults, inners, pieces):
         """The gradients of `attend`.
@@ -183,7 +199,29 @@ class PieceAttention(nn.Cell):
         return dqueries, dkeys, dvalues
 
     @ms.jit
-    def exactly(self, query, key, value, result, total, mask, shift, documents, key_documents):
+    def attend_first(self, query, mask, *keys_and_values):
+        """Attend to some whole pieces and, the last one, the queries' own under its mask: as `add_piece`.
+
+        The sum of exponentials comes from each token's share in its own result. With a share under
+        `SMALLEST_SHARE` that would be inexact: the total is not a number then.
+        """
+        *keys, own = keys_and_values[:len(keys_and_values) // 2]
+        values = _stack(keys_and_values[len(keys_and_values) // 2:])
+        batch, heads, length, _ = query.shape
+        scores = _add_bias(_product_bt(by_key_head(query, own), own), query, mask, None, None, None)
+        if keys:
+            keys = _stack(keys)
+            scores = _join((_product_bt(by_key_head(query, keys), keys).reshape(batch, heads, length, -1), scores))
+        weights = _softmax(scores)
+        result = _product(by_key_head(weights, values), values).reshape(query.shape)
+        width = scores.shape[3]
+        row = ops.arange(batch * heads * length).astype(ms.int32)
+        itself = row * width + row % length + (width - length)
+        total = _total(_gather(scores.reshape(-1), itself, 0), _gather(weights.reshape(-1), itself, 0))
+        return self.by_workers(result), total.reshape(batch, heads, length, 1)
+
+    @ms.jit
+    def add_piece(self, query, key, value, result, total, mask, shift, documents, key_documents):
         """Go on with one more piece of keys: result (B, n, Q, D) and log Σ exp(scores) (B, n, Q, 1) with it."""
         scores = _add_bias(_product_bt(by_key_head(query, key), key), query, mask, shift, documents, key_documents)
         highest = _larger(_row_maximum(scores)[1], total)
@@ -197,13 +235,14 @@ class PieceAttention(nn.Cell):
         return self.by_workers(result), highest - ops.log(share)
 
     @ms.jit
-    def quickly(self, query, key, value, result, total):
-        """As `exactly` without bias, where the new keys do not outweigh those before them altogether.
+    def add_pieces(self, query, result, total, *keys_and_values):
+        """As `add_piece`, some pieces without bias, which do not outweigh those before them altogether.
 
         What there was so far is one more key, whose score is ``total``: softmax gives it its share in the new
-        result, and the products take care of its column. With a share under `SMALLEST_SHARE` the new total would
-        be inexact: it is not a number then.
+        result, and the products take care of its column. As in `attend_first`, the share may be too small.
         """
+        half = len(keys_and_values) // 2
+        key, value = _stack(keys_and_values[:half]), _stack(keys_and_values[half:])
         zeros = ops.zeros((*key.shape[:3], 1), ms.float32)
         last = _join((ops.zeros((*key.shape[:2], 1, key.shape[3]), ms.float32),
                       ops.ones((*key.shape[:2], 1, 1), ms.float32)))
@@ -211,8 +250,7 @@ class PieceAttention(nn.Cell):
         weights = _softmax(_product_bt(by_key_head(_join((query, total)), key), keys))
         new, share = ops.split(_product(weights, values), (key.shape[3], 1), -1)
         new, share = new.reshape(result.shape), share.reshape(total.shape)
-        total = ops.select(share < SMALLEST_SHARE, np.nan, total - ops.log(share))
-        return self.by_workers(result * _tile(share, (1, 1, 1, query.shape[3])) + new), total
+        return self.by_workers(result * _tile(share, (1, 1, 1, query.shape[3])) + new), _total(total, share)
 
     @ms.jit
     def piece_backward(self, query, key, value, normaliser, dresult, inner, dquery, dkey, dvalue,
@@ -229,6 +267,17 @@ class PieceAttention(nn.Cell):
         dscores = probabilities * _product_bt(by_key_head(_join((dresult, inner)), key), _join((value, one)))
         return (self.by_workers(dquery + _product(dscores, key).reshape(query.shape)),
                 dkey + _product_at(dscores, rows), dvalue + _product_at(probabilities, drows))
+
+
+def _in_a_row(pieces):
+    """[(key, value), …] as separate arguments: all keys, then all values."""
+    keys, values = zip(*pieces)
+    return *keys, *values
+
+
+def _total(score, share):
+    """log Σ exp(scores), from one score and its share of the sum; not a number where the share is too small."""
+    return ops.select(share < SMALLEST_SHARE, np.nan, score - ops.log(share))
 
 
 def _add_bias(scores, query, mask, shift, documents, key_documents):
