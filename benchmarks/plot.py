@@ -84,4 +84,4 @@ def _figure(columns, size, rows=1, width_ratios=None):
 
 def _save(figure, file):
     figure.tight_layout()
-    figure.savefig(file, dpi=90)
+    figure.savefig(file, dpi=90, bbox_inches="tight")  # with labels wider than the margin
