@@ -163,17 +163,13 @@ class PieceAttention(nn.Cell):
 
     def _quickly(self, query, seen):
         """As `_exactly`, `AT_ONCE` pieces in a call; where that is not exact, totals are not numbers."""
-        *earlier, own = seen
+        *earlier, (key, value, mask, _, documents, _) = seen
+        if documents is not None:  # then all the others have them too
+            return self._exactly(query, seen)
         plain = [piece[:2] for piece in earlier if all(part is None for part in piece[2:])]
         biased = [piece for piece in earlier if any(part is not None for part in piece[2:])]
         first = len(plain) % AT_ONCE
-        key, value, mask, _, documents, _ = own
-        if documents is None:
-            result, total = self.attend_first(query, mask, *_in_a_row(plain[:first] + [(key, value)]))
-        else:
-            result, total = self._exactly(query, [own])
-            if first:
-                result, total = self.add_pieces(query, result, total, *_in_a_row(plain[:first]))
+        result, total = self.attend_first(query, mask, *_in_a_row(plain[:first] + [(key, value)]))
         for start in range(first, len(plain), AT_ONCE):
             result, total = self.add_pieces(query, result, total, *_in_a_row(plain[start:start + AT_ONCE]))
         return self._exactly(query, biased, result, total)
