@@ -26,10 +26,9 @@ setup(
     install_requires=[
         "mindspore>=2.7.0,<2.11",
         "numpy>=1.23,<2",
-        "sentencepiece>=0.2.0,<0.3",
+        "sentencepiece>=0.2.3,<0.3",
         "tokenizers>=0.20,<0.24",
         "safetensors>=0.4.3,<0.9",
-        "protobuf>=3.20",
         "pyyaml>=6.0,<7",
         "tqdm>=4.60,<5",
         "matplotlib>=3.7,<4",  # the curves in loss.png

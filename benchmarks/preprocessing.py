@@ -36,15 +36,24 @@ def incumbent(file, tokenizer_file, output):
     import numpy as np
     from mindspore.mindrecord import FileWriter
 
-    from telechat.data import ChatFormat, Tokenizer, encode_conversation, read_conversations
+    from telechat.data import ChatFormat, Tokenizer, read_conversations
 
     tokenizer = Tokenizer.from_pretrained(tokenizer_file)
     chat_format = ChatFormat.for_tokenizer(tokenizer)
     width = MAX_LENGTH + 1
 
     def encode(conversations):
-        parts = [encode_conversation(tokenizer, chat_format, conversation) for conversation in conversations]
-        return [sum(column, []) for column in zip(*parts)] or [[], []]
+        start = [] if chat_format.start is None else [chat_format.start]
+        ids, labels = [], []
+        for turns in conversations:
+            ids += start
+            labels += [-100] * len(start)
+            for question, answer in turns:
+                asked = [chat_format.user, *tokenizer.encode(question, control_tokens=False), chat_format.bot]
+                answered = [*tokenizer.encode(answer, control_tokens=False), chat_format.end]
+                ids += asked + answered
+                labels += [-100] * len(asked) + answered
+        return ids, labels
 
     started = time.perf_counter()
     conversations = read_conversations(file)

@@ -3,6 +3,7 @@
 import functools
 import json
 
+import numpy as np
 import tokenizers
 
 from telechat.errors import InputError
@@ -54,10 +55,12 @@ class ByteLevelBPE:
         return self._text_tokenizer.encode(text, add_special_tokens=False).ids
 
     def encode_texts(self, texts, threads):
-        """`encode_text` of each, a list of lists; the library's threads are as many as processors."""
+        """`encode_text` of each, a list of int32 arrays; the library's threads are as many as processors."""
         if threads == 1:
-            return list(map(self.encode_text, texts))
-        return [encoded.ids for encoded in self._text_tokenizer.encode_batch(texts, add_special_tokens=False)]
+            ids = map(self.encode_text, texts)
+        else:
+            ids = (encoded.ids for encoded in self._text_tokenizer.encode_batch(texts, add_special_tokens=False))
+        return [np.array(text_ids, np.int32) for text_ids in ids]
 
     encode_continuation = encode_text  # a byte-level BPE has no dummy prefix
 

@@ -1,9 +1,12 @@
 """Conversations: the lines of a fine-tuning file, their turns, and the ids and labels of a turn."""
 
 import dataclasses
+import functools
 import json
 import re
 from typing import Optional
+
+import numpy as np
 
 from telechat.errors import InputError
 
@@ -97,9 +100,8 @@ def parse_conversation(record, tokens=()):
         InputError: not such a record; says what is wrong with it.
     """
     text, output = _field(record, "input"), _field(record, "output")
-    markers = {USER_MARKER: "user", BOT_MARKER: "bot"}
-    markers.update(zip(tokens, ("user", "bot")))
-    parts = re.split("(" + "|".join(map(re.escape, markers)) + ")", text)
+    markers, split = _markers(tuple(tokens))
+    parts = split(text)
     if parts[0] == "" and len(parts) > 1:
         parts = parts[1:]
     else:
@@ -115,6 +117,13 @@ def parse_conversation(record, tokens=()):
         raise InputError(_ORDER["bot"])
     return [(question, answer[:-len(END_MARKER)] if answer.endswith(END_MARKER) else answer)
             for (_, question), (_, answer) in zip(said[::2], said[1::2])]
+
+
+@functools.lru_cache
+def _markers(tokens):
+    """Role by marker, and the function that splits a text at the markers and keeps them."""
+    roles = {USER_MARKER: "user", BOT_MARKER: "bot", **dict(zip(tokens, ("user", "bot")))}
+    return roles, re.compile("(" + "|".join(map(re.escape, roles)) + ")").split
 
 
 _ORDER = {
@@ -159,20 +168,28 @@ def encode_conversation(tokenizer, chat_format, turns):
         (input_ids, labels): two lists of int of the same length. A label is the token's own id for
         answers and end tokens, -100 elsewhere; the shift by one is the loss's work.
     """
-    return conversation_ids(chat_format, [[tokenizer.encode(text, control_tokens=False) for text in turn]
-                                          for turn in turns])
+    encoded = [[_int32(tokenizer.encode(text, control_tokens=False)) for text in turn] for turn in turns]
+    input_ids, labels = conversation_ids(chat_format, encoded)
+    return input_ids.tolist(), labels.tolist()
 
 
 def conversation_ids(chat_format, turns):
-    """As `encode_conversation`, of turns whose questions and answers are lists of ids already."""
-    input_ids = [] if chat_format.start is None else [chat_format.start]
-    labels = [IGNORED] * len(input_ids)
+    """As `encode_conversation`, of turns whose questions and answers are ids already; int32 arrays all of them."""
+    start = _int32([] if chat_format.start is None else [chat_format.start])
+    user, bot, end = map(_int32, ([chat_format.user], [chat_format.bot], [chat_format.end]))
+    input_ids = np.concatenate([start, *(part for question, answer in turns
+                                         for part in (user, question, bot, answer, end))])
+    labels = np.full_like(input_ids, IGNORED)
+    position = len(start)
     for question, answer in turns:
-        asked = [chat_format.user, *question, chat_format.bot]
-        answered = [*answer, chat_format.end]
-        input_ids += asked + answered
-        labels += [IGNORED] * len(asked) + answered
+        answered = slice(position + len(question) + 2, position + len(question) + len(answer) + 3)
+        labels[answered] = input_ids[answered]
+        position = answered.stop
     return input_ids, labels
+
+
+def _int32(ids):
+    return np.array(ids, np.int32)
 
 
 def read_conversations(path, tokens=()):

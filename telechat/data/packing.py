@@ -38,8 +38,7 @@ def encode_conversations(tokenizer, chat_format, conversations, workers=None):
         encoded = iter(tokenizer.encode_batch(texts, workers))
         for conversation in chunk:
             turns = [(next(encoded), next(encoded)) for _ in conversation]
-            input_ids, labels = conversation_ids(chat_format, turns)
-            yield np.array(input_ids, np.int32), np.array(labels, np.int32)
+            yield conversation_ids(chat_format, turns)
 
 
 def check_settings(max_length, overlong):

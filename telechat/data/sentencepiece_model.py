@@ -5,14 +5,11 @@ import functools
 import re
 
 import sentencepiece
-from google.protobuf.message import DecodeError
-from sentencepiece import sentencepiece_model_pb2
 
+from telechat.data.sentencepiece_bytes import made_control, user_defined, without_dummy_prefix
 from telechat.errors import InputError
 
 _SPACE = "▁"  # U+2581, how SentencePiece spells a space
-_CONTROL = sentencepiece_model_pb2.ModelProto.SentencePiece.CONTROL
-_USER_DEFINED = sentencepiece_model_pb2.ModelProto.SentencePiece.USER_DEFINED
 
 # The official tokenizers cut the text at their special tokens before SentencePiece sees it. Those
 # that 12B's tokenizer_config.json calls single_word are cut at only between spaces; its unknown
@@ -37,23 +34,25 @@ class SentencePieceModel:
     byte_errors = BYTE_ERRORS
 
     def __init__(self, data, name):
-        proto = sentencepiece_model_pb2.ModelProto()
         try:
-            proto.ParseFromString(data)
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=data)
-        except (DecodeError, RuntimeError):
+            self.size = self._processor.get_piece_size()
+            positions = user_defined(data)
+        except (RuntimeError, ValueError):
             raise InputError(f"{name} is not a whole SentencePiece model; give the published "
                              "tokenizer.model, or a tokenizer.json") from None
-        if not proto.pieces:
+        if not self.size:
             raise InputError(f"{name} holds no vocabulary; give the published tokenizer.model")
-        self._proto, self._dummy_prefix = proto, proto.normalizer_spec.add_dummy_prefix
-        self.size = len(proto.pieces)
-        self._split_ids = frozenset(
-            index for index, piece in enumerate(proto.pieces)
-            if piece.type == _CONTROL or piece.piece == _UNKNOWN_THAT_SPLITS)
-        self._markers = [index for index, piece in enumerate(proto.pieces) if _is_marker(piece)]
-        self.control_ids = self._split_ids | {self._processor.unk_id()} | set(self._markers)
-        spellings = sorted((proto.pieces[index].piece for index in self._split_ids), key=len, reverse=True)
+        splits = {index for index, is_control in enumerate(self._processor.is_control(list(range(self.size))))
+                  if is_control}
+        if self.find(_UNKNOWN_THAT_SPLITS) is not None:
+            splits.add(self.find(_UNKNOWN_THAT_SPLITS))
+        self._split_ids = frozenset(splits)
+        markers = [index for index in positions if _is_marker(self._processor.id_to_piece(index))]
+        self.control_ids = self._split_ids | {self._processor.unk_id()} | set(markers)
+        # A control piece takes no part in segmentation, exactly as if it were not there.
+        self._without_markers = made_control(data, map(positions.get, markers))
+        spellings = sorted(map(self._processor.id_to_piece, self._split_ids), key=len, reverse=True)
         self._split = re.compile("(" + "|".join(map(re.escape, spellings)) + ")") if spellings else None
         self._single_word = _SINGLE_WORD.intersection(spellings)
 
@@ -101,8 +100,8 @@ class SentencePieceModel:
         return self._text_processor.encode(text)
 
     def encode_texts(self, texts, threads):
-        """`encode_text` of each, a list of lists."""
-        return self._text_processor.encode(texts, num_threads=threads)
+        """`encode_text` of each, a list of int32 arrays."""
+        return self._text_processor.encode(texts, num_threads=threads, return_type="numpy")
 
     def encode_continuation(self, text):
         """`encode_text` of what follows a control token: without the dummy prefix (leading space)."""
@@ -110,19 +109,11 @@ class SentencePieceModel:
 
     @functools.cached_property
     def _text_processor(self):
-        return self._without_markers(self._dummy_prefix)
+        return sentencepiece.SentencePieceProcessor(model_proto=self._without_markers)
 
     @functools.cached_property
     def _continuation_processor(self):
-        return self._without_markers(dummy_prefix=False)
-
-    def _without_markers(self, dummy_prefix):
-        # In place: a copy of so many pieces takes a quarter of a second, and nothing else reads them any more.
-        for index in self._markers:
-            # A control piece takes no part in segmentation, exactly as if it were not there.
-            self._proto.pieces[index].type = _CONTROL
-        self._proto.normalizer_spec.add_dummy_prefix = dummy_prefix
-        return sentencepiece.SentencePieceProcessor(model_proto=self._proto.SerializeToString())
+        return sentencepiece.SentencePieceProcessor(model_proto=without_dummy_prefix(self._without_markers))
 
     def decode(self, ids):
         """SentencePiece's own decoding; control tokens, which it drops, are spelt out.
@@ -159,5 +150,5 @@ class SentencePieceModel:
 
 
 def _is_marker(piece):
-    """Whether a piece is one like <_user> or <reserve1>, as opposed to a digit or an emoji."""
-    return piece.type == _USER_DEFINED and piece.piece.startswith("<") and piece.piece.endswith(">")
+    """Whether the spelling of a user-defined piece is one like <_user> or <reserve1>, not a digit or an emoji."""
+    return piece.startswith("<") and piece.endswith(">")

@@ -91,6 +91,7 @@ class Tokenizer:
     def encode_batch(self, texts, threads=1):
         """``encode(text, control_tokens=False)`` of each of a list of texts, by the libraries' own threads.
 
+        Returns a list of int32 arrays: of many texts, making them takes a fraction of the time that lists take.
         SentencePiece takes as many as are given; for a ``tokenizer.json`` more than one means one a processor.
         """
         for text in texts:

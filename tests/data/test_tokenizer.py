@@ -3,6 +3,7 @@
 import json
 import re
 
+import numpy as np
 import pytest
 import sentencepiece
 import tokenizers
@@ -105,7 +106,9 @@ def test_text_never_becomes_a_control_token(which, request):
 def test_a_batch_is_its_texts_one_by_one(which, threads, request):
     tokenizer = request.getfixturevalue(which)
     texts = ["", " ", "你好，世界", "<_user>hello <_bot>", "</s><pad>", "many\nlines  ", "x" * 1000]
-    assert tokenizer.encode_batch(texts, threads) == [tokenizer.encode(text, control_tokens=False) for text in texts]
+    batch = tokenizer.encode_batch(texts, threads)
+    assert {ids.dtype for ids in batch} == {np.dtype(np.int32)}
+    assert [ids.tolist() for ids in batch] == [tokenizer.encode(text, control_tokens=False) for text in texts]
     with pytest.raises(InputError, match="surrogate"):
         tokenizer.encode_batch(["good", "\ud800"], threads)
 
