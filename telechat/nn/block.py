@@ -58,6 +58,13 @@ class BlockFunctions(nn.Cell):
             query, key = self.kernels.rotate(query, cos, sin), self.kernels.rotate(key, cos, sin)
         return query, key, value
 
+    def heads_backward(self, dquery, dkey, dvalue, cos, sin):
+        """From the gradients of what `heads` gives to those of its first two arguments."""
+        if self.rotary:
+            # The transpose of a rotation is the one by the opposite angle.
+            dquery, dkey = self.kernels.rotate(dquery, cos, sin * -1.0), self.kernels.rotate(dkey, cos, sin * -1.0)
+        return self.kernels.merge_heads(dquery), self.kernels.merge_key_value(dkey, dvalue)
+
     def attend(self, query, key_value, cos, sin, mask, shift, documents, dropout=None):
         """Causal self-attention of what `project_qkv` gives: (B·S, n·D).
 

@@ -1,11 +1,11 @@
 """The compiled graphs of a block's two halves, attention and feed-forward layer, in training.
 
 Each is compiled once and used for every layer, with the weights as arguments: compile time does not
-grow with depth, and only the inputs of the products are kept between the forward and the backward
-pass. Weights are handed over as ``parameter.data``: a Parameter argument would compile anew for
-each layer. A product's gradient does not need the product's result, so in a backward pass the
-compiler drops every forward product; what is computed twice is the cheap rest (norms, rotation,
-softmax, SwiGLU).
+grow with depth, and between the forward and the backward pass only the inputs of the products are
+kept, and of short sequences attention's probabilities. Weights are handed over as ``parameter.data``:
+a Parameter argument would compile anew for each layer. A product's gradient does not need the
+product's result, so in a backward pass the compiler drops every forward product but that of scores to
+be made again; what is computed twice is the cheap rest (norms, SwiGLU, a longer sequence's softmax).
 """
 
 import mindspore as ms
@@ -33,18 +33,21 @@ class Attention(nn.Cell):
                   norm, query, key_value, dense, dense_bias):
         """x (rows, H) → the same behind attention, and what `backward` starts from."""
         f = self.functions
-        q, kv = f.project_qkv(x, norm, query, key_value)
-        attended = f.attend(q, kv, cos, sin, mask, shift, documents, drop_attention)
-        return f.kernels.by_workers(f.project_attention(x, attended, dense, dense_bias, drop_dense)), q, kv, attended
+        q, k, v = f.heads(*f.project_qkv(x, norm, query, key_value), cos, sin)
+        attended, probabilities = f.kernels.attention_in_training(q, k, v, mask, shift, documents, f.scale,
+                                                                  drop_attention)
+        return (f.kernels.by_workers(f.project_attention(x, attended, dense, dense_bias, drop_dense)),
+                q, k, v, probabilities, attended)
 
     @ms.jit
-    def backward(self, dmiddle, x, q, kv, attended, cos, sin, mask, shift, documents, drop_attention, drop_dense,
+    def backward(self, dmiddle, x, q, k, v, probabilities, attended, cos, sin, mask, shift, documents, drop_attention, drop_dense,
                  norm, query, key_value, dense, dense_bias):
         """The result's gradient → those of x, norm, query, key_value, dense and, where there is one, its bias."""
         f = self.functions
         dense_grads = gradient(f.project_attention)(x, attended, dense, dense_bias, drop_dense, dmiddle)
-        attend_grads = gradient(f.attend)(q, kv, cos, sin, mask, shift, documents, drop_attention, dense_grads[1])
-        qkv_grads = gradient(f.project_qkv)(x, norm, query, key_value, (attend_grads[0], attend_grads[1]))
+        dheads = f.kernels.attention_backward(dense_grads[1], attended, q, k, v, probabilities, mask, shift, documents,
+                                              f.scale, drop_attention)
+        qkv_grads = gradient(f.project_qkv)(x, norm, query, key_value, f.heads_backward(*dheads, cos, sin))
         return (f.kernels.by_workers(dense_grads[0] + qkv_grads[0]), qkv_grads[1], qkv_grads[2], qkv_grads[3],
                 dense_grads[2], *with_bias(dense_grads, dense_bias, 3))
 

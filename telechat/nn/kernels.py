@@ -22,6 +22,8 @@ from telechat.nn.positions import causal_mask
 CHOICES = ("ascend", "portable")
 ROWS_AT_ONCE = 2048
 
+_gradient = ops.GradOperation(get_all=True, sens_param=True)
+
 
 def on_cpu():
     """Whether this process computes on a CPU."""
@@ -143,6 +145,12 @@ class Kernels(nn.Cell):
             return portable.split_key_value(x, length, dim)
         return ops.Split(-1, 2)(self.split_heads(x, length, 2 * dim))
 
+    def merge_key_value(self, key, value):
+        """The inverse of `split_key_value`."""
+        if not self.fused:
+            return portable.merge_key_value(key, value)
+        return self.merge_heads(ops.concat((key, value), -1))
+
     def merge_heads(self, x):
         """The inverse of `split_heads`: (B·S, n·dim)."""
         if not self.fused:
@@ -201,6 +209,24 @@ class Kernels(nn.Cell):
             return ascend.attention(query, key, value, mask, shift, documents, scale, dropout, self.keep_prob)
         query, key, value = query.transpose(0, 2, 1, 3), key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)
         return portable.attention(query, key, value, mask, scale, dropout).transpose(0, 2, 1, 3)
+
+    def attention_in_training(self, query, key, value, mask, shift, documents, scale, dropout=None):
+        """`attention` of tensors with its heads merged, (B·S, n·D), and what `attention_backward` may take besides.
+
+        That is the probabilities, float32 (B, n, S, S), where they are worth their memory, else None.
+        """
+        if not self.flash:
+            return portable.attention_in_training(query, key, value, mask, scale, dropout)
+        return self.merge_heads(self.attention(query, key, value, mask, shift, documents, scale, dropout)), None
+
+    def attention_backward(self, dattended, attended, query, key, value, probabilities, mask, shift, documents, scale,
+                           dropout=None):
+        """The gradients of query, key and value, from that of ``attended``: as `attention_in_training` gave it."""
+        if not self.flash:
+            return portable.attention_backward(dattended, attended, query, key, value, probabilities, mask, scale,
+                                               dropout)
+        dresult = self.split_heads(dattended, query.shape[1], query.shape[3])
+        return _gradient(self.attention)(query, key, value, mask, shift, documents, scale, dropout, dresult)[:3]
 
     def cache_shape(self, slots, length, heads, dim):
         """Shape of a layer's cache of keys, or of values, with a `BlockTable`'s blocks where it is ``paged``.

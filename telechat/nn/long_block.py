@@ -9,6 +9,7 @@ import mindspore as ms
 from mindspore import nn, ops
 
 from telechat.nn.block_graphs import gradient, with_bias
+from telechat.nn.portable_gradients import sums_by_head
 
 
 class LongAttention(nn.Cell):
@@ -50,9 +51,7 @@ class LongAttention(nn.Cell):
         f = self.functions
         dense_grads = gradient(f.project_attention)(x, attended, dense, dense_bias, drop_dense, dmiddle)
         dattended = dense_grads[1]
-        ones = ops.ones((f.head_dim, 1), ms.float32)
-        inner = ops.MatMul()((dattended * attended).reshape(-1, f.head_dim), ones * -1.0)
-        inner = f.kernels.split_heads(inner.reshape(dattended.shape[0], -1), length, 1)
+        inner = sums_by_head(dattended * attended, length, f.head_dim) * -1.0
         return (*ops.split(f.kernels.split_heads(dattended, length, f.head_dim), size, 2), *ops.split(inner, size, 2),
                 f.kernels.by_workers(dense_grads[0]), dense_grads[2], *with_bias(dense_grads, dense_bias, 3))
 
@@ -63,11 +62,7 @@ class LongAttention(nn.Cell):
         count = len(dpieces) // 3
         dquery = ops.concat(dpieces[:count], 2) * f.scale
         dkey, dvalue = ops.concat(dpieces[count:2 * count], 2), ops.concat(dpieces[2 * count:], 2)
-        if f.rotary:
-            # The transpose of a rotation is the one by the opposite angle.
-            dquery, dkey = f.kernels.rotate(dquery, cos, sin * -1.0), f.kernels.rotate(dkey, cos, sin * -1.0)
-        dkey_value = f.kernels.merge_heads(ops.concat((dkey, dvalue), -1))
-        grads = gradient(f.project_qkv)(x, norm, query, key_value, (f.kernels.merge_heads(dquery), dkey_value))
+        grads = gradient(f.project_qkv)(x, norm, query, key_value, f.heads_backward(dquery, dkey, dvalue, cos, sin))
         return f.kernels.by_workers(dx + grads[0]), grads[1], grads[2], grads[3]
 
 

@@ -82,10 +82,7 @@ class SplitKeyValue(nn.Cell):
         return _stack(parts[::2]), _stack(parts[1::2])
 
     def bprop(self, x, length, dim, out, dout):
-        parts = ()
-        for key, value in zip(rows(dout[0]), rows(dout[1])):
-            parts = (*parts, key, value)
-        return _join(parts).reshape(x.shape), 0, 0
+        return merged_key_value(*dout), 0, 0
 
 
 def columns(x, length, width):
@@ -101,6 +98,14 @@ def rows(x):
 def merged(x):
     """(B, n, S, D) → (B·S, n·D)."""
     return _join(rows(x)).reshape(-1, x.shape[1] * x.shape[3])
+
+
+def merged_key_value(key, value):
+    """(B, m, S, D) each → (B·S, m·2D), [k|v] head by head."""
+    parts = ()
+    for key_head, value_head in zip(rows(key), rows(value)):
+        parts = (*parts, key_head, value_head)
+    return _join(parts).reshape(-1, 2 * key.shape[1] * key.shape[3])
 
 
 class Rotate(nn.Cell):
@@ -138,7 +143,10 @@ class Attend(nn.Cell):
     """softmax(query·keyᵀ + mask)·dropout·value, softmax in float32; arguments as `portable_kernels.attention`."""
 
     def construct(self, query, key, value, mask, dropout):
-        dropped = self.dropped(self.probabilities(query, key, mask), dropout).astype(query.dtype)
+        return self.result(query, key, value, self.probabilities(query, key, mask), dropout)
+
+    def result(self, query, key, value, probabilities, dropout):
+        dropped = self.dropped(probabilities, dropout).astype(query.dtype)
         return _product(by_key_head(dropped, key), value).reshape(query.shape)
 
     def probabilities(self, query, key, mask):
@@ -154,18 +162,31 @@ class Attend(nn.Cell):
         return probabilities if dropout is None else probabilities * dropout
 
     def bprop(self, query, key, value, mask, dropout, out, dout):
-        """dS = P·(dP − Σ dP·P); that sum is Σ dout·out (Dao et al., arXiv:2205.14135, section B.2)."""
+        batch, heads, length, dim = query.shape
+        total = row_sums((dout * out).astype(ms.float32).reshape(-1, dim)).reshape(batch, heads, length, 1)
         probabilities = self.probabilities(query, key, mask)
+        return (*self.backward(dout, total, query, key, value, probabilities, dropout),
+                ops.zeros_like(mask), no_gradient(dropout))
+
+    def backward(self, dout, total, query, key, value, probabilities, dropout):
+        """dS = P·(dP − Σ dP·P); that sum is total = Σ dout·out (Dao et al., arXiv:2205.14135, section B.2)."""
         dropped = self.dropped(probabilities, dropout).astype(query.dtype)
         dvalue = _product_at(by_key_head(dropped, key), by_key_head(dout, key))
         dprobabilities = self.dropped(self.scores(dout, value).astype(ms.float32), dropout)
-        batch, heads, length, dim = query.shape
-        ones = ops.ones((dim, 1), ms.float32)
-        total = _matmul((dout * out).astype(ms.float32).reshape(-1, dim), ones).reshape(batch, heads, length, 1)
         dscores = probabilities * (dprobabilities - _tile(total, (1, 1, 1, key.shape[2])))
         dscores = by_key_head(dscores.astype(query.dtype), key)
-        return (_product(dscores, key).reshape(query.shape), _product_at(dscores, by_key_head(query, key)), dvalue,
-                ops.zeros_like(mask), no_gradient(dropout))
+        return _product(dscores, key).reshape(query.shape), _product_at(dscores, by_key_head(query, key)), dvalue
+
+
+def row_sums(x):
+    """(N, D) → (N, 1), by a product with ones."""
+    return _matmul(x, ops.ones((x.shape[1], 1), x.dtype))
+
+
+def sums_by_head(x, length, dim):
+    """(B·S, n·D) → the sum of each D numbers, (B, n, S, 1)."""
+    sums = row_sums(x.reshape(-1, dim)).reshape(x.shape[0], -1)
+    return _stack(columns(sums, length, 1))
 
 
 def by_key_head(x, key):

@@ -10,7 +10,7 @@ import mindspore as ms
 from mindspore import Tensor, ops
 
 from telechat.nn.portable_gradients import (AddBias, Attend, MergeHeads, RmsNorm, Rotate, SplitHeads, SplitKeyValue,
-                                            Swiglu)
+                                            Swiglu, merged_key_value, sums_by_head)
 
 # What a masked score gets: finite, so that a row with nothing to attend to stays finite too.
 MASKED = -1e30
@@ -75,6 +75,11 @@ def merge_heads(x):
     return _merge_heads(x)
 
 
+def merge_key_value(key, value):
+    """The inverse of `split_key_value`."""
+    return merged_key_value(key, value)
+
+
 def rotate(x, cos, sin):
     """Rotary positions in the rotate-half form.
 
@@ -97,6 +102,34 @@ def attention(query, key, value, mask, scale, dropout=None):
         Tensor: (B, n, S, D) in query's dtype; softmax in float32.
     """
     return _attend(query * scale, key, value, mask, dropout)
+
+
+def keeps_probabilities(length, dim):
+    """Whether training keeps attention's probabilities of sequences of ``length`` with heads of size ``dim``.
+
+    That is a head's and token's S numbers, beside the some 12·D (H is n·D) that a block keeps anyway.
+    """
+    return length <= 4 * dim
+
+
+def attention_in_training(query, key, value, mask, scale, dropout=None):
+    """`attention` with its heads merged, and the probabilities; None where `keeps_probabilities` says no."""
+    query = query * scale
+    probabilities = _attend.probabilities(query, key, mask)
+    result = _attend.result(query, key, value, probabilities, dropout)
+    return merge_heads(result), probabilities if keeps_probabilities(*query.shape[2:]) else None
+
+
+def attention_backward(dattended, attended, query, key, value, probabilities, mask, scale, dropout=None):
+    """The gradients of query, key and value from that of `attention_in_training`'s first result, ``attended``."""
+    length, dim = query.shape[2:]
+    query = query * scale
+    if probabilities is None:
+        probabilities = _attend.probabilities(query, key, mask)
+    total = sums_by_head((dattended * attended).astype(ms.float32), length, dim)
+    dquery, dkey, dvalue = _attend.backward(split_heads(dattended, length, dim), total, query, key, value,
+                                            probabilities, dropout)
+    return dquery * scale, dkey, dvalue
 
 
 def write_cache(key_cache, value_cache, key, value, index):

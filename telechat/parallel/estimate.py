@@ -39,6 +39,7 @@ class Workload:
     piece: int = None  # attention in pieces of so many tokens (nn/long_attention.py); None: over all at once
     rows_at_once: int = None  # rows of a feed-forward layer at a time (nn/block_graphs.py); None: all
     on_cpu: bool = False  # MindSpore's CPU kernels keep tables of their own, see `index_tables`
+    keeps_probabilities: bool = False  # attention's, float32, for the backward pass (nn/portable_kernels.py)
 
     def sequences(self, parallel):
         """Sequences of a micro-batch on one rank."""
@@ -134,13 +135,15 @@ def layer_activations(model, parallel, workload):
     """What one layer keeps of one micro-batch without recomputation: the inputs of its products.
 
     That is x and the second residual (rows, H), cut by sequence parallelism; queries, keys and values,
-    attention's result, gate and up, cut by tensor parallelism; and a number a head where attention goes in pieces.
+    attention's result, gate and up, cut by tensor parallelism; a number a head where attention goes in pieces;
+    and attention's probabilities where these are kept.
     """
     share = block_shape(model, parallel.tensor)
     cut = share.head_dim * 2 * (share.n_head + share.num_key_value_heads) + 2 * share.ffn_hidden_size
     cut += share.n_head if workload.piece else 0
-    return workload.activation_bytes * (2 * workload.kept_tokens(parallel) * model.hidden_size
-                                        + workload.tokens(parallel) * cut)
+    probabilities = score_elements(model, parallel, workload) if workload.keeps_probabilities else 0
+    return FLOAT32 * probabilities + workload.activation_bytes * (
+        2 * workload.kept_tokens(parallel) * model.hidden_size + workload.tokens(parallel) * cut)
 
 
 def activation_bytes(model, parallel, workload, stage):

@@ -5,6 +5,7 @@ import functools
 
 from telechat.nn import kernels
 from telechat.nn.long_attention import PIECE, is_long
+from telechat.nn.portable_kernels import keeps_probabilities
 from telechat.parallel.estimate import FLOAT32, Workload, stage_memory
 from telechat.parallel.mesh import mesh_shape
 from telechat.parallel.parallel_config import process_count
@@ -19,9 +20,10 @@ def workload_of(model, run, sequence_length, on_cpu=False):
     width = FLOAT32 if run.train.dtype == "float32" else 2
     rows = functools.partial(head_rows, vocab_size=model.vocab_size)
     piece = PIECE if on_cpu and is_long(sequence_length, model.attention_dropout) else None
+    keeps = on_cpu and not piece and keeps_probabilities(sequence_length, model.head_dim)
     return Workload(sequence_length, run.batch_size, run.train.micro_batches, width,
                     FLOAT32 if on_cpu else width, rows, run.train.mask_padding, piece,
-                    kernels.ROWS_AT_ONCE if on_cpu else None, on_cpu)
+                    kernels.ROWS_AT_ONCE if on_cpu else None, on_cpu, keeps)
 
 
 def fullest_rank(model, run, sequence_length):

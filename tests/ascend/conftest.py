@@ -51,7 +51,7 @@ class Parts:
         self.kernels = self.model.kernels
         self.functions = self.model.transformer.h[0].functions
         self.weights = [None if weight is None else weight.data for weight in self.model.transformer.h[0].weights()]
-        self.rows = batch * length
+        self.batch, self.length, self.rows = batch, length, batch * length
         self.tables = self.model.tables(length)
         keep = np.ones((batch, 4, length, length), np.float32)
         dropped = self.config.attention_dropout > 0
@@ -62,9 +62,10 @@ class Parts:
         """Export arguments of the block's first half: its forward and its backward pass."""
         tables = self.tables if visible is None else (*self.tables[:2], *visible)
         last = (*tables, *self.drops[:2], *self.weights[:5])
-        kept = [bfloat16(self.rows, 64) for _ in range(5)]  # a gradient, x, queries, keys and values, result
-        half = Attention(self.functions)
-        return (half, kept[0], *last), (Method(half, "backward"), *kept, *last)
+        x, half = bfloat16(self.rows, 64), Attention(self.functions)
+        heads = [bfloat16(self.batch, self.length, heads, 16) for heads in (4, 2, 2)]
+        # The gradient, x, queries, keys, values, no probabilities, attention's result.
+        return (half, x, *last), (Method(half, "backward"), x, x, *heads, None, x, *last)
 
     def feed_forward(self, recompute=False):
         """The same of its second half, for all rows at once."""

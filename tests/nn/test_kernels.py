@@ -72,6 +72,34 @@ def test_attention_dropout_multiplies_probabilities():
     compare(ours, theirs, draw(2, 4, 7, 8), draw(2, 4, 7, 8), draw(2, 4, 7, 8))
 
 
+@pytest.mark.parametrize("kv_heads", [4, 2])
+@pytest.mark.parametrize("dropout", [False, True])
+@pytest.mark.parametrize("length, is_kept", [(7, True), (32, True), (33, False)])
+def test_attention_in_training(length, is_kept, dropout, kv_heads):
+    """With its probabilities kept, and made again."""
+    drop = (RANDOM.random((2, 4, length, length)) > 0.3).astype(np.float32) / 0.7 if dropout else None
+    hidden = np.where(np.tri(length, dtype=bool), 0, kernels.MASKED).astype(np.float32)
+    query, key, value = draw(2, 4, length, 8), draw(2, kv_heads, length, 8), draw(2, kv_heads, length, 8)
+    dattended = draw(2 * length, 32)
+
+    tensors = [torch.tensor(array, requires_grad=True) for array in (query, key, value)]
+    keys, values = (tensor.repeat_interleave(4 // kv_heads, 1) for tensor in tensors[1:])
+    weights = torch.softmax(tensors[0] @ keys.transpose(2, 3) * 0.3 + torch.tensor(hidden), -1)
+    weights = weights if drop is None else weights * torch.tensor(drop)
+    expected = (weights @ values).transpose(1, 2).reshape(2 * length, 32)
+    expected.backward(torch.tensor(dattended))
+
+    heads = list(map(Tensor, (query, key, value)))
+    last = Tensor(hidden[None, None]), None, None, 0.3, None if drop is None else Tensor(drop)
+    both = seam.Kernels()
+    attended, probabilities = both.attention_in_training(*heads, *last)
+    assert (probabilities is not None) == is_kept
+    gradients = both.attention_backward(Tensor(dattended), attended, *heads, probabilities, *last)
+    for mine, reference in [(attended, expected), *zip(gradients, (tensor.grad for tensor in tensors))]:
+        reference = reference.detach().numpy()
+        assert np.abs(mine.asnumpy() - reference).max() <= 2e-5 * np.abs(reference).max()
+
+
 def test_heads_are_split_and_merged():
     def heads(x):
         return x.reshape(2, 7, -1, 8).transpose(1, 2)

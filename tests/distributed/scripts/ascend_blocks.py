@@ -50,11 +50,12 @@ for name, sequence_parallel in (("tensor", False), ("sequence", True)):
     cos = ones(1, 1, ROWS // 2, 16)
     tables = (cos, cos, *stage.kernels.attention_tensors(config, ROWS // 2, heads=slice(0, 2)))
     x, half, inner = ones(own, HIDDEN), ones(ROWS, 32), ones(ROWS, INNER // 2)
+    heads = [ones(2, ROWS // 2, count, 16) for count in (2, 1, 1)]  # of queries, keys, values
     attention, feed_forward = Attention(functions), FeedForward(functions)
     last = (*tables, None, None, *weights[:5])
     forward = [export(attention, x, *last), export(Method(feed_forward, "forward_rows"), x, None, *weights[5:])]
     backward = [export(Method(feed_forward, "backward_rows"), x, x, inner, inner, None, *weights[5:]),
-                export(Method(attention, "backward"), x, x, half, half, half, *last)]
+                export(Method(attention, "backward"), x, x, *heads, None, half, *last)]
     results[name] = {
         "forward": [found for graph in forward for found in collectives_of(graph)],
         "backward": [found for graph in backward for found in collectives_of(graph)],
