@@ -285,7 +285,7 @@ class Kernels(nn.Cell):
         """The arguments of `adamw` after the tensors, for the ``updates``-th update, 1 first.
 
         Returns:
-            list: step, rate, beta1, beta2, epsilon, decay, and 0 as the decay of what has none.
+            list: step, rate, beta1, beta2, epsilon, decay, and the decay of what has none.
         """
         return (ascend if self.fused else portable).adamw_scalars(updates, rate, betas, epsilon, decay)
 
