@@ -40,8 +40,8 @@ class Attention(nn.Cell):
                 q, k, v, probabilities, attended)
 
     @ms.jit
-    def backward(self, dmiddle, x, q, k, v, probabilities, attended, cos, sin, mask, shift, documents, drop_attention, drop_dense,
-                 norm, query, key_value, dense, dense_bias):
+    def backward(self, dmiddle, x, q, k, v, probabilities, attended, cos, sin, mask, shift, documents, drop_attention,
+                 drop_dense, norm, query, key_value, dense, dense_bias):
         """The result's gradient → those of x, norm, query, key_value, dense and, where there is one, its bias."""
         f = self.functions
         dense_grads = gradient(f.project_attention)(x, attended, dense, dense_bias, drop_dense, dmiddle)
