@@ -60,6 +60,7 @@ def without_dummy_prefix(data):
 def _fields(data, at, end):
     """(number, start, end) of each field's value in ``data[at:end]``."""
     while at < end:
+        # Almost all are of one byte, and there are hundreds of thousands of them: no call for these.
         key, at = _varint(data, at) if data[at] & 0x80 else (data[at], at + 1)
         kind = key & 7
         start = at

@@ -43,11 +43,10 @@ class SentencePieceModel:
                              "tokenizer.model, or a tokenizer.json") from None
         if not self.size:
             raise InputError(f"{name} holds no vocabulary; give the published tokenizer.model")
-        splits = {index for index, is_control in enumerate(self._processor.is_control(list(range(self.size))))
-                  if is_control}
-        if self.find(_UNKNOWN_THAT_SPLITS) is not None:
-            splits.add(self.find(_UNKNOWN_THAT_SPLITS))
-        self._split_ids = frozenset(splits)
+        unknown = self.find(_UNKNOWN_THAT_SPLITS)
+        self._split_ids = frozenset(
+            index for index, is_control in enumerate(self._processor.is_control(list(range(self.size))))
+            if is_control or index == unknown)
         markers = [index for index in positions if _is_marker(self._processor.id_to_piece(index))]
         self.control_ids = self._split_ids | {self._processor.unk_id()} | set(markers)
         # A control piece takes no part in segmentation, exactly as if it were not there.

@@ -65,13 +65,13 @@ class BlockFunctions(nn.Cell):
             dquery, dkey = self.kernels.rotate(dquery, cos, sin * -1.0), self.kernels.rotate(dkey, cos, sin * -1.0)
         return self.kernels.merge_heads(dquery), self.kernels.merge_key_value(dkey, dvalue)
 
-    def attend(self, query, key_value, cos, sin, mask, shift, documents, dropout=None):
+    def attend(self, query, key_value, cos, sin, mask, shift, documents):
         """Causal self-attention of what `project_qkv` gives: (B·S, n·D).
 
         mask, shift, documents: of `Kernels.attention_tensors`.
         """
         query, key, value = self.heads(query, key_value, cos, sin)
-        attended = self.kernels.attention(query, key, value, mask, shift, documents, self.scale, dropout)
+        attended = self.kernels.attention(query, key, value, mask, shift, documents, self.scale)
         return self.kernels.merge_heads(attended)
 
     def project_attention(self, x, attended, dense, bias=None, dropout=None):
@@ -87,25 +87,17 @@ class BlockFunctions(nn.Cell):
         """Down product of the feed-forward layer, added to the residual x (B·S, H)."""
         return self._residual(x, self.kernels.swiglu(gate, up), down, bias, dropout)
 
-    def construct(self, x, cos, sin, visible, dropouts, weights):
-        """The whole block: x (B·S, H) → (B·S, H).
+    def construct(self, x, cos, sin, visible, weights):
+        """The whole block without dropout: x (B·S, H) → (B·S, H).
 
-        visible: the three of `Kernels.attention_tensors`; dropouts: of attention
-        (`Kernels.dropout_tensor`) and of the two outputs (B·S, H), None for none; weights as
-        `Block.weights` gives them.
+        visible: the three of `Kernels.attention_tensors`; weights as `Block.weights` gives them.
         """
-        return self.forward(x, cos, sin, visible, dropouts, weights)[0]
-
-    def forward(self, x, cos, sin, visible, dropouts, weights):
-        """As `construct`, and what the backward pass starts from: the inputs of the products."""
         norm1, query, key_value, dense, dense_bias, norm2, gate, up, down, down_bias = weights
-        drop_attention, drop_dense, drop_down = dropouts
         q, kv = self.project_qkv(x, norm1, query, key_value)
-        attended = self.attend(q, kv, cos, sin, *visible, drop_attention)
-        middle = self.project_attention(x, attended, dense, dense_bias, drop_dense)
+        attended = self.attend(q, kv, cos, sin, *visible)
+        middle = self.project_attention(x, attended, dense, dense_bias)
         g, u = self.project_gate_up(middle, norm2, gate, up)
-        y = self.project_down(middle, g, u, down, down_bias, drop_down)
-        return y, q, kv, attended, middle, g, u
+        return self.project_down(middle, g, u, down, down_bias)
 
     def decode(self, x, delta, rotation, places, caches, weights):
         """One new token a sequence: x (B, H) and what is to be added to it → the same pair behind the block.
@@ -184,7 +176,7 @@ class Block(nn.Cell):
                                         kernels)
 
     def weights(self):
-        """The layer's parameters in the order of `BlockFunctions.forward`; None for an absent bias."""
+        """The layer's parameters in the order of `BlockFunctions.construct`; None for an absent bias."""
         attention, mlp = self.self_attention, self.mlp
         return (self.input_layernorm.weight, attention.query.weight, attention.key_value.weight,
                 attention.dense.weight, attention.dense.bias, self.post_attention_layernorm.weight,
@@ -196,4 +188,4 @@ class Block(nn.Cell):
 
     def construct(self, x, cos, sin, visible):
         """x (B·S, H) → (B·S, H), without dropout."""
-        return self.functions(x, cos, sin, visible, (None, None, None), self.weights())
+        return self.functions(x, cos, sin, visible, self.weights())
