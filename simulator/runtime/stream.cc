@@ -1,0 +1,287 @@
+#include "runtime/stream.h"
+
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstdlib>
+#include <deque>
+#include <mutex>
+#include <random>
+#include <set>
+#include <thread>
+
+#include "runtime/log.h"
+#include "sim.h"
+
+namespace sim {
+namespace {
+bool flag(const char *name, const char *value) {
+  const char *given = getenv(name);
+  return given != nullptr && std::string(given) == value;
+}
+bool blocking() {
+  static const bool on = flag("SIM_BLOCKING", "1");
+  return on;
+}
+
+struct Stream {
+  const int number;
+  std::mutex lock;
+  std::condition_variable arrived, finished;
+  std::deque<Task> queue;
+  uint64_t queued = 0, done = 0;
+  bool closing = false;
+  std::string failure;                       // of the first task that failed
+  std::vector<Task> *captured = nullptr;     // where tasks go instead, while a graph is captured
+  std::minstd_rand random;
+
+  explicit Stream(int number) : number(number) {
+    if (const char *seed = getenv("SIM_DELAY")) random.seed(unsigned(atol(seed)) * 1000003u + number + 1);
+    std::thread([this] { run(); }).detach();
+  }
+
+  void run() {
+    const bool delays = getenv("SIM_DELAY") != nullptr;
+    std::unique_lock hold(lock);
+    while (true) {
+      arrived.wait(hold, [this] { return !queue.empty() || closing; });
+      if (queue.empty()) break;
+      Task task = std::move(queue.front());
+      queue.pop_front();
+      bool skip = !failure.empty() && !task.always;
+      hold.unlock();
+      if (delays && random() % 3 == 0) usleep(random() % 2000);
+      std::string error;
+      if (!skip) try {
+          task.work();
+        } catch (const std::exception &e) {
+          error = e.what();
+        }
+      task.work = nullptr;  // what it holds goes before the task counts as done
+      hold.lock();
+      if (!error.empty() && failure.empty()) {
+        failure = error;
+        log::event("error", this, task.what, 0, error);
+        fprintf(stderr, "simulator: stream %d stopped at %s\n", number, error.c_str());
+      }
+      ++done;
+      finished.notify_all();
+    }
+    hold.unlock();
+    delete this;
+  }
+};
+
+struct Streams {
+  std::mutex lock;
+  std::set<Stream *> live;
+  int next = 0;
+  Stream *make() {
+    std::lock_guard hold(lock);
+    auto *stream = new Stream(next++);
+    live.insert(stream);
+    return stream;
+  }
+};
+Streams &streams() {
+  static Streams &all = *new Streams;  // threads may still use it while the process ends
+  return all;
+}
+
+Stream *get(void *stream) {
+  return static_cast<Stream *>(stream == nullptr ? default_stream() : stream);
+}
+
+std::string error_text(const Stream &stream) {
+  return format("stream %d stopped at %s", stream.number, stream.failure.c_str());
+}
+}  // namespace
+
+bool operators_do_nothing() {
+  static const bool nothing = flag("SIM_OPERATORS", "none");
+  return nothing;
+}
+
+void *default_stream() {
+  static Stream *const stream = streams().make();
+  return stream;
+}
+
+int stream_number(const void *stream) { return static_cast<const Stream *>(stream)->number; }
+
+std::vector<void *> all_streams() {
+  std::lock_guard hold(streams().lock);
+  return {streams().live.begin(), streams().live.end()};
+}
+
+void enqueue(void *handle, Task task) {
+  Stream *stream = get(handle);
+  {
+    std::lock_guard hold(stream->lock);
+    if (stream->captured != nullptr) {
+      stream->captured->push_back(std::move(task));
+      return;
+    }
+    stream->queue.push_back(std::move(task));
+    ++stream->queued;
+  }
+  stream->arrived.notify_one();
+  if (blocking()) synchronize(handle);
+}
+
+void synchronize(void *handle) {
+  Stream *stream = get(handle);
+  std::unique_lock hold(stream->lock);
+  uint64_t until = stream->queued;
+  stream->finished.wait(hold, [&] { return stream->done >= until; });
+  if (!stream->failure.empty()) throw Error(DEVICE_FAULT, error_text(*stream));
+}
+
+void synchronize_all() {
+  for (void *stream : all_streams()) synchronize(stream);
+}
+
+bool is_idle(void *handle) {
+  Stream *stream = get(handle);
+  std::lock_guard hold(stream->lock);
+  return stream->done == stream->queued;
+}
+
+void launch(void *stream, const std::string &what, const std::string &details, std::function<void()> work) {
+  log::event("launch", get(stream), what, 0, details);
+  if (operators_do_nothing()) return;
+  enqueue(stream, {what, std::move(work)});
+}
+
+// ---- streams as ACL has them
+struct Event {
+  struct Recording {
+    std::mutex lock;
+    std::condition_variable changed;
+    bool done = false;
+    std::chrono::steady_clock::time_point time;
+  };
+  std::mutex lock;
+  std::shared_ptr<Recording> last;  // null until recorded
+  std::shared_ptr<Recording> recording() {
+    std::lock_guard hold(lock);
+    return last;
+  }
+};
+
+namespace {
+void wait_for(Event::Recording &recording) {
+  std::unique_lock hold(recording.lock);
+  recording.changed.wait(hold, [&] { return recording.done; });
+}
+}  // namespace
+}  // namespace sim
+
+using sim::Event;
+extern "C" {
+
+int aclrtCreateStream(void **stream) {
+  *stream = sim::streams().make();
+  return 0;
+}
+int aclrtCreateStreamWithConfig(void **stream, uint32_t priority, uint32_t flags) { return aclrtCreateStream(stream); }
+
+int aclrtDestroyStream(void *handle) {
+  auto *stream = static_cast<sim::Stream *>(handle);
+  {
+    std::lock_guard hold(sim::streams().lock);
+    sim::streams().live.erase(stream);
+  }
+  std::lock_guard hold(stream->lock);
+  stream->closing = true;
+  stream->arrived.notify_one();
+  return 0;
+}
+int aclrtDestroyStreamForce(void *stream) { return aclrtDestroyStream(stream); }
+
+int aclrtSynchronizeStream(void *stream) {
+  sim::log::event("synchronize", sim::get(stream), "stream", 0, "");
+  return sim::guard([&] { sim::synchronize(stream); });
+}
+int aclrtSynchronizeStreamWithTimeout(void *stream, int32_t milliseconds) { return aclrtSynchronizeStream(stream); }
+int aclrtSynchronizeDevice() {
+  sim::log::event("synchronize", nullptr, "device", 0, "");
+  return sim::guard([] { sim::synchronize_all(); });
+}
+int aclrtSynchronizeDeviceWithTimeout(int32_t milliseconds) { return aclrtSynchronizeDevice(); }
+int aclrtStreamQuery(void *stream, int32_t *status) {  // 0 complete, 1 not ready
+  *status = sim::is_idle(stream) ? 0 : 1;
+  return 0;
+}
+
+int aclrtLaunchCallback(void (*function)(void *), void *data, int32_t block, void *stream) {
+  return sim::guard([&] { sim::enqueue(stream, {"callback", [=] { function(data); }, true}); });
+}
+
+int aclrtCreateEvent(void **event) {
+  *event = new Event;
+  return 0;
+}
+int aclrtCreateEventWithFlag(void **event, uint32_t flag) { return aclrtCreateEvent(event); }
+int aclrtCreateEventExWithFlag(void **event, uint32_t flag) { return aclrtCreateEvent(event); }
+int aclrtDestroyEvent(void *event) {
+  delete static_cast<Event *>(event);
+  return 0;
+}
+
+int aclrtRecordEvent(void *handle, void *stream) {
+  auto *event = static_cast<Event *>(handle);
+  auto recording = std::make_shared<Event::Recording>();
+  {
+    std::lock_guard hold(event->lock);
+    event->last = recording;
+  }
+  return sim::guard([&] {
+    sim::enqueue(stream, {"event", [recording] {
+                            std::lock_guard hold(recording->lock);
+                            recording->done = true;
+                            recording->time = std::chrono::steady_clock::now();
+                            recording->changed.notify_all();
+                          }, true});
+  });
+}
+int aclrtResetEvent(void *event, void *stream) { return 0; }  // the next recording replaces the last
+
+int aclrtStreamWaitEvent(void *stream, void *handle) {
+  auto recording = static_cast<Event *>(handle)->recording();
+  if (recording == nullptr) return 0;
+  return sim::guard([&] { sim::enqueue(stream, {"wait for event", [recording] { sim::wait_for(*recording); }, true}); });
+}
+int aclrtSynchronizeEvent(void *handle) {
+  sim::log::event("synchronize", nullptr, "event", 0, "");
+  auto recording = static_cast<Event *>(handle)->recording();
+  if (recording != nullptr) sim::wait_for(*recording);
+  return 0;
+}
+int aclrtQueryEventStatus(void *handle, int32_t *status) {  // 0 not yet, 1 recorded
+  auto recording = static_cast<Event *>(handle)->recording();
+  *status = 1;
+  if (recording != nullptr) {
+    std::lock_guard hold(recording->lock);
+    *status = recording->done;
+  }
+  return 0;
+}
+int aclrtEventGetTimestamp(void *handle, uint64_t *microseconds) {
+  auto recording = static_cast<Event *>(handle)->recording();
+  if (recording == nullptr) return sim::INVALID;
+  sim::wait_for(*recording);
+  *microseconds = std::chrono::duration_cast<std::chrono::microseconds>(recording->time.time_since_epoch()).count();
+  return 0;
+}
+int aclrtEventElapsedTime(float *milliseconds, void *start, void *end) {
+  uint64_t from = 0, to = 0;
+  int status = aclrtEventGetTimestamp(start, &from);
+  if (status == 0) status = aclrtEventGetTimestamp(end, &to);
+  *milliseconds = (to - from) / 1000.0f;
+  return status;
+}
+
+}  // extern "C"

@@ -1,0 +1,31 @@
+// Streams: queues of work, each with a thread; events, which one stream records and others wait for.
+//
+// Work of one stream runs in order; between streams nothing is in order but by events and synchronisation. With
+// SIM_DELAY=seed a stream waits a random, reproducible while before each task, so that a missing event or
+// synchronisation shows as wrong numbers. With SIM_BLOCKING=1 every call waits for its work, so that an error comes from
+// the call that made it. With SIM_OPERATORS=none operators do nothing: what is left is the host's time.
+#pragma once
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace sim {
+
+struct Task {
+  std::string what;
+  std::function<void()> work;
+  bool always = false;  // runs after a failure too: events and callbacks, which others wait for
+};
+
+void enqueue(void *stream, Task task);
+// Waits until all that was queued so far has run. Fails with the stream's first failure, as its error at DEVICE_FAULT.
+void synchronize(void *stream);
+void synchronize_all();
+bool is_idle(void *stream);
+int stream_number(const void *stream);
+void *default_stream();                // what a null stream means
+std::vector<void *> all_streams();
+bool operators_do_nothing();           // SIM_OPERATORS=none
+
+}  // namespace sim
