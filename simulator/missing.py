@@ -1,8 +1,9 @@
-"""Writes, as C, a refusing function for every symbol that the wheel asks for and the simulator does not define.
+"""Writes, as C, a refusing function for every symbol that the wheel links or looks up and the simulator does not define.
 
 Usage: missing.py WHEEL OBJECT… : WHEEL is mindspore's directory in site-packages, an OBJECT a compiled file of ours.
 """
 
+import glob
 import re
 import subprocess
 import sys
@@ -28,6 +29,13 @@ def aclnn_names(files: list[str]) -> set[str]:
     return {name.removesuffix("GetWorkspaceSize") for name in names} - {"aclnnInit", "aclnnFinalize"}
 
 
+def looked_up(wheel: str) -> set[str]:
+    """Functions of ACL that the wheel looks up at run time, from its headers."""
+    headers = glob.glob(f"{wheel}/include/mindspore/ccsrc/plugin/ascend/res_manager/symbol_interface/*.h")
+    text = "".join(open(header).read() for header in headers)
+    return set(re.findall(r"ORIGIN_METHOD\w*\(\s*(\w+)", text))
+
+
 def main() -> None:
     wheel, objects = sys.argv[1], sys.argv[2:]
     libraries = [f"{wheel}/{name}" for name in LIBRARIES]
@@ -36,9 +44,9 @@ def main() -> None:
     in_wheel = symbols(["-D", "--defined-only"], libraries)
     print("typedef __INTPTR_TYPE__ word;\nint sim_missing_operator(const char *, const word *, int);\n"
           "void sim_missing_function(const char *);")
-    for name in sorted(undefined - defined - in_wheel):
-        if OURS.match(name):
-            print(f'void {name}(void) {{ sim_missing_function("{name}"); }}')
+    asked = {name for name in undefined if OURS.match(name)} | looked_up(wheel)
+    for name in sorted(asked - defined - in_wheel):
+        print(f'void {name}(void) {{ sim_missing_function("{name}"); }}')
     words = ", ".join(f"word a{i}" for i in range(24))
     array = ", ".join(f"a{i}" for i in range(24))
     for name in sorted(aclnn_names(libraries)):
