@@ -4,7 +4,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test test-16 test-web test-docs docs soak clean
+.PHONY: demo simulator test test-16 test-web test-docs docs soak clean
 
 .venv/installed: setup.py
 	$(PYTHON) -m venv .venv
@@ -30,6 +30,10 @@ demo: .venv/installed
 	@echo "data demo/data, checkpoint demo/run/final, metrics demo/run/metrics.jsonl, curves demo/loss.png"
 	@echo "chat with it: $(BIN)/python tools/generate.py --load_checkpoint demo/run/final"
 	@echo "or in a browser, at http://127.0.0.1:8000/: $(BIN)/python tools/serve.py --load_checkpoint demo/run/final --model_name demo --max_length 512"
+
+# The simulated Ascend card, on which MindSpore's own Ascend back end runs in the tests.
+simulator: .venv/installed
+	$(MAKE) --no-print-directory -j 2 -C simulator PYTHON=$(CURDIR)/$(BIN)/python
 
 # Two files of tests at a time: compiling keeps one core busy.
 test: .venv/installed-dev

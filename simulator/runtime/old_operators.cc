@@ -112,6 +112,7 @@ int aclopCompileAndExecuteV2(const char *type, int input_count, aclTensorDesc *i
                              const char *path, void *stream) {
   return guard([&] {
     Op op(type);
+    const Attributes given = attributes == nullptr ? Attributes() : *attributes;
     Tensors tensors;
     std::vector<std::shared_ptr<char[]>> constants;
     auto take = [&](int count, aclTensorDesc *descriptions[], aclDataBuffer *buffers[], const char *what) {
@@ -124,7 +125,7 @@ int aclopCompileAndExecuteV2(const char *type, int input_count, aclTensorDesc *i
     };
     std::vector<int> inputs = take(input_count, input_descriptions, input_buffers, "input");
     std::vector<int> outputs = take(output_count, output_descriptions, output_buffers, "output");
-    for (const auto &[name, attribute] : *attributes) {
+    for (const auto &[name, attribute] : given) {
       std::string values = attribute.string;
       for (double number : attribute.numbers) values += format(values.empty() ? "%g" : " %g", number);
       op.settings += (op.settings.empty() ? "" : ", ") + name + " " + values;
@@ -132,7 +133,7 @@ int aclopCompileAndExecuteV2(const char *type, int input_count, aclTensorDesc *i
     auto body = old_operators().find(type);
     if (body == old_operators().end()) op.refuse("there is no such old operator in the simulator");
     try {
-      body->second(op, inputs, outputs, *attributes);
+      body->second(op, inputs, outputs, given);
     } catch (const std::exception &error) {
       std::string text = error.what();
       if (text.rfind(op.name, 0) == 0) throw;
