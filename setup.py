@@ -24,7 +24,7 @@ setup(
     packages=find_packages(include=["telechat", "telechat.*"]),
     package_data={"telechat.serving": ["page.html"]},
     install_requires=[
-        "mindspore>=2.7.0,<2.11",
+        "mindspore>=2.8,<2.11",
         "numpy>=1.23,<2",
         "sentencepiece>=0.2.3,<0.3",
         "tokenizers>=0.20,<0.24",

@@ -6,7 +6,7 @@ import pathlib
 
 from telechat.errors import InputError
 
-OLDEST, TOO_NEW = (2, 7), (2, 11)  # MindSpore's versions that setup.py allows
+OLDEST, TOO_NEW = (2, 8), (2, 11)  # MindSpore's versions that setup.py allows; 2.7: `parameter.data` is no alias
 
 
 def check_mindspore():

@@ -15,6 +15,8 @@ _dense = auto_generate.Dense()
 _cross_entropy = auto_generate.CrossEntropyLoss()
 _cross_entropy_gradient = auto_generate.CrossEntropyLossGrad()
 _adamw = auto_generate.AdamW()
+_dropout_bits = auto_generate.DropoutGenMaskExt()
+_apply_bits = auto_generate.DropoutDoMaskExt()
 _reshape_and_cache = auto_generate.ReshapeAndCache()
 # Cosine format 2: both halves of a row equal, rotate-half.
 _rotate_pair = auto_generate.ApplyRotaryPosEmb(2)
@@ -61,6 +63,24 @@ def attention(query, key, value, mask, shift, documents, scale, dropout, keep_pr
     attended = flash_attention(with_filler(query, documents), with_filler(key, documents),
                                with_filler(value, documents), scale, "TND", mask, _CAUSAL, ends=documents)
     return attended[:query.shape[0] * query.shape[1]].reshape(query.shape)
+
+
+def dropout_bits(rows, columns, rate, keys):
+    """DropoutGenMask: a mask for each of ``keys``, the seeds of the device's generator, as bits, 1 keeps.
+
+    Returns uint8 (len(keys), rows·columns / 8), which must be whole bytes. Outside compiled graphs.
+    """
+    size = rows * columns
+    offset = Tensor(0, ms.int64)
+    # The operation fills up to a multiple of 128 bits.
+    return ops.stack([_dropout_bits((size,), rate, Tensor(key, ms.int64), offset, ms.uint8)[:size // 8] for key in keys])
+
+
+def dropout_mask(rows, columns, rate, keys, dtype):
+    """The same as numbers, 1/(1 − rate) or 0: (len(keys), rows, columns) in ``dtype``."""
+    ones, offset = ops.ones((rows, columns), dtype), Tensor(0, ms.int64)
+    return ops.stack([_apply_bits(ones, _dropout_bits((rows * columns,), rate, Tensor(key, ms.int64), offset, ms.uint8),
+                                  rate) for key in keys])
 
 
 def token_cross_entropy(logits, labels, weights):

@@ -63,14 +63,6 @@ def alibi_shift(slopes, length, rows):
     return (-slopes[:, None, None] * distance)[None]
 
 
-def pack_dropout(mask):
-    """A dropout mask (B, n, S, T), 0 where a score is dropped, as a bit a score: uint8 (B, n, S, T / 8).
-
-    T is a multiple of 8.
-    """
-    return np.packbits(mask != 0, axis=-1, bitorder="little")
-
-
 def document_ends(documents):
     """Where the documents of a batch end, for layout TND with `with_filler`: int64 (B·most + 1,).
 

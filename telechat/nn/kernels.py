@@ -13,8 +13,9 @@ from mindspore import Tensor, nn, ops
 from telechat.errors import InputError
 from telechat.nn import ascend_kernels as ascend
 from telechat.nn import portable_kernels as portable
+from telechat.nn.dropout import dropout_mask
 from telechat.nn.flash_attention import obstacle as flash_obstacle
-from telechat.nn.flash_tensors import flash_tensors, pack_dropout
+from telechat.nn.flash_tensors import flash_tensors
 from telechat.nn.long_attention import PieceAttention, Pieces, goes_in_pieces
 from telechat.nn.notes import say_once
 from telechat.nn.positions import causal_mask
@@ -182,11 +183,25 @@ class Kernels(nn.Cell):
             return Pieces(config, length, padding, documents, heads), None, None
         return Tensor(causal_mask(config, length, padding, documents, heads)), None, None
 
-    def dropout_tensor(self, mask):
-        """A mask of `dropout_mask`, float32 (B, n, S, S), as `attention` takes it; None for None."""
-        if mask is None:
-            return None
-        return Tensor(pack_dropout(mask) if self.flash and mask.shape[-1] % 8 == 0 else mask)
+    def attention_dropout(self, length, rate, place, heads):
+        """Dropout masks of some heads over sequences of ``length`` tokens, as `attention` takes them; None for rate 0.
+
+        place (Place): with heads as its streams. (B, n, S, S) in float32, or for flash attention bits.
+        """
+        if rate == 0 or not self.fused:
+            return _tensor(dropout_mask(length, length, rate, place, heads))
+        if self.flash and length % 8 == 0:
+            return ascend.dropout_bits(length, length, rate, place.keys(heads)).reshape(-1, len(heads), length, length // 8)
+        masks = ascend.dropout_mask(length, length, rate, place.keys(heads), ms.float32)
+        return masks.reshape(-1, len(heads), length, length)
+
+    def output_dropout(self, length, width, rate, place, stream):
+        """A mask of activations (B·S, width), 1/(1 − rate) where they are kept and 0 elsewhere; None for rate 0."""
+        if rate == 0 or not self.fused:
+            mask = _tensor(dropout_mask(length, width, rate, place, [stream]))
+        else:
+            mask = ascend.dropout_mask(length, width, rate, place.keys([stream]), self.dtype)
+        return None if mask is None else mask.reshape(-1, width)
 
     def attention(self, query, key, value, mask, shift, documents, scale, dropout=None):
         """softmax(scale·query·keyᵀ + bias)·value over the tokens that each one may see.
@@ -196,7 +211,7 @@ class Kernels(nn.Cell):
             key, value (Tensor): m heads likewise, where n is a multiple of m (grouped heads).
             mask, shift, documents: of `attention_tensors`; in a compiled graph tensors alone.
             scale (float): usually D^(−1/2).
-            dropout (Tensor): of `dropout_tensor`, multiplied into the probabilities; None for none.
+            dropout (Tensor): of `attention_dropout`, multiplied into the probabilities; None for none.
 
         Returns:
             Tensor: query's shape and dtype; softmax in float32.
@@ -296,6 +311,10 @@ class Kernels(nn.Cell):
         """
         step_by = ascend.adamw if self.fused else portable.adamw
         return step_by(parameter, first_moment, second_moment, gradient, step, rate, beta1, beta2, epsilon, decay)
+
+
+def _tensor(array):
+    return None if array is None else Tensor(array)
 
 
 def choose_kernels(config, dtype, kernels=None, use_flash_attention=None):

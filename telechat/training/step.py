@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 from mindspore import Tensor
 
-from telechat.nn.dropout import dropout_mask
+from telechat.nn.dropout import ATTENTION_OUTPUT, EMBEDDING_OUTPUT, FEED_FORWARD_OUTPUT, Place
 from telechat.nn.block_passes import BlockPasses
 from telechat.nn.graphs import Accumulate
 from telechat.nn.positions import sequence_tables
@@ -34,7 +34,7 @@ class _Part:
 
     input_ids: np.ndarray
     tables: tuple  # cos, sin, and the three of `Kernels.attention_tensors`
-    place: tuple  # (step, number of the micro-batch): which dropout masks are drawn
+    place: tuple  # (step, number of the first sequence in the whole batch): which dropout masks are drawn
     kept: list = dataclasses.field(default_factory=list)  # of each layer: its input, what its backward pass starts from
     output: Tensor = None
 
@@ -75,7 +75,7 @@ class StageCompute:
             part: a key for `loss` and `backward`.
             input_ids (array): int32 (B, S); every stage needs its shape and padding.
             x (Tensor): (rows, H) from the stage before; None in the first.
-            place (tuple): step and micro-batch, which decide the dropout masks.
+            place (tuple): step, and the first sequence's number in the whole batch, which decide the dropout masks.
             documents (array): int (B, S), which document each token belongs to; None: one a sequence.
             train (bool): False: no dropout, and nothing is kept for a backward pass.
 
@@ -182,34 +182,32 @@ class StageCompute:
 
     def _drops(self, job, layer):
         """Dropout masks of a block: attention, and the two outputs added to the residual."""
-        batch, length = job.input_ids.shape
-        hidden = (batch * length, self.config.hidden_size)
-        attention = self._drop((batch, self.config.n_head, length, length), self.config.attention_dropout, job, layer, 0)
-        outputs = [self._drop(hidden, self.config.hidden_dropout, job, layer, site) for site in (1, 2)]
-        outputs = [None if mask is None else Tensor(self._own_rows(mask)) for mask in outputs]
-        return (self.kernels.dropout_tensor(self._own_heads(attention)), *outputs)
+        config = self.config
+        heads = range(config.n_head)[own_heads(config, self.tensor)]
+        attention = self.kernels.attention_dropout(job.input_ids.shape[1], config.attention_dropout,
+                                                   self._place(job, layer), heads)
+        outputs = [self._output_dropout(config.hidden_dropout, job, layer, stream)
+                   for stream in (ATTENTION_OUTPUT, FEED_FORWARD_OUTPUT)]
+        return (attention, *outputs)
 
     def _embedding_drop(self, job):
-        shape = (job.input_ids.size, self.config.hidden_size)
-        mask = self._own_rows(self._drop(shape, self.config.embedding_dropout, job, self.config.n_layer, 0))
-        return None if mask is None else Tensor(mask)
+        return self._output_dropout(self.config.embedding_dropout, job, self.config.n_layer, EMBEDDING_OUTPUT)
 
-    def _drop(self, shape, rate, job, layer, site):
-        return dropout_mask(shape, rate, self.seed, *job.place, layer, site)
+    def _output_dropout(self, rate, job, layer, stream):
+        """A mask of activations, this rank's rows of it."""
+        size = job.input_ids.shape[1], self.config.hidden_size
+        return self._own_rows(self.kernels.output_dropout(*size, rate, self._place(job, layer), stream))
 
-    def _own_heads(self, array):
-        """The part of (B, n, …) that belongs to this rank's heads."""
-        if array is None:
-            return None
-        return np.ascontiguousarray(array[:, own_heads(self.config, self.tensor)])
+    def _place(self, job, layer):
+        step, first = job.place
+        return Place(self.seed, step, range(first, first + len(job.input_ids)), layer)
 
     def _own_rows(self, rows):
-        """This rank's part of all rows (array or Tensor) in the sequence-parallel region."""
+        """This rank's part of all rows in the sequence-parallel region; None for None."""
         if rows is None or not self.parallel.sequence_parallel:
             return rows
         width = rows.shape[0] // self.tensor.size
-        part = rows[self.tensor.rank * width:(self.tensor.rank + 1) * width]
-        return np.ascontiguousarray(part) if isinstance(part, np.ndarray) else part.contiguous()
+        return rows[self.tensor.rank * width:(self.tensor.rank + 1) * width].contiguous()
 
     def _all_rows(self, x):
         return all_gather_rows(x, self.tensor) if self.parallel.sequence_parallel else x

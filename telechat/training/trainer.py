@@ -115,7 +115,8 @@ class Trainer:
         """Loss, norm, gradients times the loss scale, and that scale."""
         scale = 1.0 if self.loss_scale is None else self.loss_scale.value
         data = self.mesh.data
-        parts = [(ids, (self.step, part * data.size + data.rank), numbers)
+        first = data.rank * len(inputs) * len(inputs[0])  # of the whole batch's sequences
+        parts = [(ids, (self.step, first + part * len(ids)), numbers)
                  for part, (ids, numbers) in enumerate(zip(inputs, documents))]
         losses = run_schedule(self.compute, self.mesh.pipeline, parts, self._rows(inputs[0]),
                               self.stage.config.hidden_size,

@@ -53,9 +53,9 @@ class Parts:
         self.weights = [None if weight is None else weight.data for weight in self.model.transformer.h[0].weights()]
         self.batch, self.length, self.rows = batch, length, batch * length
         self.tables = self.model.tables(length)
-        keep = np.ones((batch, 4, length, length), np.float32)
+        bits = Tensor(np.full((batch, 4, length, length // 8), 255, np.uint8))
         dropped = self.config.attention_dropout > 0
-        self.drops = (self.kernels.dropout_tensor(keep), float32(self.rows, 64), float32(self.rows, 64)) \
+        self.drops = (bits, float32(self.rows, 64), float32(self.rows, 64)) \
             if dropped else (None, None, None)
 
     def attention(self, visible=None):

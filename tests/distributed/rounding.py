@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from telechat.checkpoint.layout import official_parameters
-from telechat.nn.dropout import dropout_mask
+from telechat.nn.dropout import ATTENTION_OUTPUT, FEED_FORWARD_OUTPUT, Place, dropout_mask
 from telechat.training.schedule import learning_rate
 from tests.torch_reference import IGNORED, TorchTeleChat, torch_adamw
 
@@ -22,11 +22,10 @@ class TorchRun:
         weights (dict): canonical name → float32 array, where it starts.
         train (TrainConfig): the recipe.
         dtype: torch's.
-        parts (int): micro-batches that dropout masks are drawn for.
     """
 
-    def __init__(self, config, weights, train, dtype, parts=1):
-        self.config, self.train, self.dtype, self.parts = config, train, dtype, parts
+    def __init__(self, config, weights, train, dtype):
+        self.config, self.train, self.dtype = config, train, dtype
         self.layout = official_parameters(config)
         # contiguous: where a published tensor is a transposed view, torch would keep it one.
         self.tensors = {stored.name: torch.tensor(np.ascontiguousarray(
@@ -70,19 +69,18 @@ class TorchRun:
     def _drops(self, layer, shape):
         """Masks of the library, which test_trainer.py tests: attention's and those of the two outputs."""
         (batch, length), config = shape, self.config
-        rows = batch // self.parts
+        place = Place(self.train.seed, self.steps, range(batch), layer)
 
-        def mask(size, rate, site):
-            drawn = [dropout_mask(size, rate, self.train.seed, self.steps, part, layer, site)
-                     for part in range(self.parts)]
-            return None if rate == 0 else torch.tensor(np.concatenate(drawn)).to(self.dtype)
+        def mask(size, rate, streams):
+            return None if rate == 0 else torch.tensor(dropout_mask(*size, rate, place, streams)).to(self.dtype)
 
-        hidden = (rows * length, config.hidden_size)
-        return (mask((rows, config.n_head, length, length), config.attention_dropout, 0),
-                mask(hidden, config.hidden_dropout, 1), mask(hidden, config.hidden_dropout, 2))
+        outputs = [mask((length, config.hidden_size), config.hidden_dropout, [stream])
+                   for stream in (ATTENTION_OUTPUT, FEED_FORWARD_OUTPUT)]
+        return (mask((length, length), config.attention_dropout, range(config.n_head)),
+                *(None if output is None else output.reshape(batch * length, -1) for output in outputs))
 
 
-def rounding_reach(config, weights, batches, train, parts=1):
+def rounding_reach(config, weights, batches, train):
     """Train in torch's float64 and in its float32 side by side, and follow their difference.
 
     The noise of a step is the distance of the two runs' gradients, root mean square over a row (a vector is one
@@ -90,13 +88,13 @@ def rounding_reach(config, weights, batches, train, parts=1):
     reach of a weight is the sum of that over the steps.
 
     Args:
-        config, weights, train, parts: as `TorchRun` takes them.
+        config, weights, train: as `TorchRun` takes them.
         batches (list): (input_ids, labels) of each step.
 
     Returns:
         (dict, dict): canonical name → reach, and → the float64 run's weights.
     """
-    exact, rounded = (TorchRun(config, weights, train, dtype, parts) for dtype in (torch.float64, torch.float32))
+    exact, rounded = (TorchRun(config, weights, train, dtype) for dtype in (torch.float64, torch.float32))
     reach = {name: 0.0 for name in weights}
     for step, batch in enumerate(batches):
         rate = learning_rate(train, step)

@@ -16,7 +16,8 @@ RECIPE = dict(learning_rate=1e-3, warmup_steps=2, total_steps=8, betas=[0.9, 0.9
               max_grad_norm=1.0)
 SIZES = ("7b", "12b", "52b")
 # Weights of two runs are equal within SAME, except those that float32's rounding alone carries further: they may
-# be as far apart as that, RMS of rounding taken four times, and LOOSE at most. There are FEW of them.
+# be as far apart as that, RMS of rounding taken four times, and LOOSE at most. There are FEW of them, with dropout
+# up to five times as many, depending on the seed: of 7B's, gradients are smaller where much is dropped.
 SAME, LOOSE, FEW = 1e-5, 2e-4, 1e-3
 # On CPU this is also how long a collective waits for a neighbour that still compiles.
 PATIENT = {"MS_NODE_TIMEOUT": "120"}
@@ -59,16 +60,13 @@ class Case:
 
 @pytest.fixture(scope="module")
 def single(shared, tmp_path_factory):
-    """single(size, rows): batches, trace and final weights of one process; with 2 rows they are the golden ones.
-
-    parts: micro-batches that the batch is cut into, which matters where ``dropout`` is above 0.
-    """
+    """single(size, rows): batches, trace and final weights of one process; with 2 rows they are the golden ones."""
     from telechat.checkpoint.convert import torch_to_ms
 
     made = {}
 
-    def get(size, rows, parts=1, dropout=0.0):
-        key = size, rows, parts, dropout
+    def get(size, rows, dropout=0.0):
+        key = size, rows, dropout
         if key not in made:
             folder = tmp_path_factory.mktemp("_".join(map(str, key)))
             golden = None
@@ -91,11 +89,11 @@ def single(shared, tmp_path_factory):
                 ids = rng.integers(4, model.config.vocab_size, (count, rows, 25)).astype(np.int32)
                 labels = np.where(rng.random(ids.shape) < 0.6, ids, -100).astype(np.int32)
             np.savez(folder / "batches.npz", ids=ids, labels=labels)
-            train = TrainConfig(**RECIPE, micro_batches=parts)
+            train = TrainConfig(**RECIPE)
             start = {parameter.name: parameter.asnumpy().copy() for parameter in model.get_parameters()}
-            reach, exact = rounding_reach(model.config, start, list(zip(ids, labels)), train, parts)
+            reach, exact = rounding_reach(model.config, start, list(zip(ids, labels)), train)
             allowed = {name: np.clip(4 * far, SAME, LOOSE) for name, far in reach.items()}
-            assert np.mean(np.concatenate([far.ravel() for far in allowed.values()]) > SAME) < FEW
+            assert np.mean(np.concatenate([far.ravel() for far in allowed.values()]) > SAME) < (5 if dropout else 1) * FEW
             trainer = Trainer(model, train)
             steps = [trainer.train_step(*batch) for batch in zip(ids, labels)]
             if golden is not None:
@@ -124,9 +122,7 @@ def prepare(meshes, single, tmp_path, dropout=0.0):
     for name, (parallel, micro_batches, sizes) in meshes.items():
         for size in sizes:
             data = parallel.get("data", 1)
-            # A dropout mask is drawn for each micro-batch by its number in the whole batch.
-            parts = micro_batches * data if dropout else 1
-            wanted = single(size, max(2, micro_batches * data), parts, dropout)
+            wanted = single(size, max(2, micro_batches * data), dropout)
             output = tmp_path / f"{name} {size}".replace(" ", "_")
             cases.append({"checkpoint": str(wanted.directory), "batches": str(wanted.batches), "output": str(output),
                           "train": {**RECIPE, "micro_batches": micro_batches}, "parallel": parallel,
@@ -179,7 +175,7 @@ def test_four_processes(single, msrun, tmp_path):
 
 
 def test_dropout_masks_do_not_depend_on_the_mesh(single, msrun, tmp_path):
-    """Other masks on each data-parallel rank, the same ones where tensor-parallel ranks hold the same rows."""
+    """A mask belongs to a sequence of the whole batch, a layer and a head, wherever these are computed."""
     check(some(TWO, dp2=("12b",), tp2=("7b",), pp2=("12b",), tp2_sequence_parallel=("12b",)), 2, single, msrun,
           tmp_path, dropout=0.2)
 

@@ -63,12 +63,6 @@ def test_the_causal_mask_hides_the_future():
     assert mask[3].tolist() == [0] * 4 + [1] * 2044
 
 
-def test_dropout_bits_are_in_the_order_of_the_keys():
-    mask = np.zeros((1, 1, 1, 16), np.float32)
-    mask[..., [0, 9]] = 1 / 0.9
-    assert tensors.pack_dropout(mask).tolist() == [[[[1, 2]]]]
-
-
 def test_alibi_shift_holds_the_last_rows():
     slopes = np.array([0.5, 0.25], np.float32)
     whole = tensors.alibi_shift(slopes, 3, 3)

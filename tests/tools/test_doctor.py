@@ -25,13 +25,13 @@ def test_ascend_kernels_on_a_cpu_are_refused(tool):
     assert_refused(tool("doctor.py", "--kernels", "ascend"), "kernels", "CPU", "portable")
 
 
-@pytest.mark.parametrize("installed, fits", [("2.6.0", False), ("2.7.0", True), ("2.10.0", True), ("2.11.0", False)])
+@pytest.mark.parametrize("installed, fits", [("2.7.1", False), ("2.8.0", True), ("2.10.0", True), ("2.11.0", False)])
 def test_mindspore_outside_the_bounds_is_refused(monkeypatch, installed, fits):
     monkeypatch.setattr(version.importlib.metadata, "version", lambda name: installed)
     if fits:
         version.check_mindspore()
     else:
-        with pytest.raises(InputError, match=rf"{installed}.*install mindspore from 2.7 to below 2.11"):
+        with pytest.raises(InputError, match=rf"{installed}.*install mindspore from 2.8 to below 2.11"):
             version.check_mindspore()
 
 

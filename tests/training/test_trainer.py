@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from telechat import InputError, TrainConfig, Trainer, TeleChat
-from telechat.nn.dropout import dropout_mask
+from telechat.nn.dropout import ATTENTION_OUTPUT, FEED_FORWARD_OUTPUT, Place, dropout_mask
 from telechat.parallel.parallel_config import ParallelConfig
 from telechat.training.step import _positions_within
 from telechat.training.training_state import restore, save_training_checkpoint
@@ -135,12 +135,13 @@ def test_training_equals_torch(fields):
         ids = rng.integers(0, 96, (2, 18))
 
         def drops(layer):
-            def mask(shape, rate, site):
-                array = dropout_mask(shape, rate, 5, step, 0, layer, site)
+            def mask(columns, rate, streams):
+                array = dropout_mask(17, columns, rate, Place(5, step, range(2), layer), streams)
                 return None if array is None else torch.tensor(array)
-            hidden = (2 * 17, config.hidden_size)
-            return (mask((2, 4, 17, 17), config.attention_dropout, 0), mask(hidden, config.hidden_dropout, 1),
-                    mask(hidden, config.hidden_dropout, 2))
+            outputs = [mask(config.hidden_size, config.hidden_dropout, [stream])
+                       for stream in (ATTENTION_OUTPUT, FEED_FORWARD_OUTPUT)]
+            return (mask(17, config.attention_dropout, range(4)),
+                    *(None if output is None else output.reshape(2 * 17, -1) for output in outputs))
 
         result = trainer.train_step(ids, ids)
         # The last token predicts nothing: torch sees the 17 before it.
