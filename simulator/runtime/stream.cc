@@ -2,8 +2,6 @@
 
 #include <unistd.h>
 
-#include <atomic>
-#include <chrono>
 #include <condition_variable>
 #include <cstdlib>
 #include <deque>
@@ -11,6 +9,7 @@
 #include <random>
 #include <set>
 #include <thread>
+#include <utility>
 
 #include "runtime/log.h"
 #include "sim.h"
@@ -69,10 +68,8 @@ struct Stream {
       ++done;
       finished.notify_all();
     }
-    hold.unlock();
-    delete this;
   }
-};
+};  // never deleted: another thread may be looking at it while it is destroyed
 
 struct Streams {
   std::mutex lock;
@@ -143,6 +140,18 @@ void synchronize_all() {
   for (void *stream : all_streams()) synchronize(stream);
 }
 
+std::vector<Task> *capture(void *handle, std::vector<Task> *into) {
+  Stream *stream = get(handle);
+  std::lock_guard hold(stream->lock);
+  return std::exchange(stream->captured, into);
+}
+
+std::vector<Task> *captured(void *handle) {
+  Stream *stream = get(handle);
+  std::lock_guard hold(stream->lock);
+  return stream->captured;
+}
+
 bool is_idle(void *handle) {
   Stream *stream = get(handle);
   std::lock_guard hold(stream->lock);
@@ -155,31 +164,8 @@ void launch(void *stream, const std::string &what, const std::string &details, s
   enqueue(stream, {what, std::move(work)});
 }
 
-// ---- streams as ACL has them
-struct Event {
-  struct Recording {
-    std::mutex lock;
-    std::condition_variable changed;
-    bool done = false;
-    std::chrono::steady_clock::time_point time;
-  };
-  std::mutex lock;
-  std::shared_ptr<Recording> last;  // null until recorded
-  std::shared_ptr<Recording> recording() {
-    std::lock_guard hold(lock);
-    return last;
-  }
-};
-
-namespace {
-void wait_for(Event::Recording &recording) {
-  std::unique_lock hold(recording.lock);
-  recording.changed.wait(hold, [&] { return recording.done; });
-}
-}  // namespace
 }  // namespace sim
 
-using sim::Event;
 extern "C" {
 
 int aclrtCreateStream(void **stream) {
@@ -218,70 +204,6 @@ int aclrtStreamQuery(void *stream, int32_t *status) {  // 0 complete, 1 not read
 
 int aclrtLaunchCallback(void (*function)(void *), void *data, int32_t block, void *stream) {
   return sim::guard([&] { sim::enqueue(stream, {"callback", [=] { function(data); }, true}); });
-}
-
-int aclrtCreateEvent(void **event) {
-  *event = new Event;
-  return 0;
-}
-int aclrtCreateEventWithFlag(void **event, uint32_t flag) { return aclrtCreateEvent(event); }
-int aclrtCreateEventExWithFlag(void **event, uint32_t flag) { return aclrtCreateEvent(event); }
-int aclrtDestroyEvent(void *event) {
-  delete static_cast<Event *>(event);
-  return 0;
-}
-
-int aclrtRecordEvent(void *handle, void *stream) {
-  auto *event = static_cast<Event *>(handle);
-  auto recording = std::make_shared<Event::Recording>();
-  {
-    std::lock_guard hold(event->lock);
-    event->last = recording;
-  }
-  return sim::guard([&] {
-    sim::enqueue(stream, {"event", [recording] {
-                            std::lock_guard hold(recording->lock);
-                            recording->done = true;
-                            recording->time = std::chrono::steady_clock::now();
-                            recording->changed.notify_all();
-                          }, true});
-  });
-}
-int aclrtResetEvent(void *event, void *stream) { return 0; }  // the next recording replaces the last
-
-int aclrtStreamWaitEvent(void *stream, void *handle) {
-  auto recording = static_cast<Event *>(handle)->recording();
-  if (recording == nullptr) return 0;
-  return sim::guard([&] { sim::enqueue(stream, {"wait for event", [recording] { sim::wait_for(*recording); }, true}); });
-}
-int aclrtSynchronizeEvent(void *handle) {
-  sim::log::event("synchronize", nullptr, "event", 0, "");
-  auto recording = static_cast<Event *>(handle)->recording();
-  if (recording != nullptr) sim::wait_for(*recording);
-  return 0;
-}
-int aclrtQueryEventStatus(void *handle, int32_t *status) {  // 0 not yet, 1 recorded
-  auto recording = static_cast<Event *>(handle)->recording();
-  *status = 1;
-  if (recording != nullptr) {
-    std::lock_guard hold(recording->lock);
-    *status = recording->done;
-  }
-  return 0;
-}
-int aclrtEventGetTimestamp(void *handle, uint64_t *microseconds) {
-  auto recording = static_cast<Event *>(handle)->recording();
-  if (recording == nullptr) return sim::INVALID;
-  sim::wait_for(*recording);
-  *microseconds = std::chrono::duration_cast<std::chrono::microseconds>(recording->time.time_since_epoch()).count();
-  return 0;
-}
-int aclrtEventElapsedTime(float *milliseconds, void *start, void *end) {
-  uint64_t from = 0, to = 0;
-  int status = aclrtEventGetTimestamp(start, &from);
-  if (status == 0) status = aclrtEventGetTimestamp(end, &to);
-  *milliseconds = (to - from) / 1000.0f;
-  return status;
 }
 
 }  // extern "C"

@@ -1,4 +1,4 @@
-// Streams: queues of work, each with a thread; events, which one stream records and others wait for.
+// Streams: queues of work, each with a thread.
 //
 // Work of one stream runs in order; between streams nothing is in order but by events and synchronisation. With
 // SIM_DELAY=seed a stream waits a random, reproducible while before each task, so that a missing event or
@@ -27,5 +27,9 @@ int stream_number(const void *stream);
 void *default_stream();                // what a null stream means
 std::vector<void *> all_streams();
 bool operators_do_nothing();           // SIM_OPERATORS=none
+
+// While `into` is not null, what is queued goes there instead. Gives back what was before.
+std::vector<Task> *capture(void *stream, std::vector<Task> *into);
+std::vector<Task> *captured(void *stream);
 
 }  // namespace sim
