@@ -71,6 +71,13 @@ class Tokenizer:
         """frozenset of the ids that are not text: <_user>, </s>, <reserve7>, the unknown token, …"""
         return self._model.control_ids
 
+    def missing_ids(self, rows):
+        """The ids below ``rows``, the rows of a model's embedding, that no piece has: a tuple of int.
+
+        52B's embedding has 80,896 rows for 80,000 pieces.
+        """
+        return tuple(index for index in range(rows) if index >= self.vocab_size or self._model.spelling(index) is None)
+
     def encode(self, text, control_tokens=True):
         """Ids of ``text``, without any token added around it.
 

@@ -1,14 +1,19 @@
 """Prefill and decode with a key-value cache: the compiled part of generation.
 
 Every sequence has a slot. Prompts are prefilled into any of them, so a slot may be refilled while others
-go on; decoding advances all slots by a token in one graph. Positions count from 0 in each slot, and
-what a slot computes does not depend on its neighbours.
+go on; decoding advances some slots by a token in one graph, compiled for batch sizes of powers of two.
+Positions count from 0 in each slot, and what a slot computes does not depend on its neighbours, but for
+the last bits of products, which may depend on how many there are.
 """
+
+import collections
+import math
 
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
+from telechat.checkpoint.layout import parameter_shapes
 from telechat.generation.block_table import BlockTable
 from telechat.nn.alibi import alibi_slopes
 from telechat.nn.block import OF_ATTENTION
@@ -24,6 +29,8 @@ ROWS_TOGETHER = 1024  # of prompts that are prefilled in one call: with more, pr
 LAYERS_A_GRAPH = 8  # in decoding; deeper models take several calls of one graph
 CACHES = 4  # of a layer: views of its keys and values to write to, and the two that are read
 BLOCK_TENSORS = CACHES + 10  # of a block in `DecodeBlocks`: its caches and weights
+# Bytes of weights that are read in the time in which a graph is compiled, some 2 s at 15 GB/s.
+BYTES_A_COMPILATION = 30e9
 
 
 def bucket(length, smallest, largest):
@@ -64,7 +71,7 @@ class Logits(nn.Cell):
 
 
 class DecodeBlocks(nn.Cell):
-    """One new token in every slot through some consecutive blocks, anywhere in the model.
+    """One new token a sequence through some consecutive blocks, anywhere in the model.
 
     Weights are arguments, so compile time does not grow with depth; calling takes 7 µs for each (measured on
     CPU). A cache is given twice, a view to be written to and the whole to be read: what a graph both writes and
@@ -81,23 +88,23 @@ class DecodeBlocks(nn.Cell):
         if config.position_embedding == "alibi":
             self.slopes = Tensor(alibi_slopes(config.n_head)[model.own_heads].reshape(1, -1, 1, 1))
 
-    def where(self, positions, places, table, cache_rows):
+    def where(self, positions, places, table, cache):
         """What `Kernels.cached_attention` needs to know of the tokens: their rotation and their places."""
         functions = self.functions
         rotation = None
         if functions.rotary:
             rotation = ops.gather(self.cos, positions, 0), ops.gather(self.sin, positions, 0)
-        heads = functions.key_value_heads
-        length = cache_rows // (positions.shape[0] * heads)
-        return rotation, self.kernels.decoding_places(positions, places, table, self.slopes, heads, length)
+        return rotation, self.kernels.decoding_places(positions, places, table, self.slopes,
+                                                      functions.key_value_heads, cache.shape[2])
 
     @ms.jit
     def construct(self, x, delta, positions, places, table, *tensors):
         """x and what is to be added to it, (B, H) each → the same behind the blocks.
 
+        positions, places, table: as `Kernels.decoding_places` takes them.
         tensors: for each block the caches of its keys and its values, the same two again, and its weights.
         """
-        where = self.where(positions, places, table, tensors[0].shape[0])
+        where = self.where(positions, places, table, tensors[CACHES - 1])
         for first in range(0, len(tensors), BLOCK_TENSORS):
             x, delta = self.functions.decode(x, delta, *where, tensors[first:first + CACHES],
                                              tensors[first + CACHES:first + BLOCK_TENSORS])
@@ -105,7 +112,7 @@ class DecodeBlocks(nn.Cell):
 
 
 class Decode(DecodeBlocks):
-    """One new token in every slot through the whole model, in one graph: for shallow models on CPU."""
+    """One new token a sequence through the whole model, in one graph: for shallow models on CPU."""
 
     def __init__(self, model, max_length):
         super().__init__(model, max_length)
@@ -115,10 +122,10 @@ class Decode(DecodeBlocks):
     def construct(self, x, positions, places, table, *caches):
         """x: tokens, int32 (B, 1), or their embeddings (B, H); positions int32 (B,) → logits (B, V).
 
-        places, table: of a `BlockTable`, None where the cache has none; caches: four for each layer, as
+        positions, places, table: as `Kernels.decoding_places` takes them; caches: four for each layer, as
         `BlockFunctions.decode` takes them.
         """
-        where = self.where(positions, places, table, caches[0].shape[0])
+        where = self.where(positions, places, table, caches[CACHES - 1])
         x = self.model.embed(x) if x.dtype == ms.int32 else x
         delta = None  # what is still to be added to x: the next norm does it on the way
         for layer, block in enumerate(self.model.transformer.h):
@@ -142,6 +149,9 @@ class Engine:
         self._caches = []  # `CACHES` of each layer
         self._groups = []  # what each call of `DecodeBlocks` takes
         self._table = None
+        self._weight_bytes = 4 * sum(map(math.prod, parameter_shapes(model.config).values()))
+        self._compiled = set()  # what `decode` has been compiled for: (slots, length, batch size)
+        self._wanted = collections.Counter()  # how often a smaller one would have done that is not among them
         functions = model.transformer.h[0].functions
         self._key_value_heads = functions.key_value_heads
         self._prefill_attention = PrefillAttention(functions)
@@ -167,7 +177,6 @@ class Engine:
             if config.n_layer > LAYERS_A_GRAPH or self._table is not None:
                 self._groups = [self._tensors(range(first, min(first + LAYERS_A_GRAPH, config.n_layer)))
                                 for first in range(0, config.n_layer, LAYERS_A_GRAPH)]
-                self._nothing = ops.zeros((slots, config.hidden_size), self.model.compute_dtype)
             self.slots, self.length = slots, length
 
     def _tensors(self, layers):
@@ -222,21 +231,61 @@ class Engine:
         heads = np.arange(self._key_value_heads) + slot * self._key_value_heads
         return (heads[:, None] * self.length + np.arange(size)).reshape(-1).astype(np.int32)
 
-    def decode(self, tokens, positions):
-        """Advance every slot: its newest token's id and position → float32 logits (slots, V)."""
-        x = Tensor(np.asarray(tokens, np.int32)[:, None])
+    @property
+    def batch_sizes(self):
+        """Of `decode`: the powers of two, and the number of slots."""
+        return [*(1 << power for power in range((self.slots - 1).bit_length())), self.slots]
+
+    @property
+    def uncompiled(self):
+        """Those of `batch_sizes` that have not been needed yet."""
+        return [size for size in self.batch_sizes if (self.slots, self.length, size) not in self._compiled]
+
+    def decode(self, slots, tokens, positions):
+        """Advance some slots: newest token's id and its position of each → float32 logits (N, V).
+
+        Computed in a batch of the next of `batch_sizes`; one that has not been compiled yet is, unless a larger one
+        has been and the size was not needed often enough to be worth it.
+        """
+        slots = list(slots)
+        size = self._choose_size(len(slots))
+        if size > len(slots):
+            # Idle slots fill up: what is written there is overwritten before it is read.
+            slots += [slot for slot in range(self.slots) if slot not in set(slots)][:size - len(slots)]
+        rows = np.argsort(slots)  # all slots are taken in their order
+        filled = np.zeros((2, size), np.int32)
+        filled[:, :len(tokens)] = tokens, positions
+        logits = self._decode_rows(np.array(slots, np.int32)[rows], *filled[:, rows])
+        self._compiled.add((self.slots, self.length, size))
+        return logits[np.argsort(rows)[:len(tokens)]]
+
+    def _choose_size(self, count):
+        enough = [size for size in self.batch_sizes if size >= count]
+        compiled = [size for size in enough if size not in self.uncompiled]
+        if compiled and compiled[0] > enough[0]:
+            # Counted, not timed: processes that share a model have to agree.
+            wanted = self.slots, self.length, enough[0]
+            self._wanted[wanted] += 1
+            if self._wanted[wanted] * self._weight_bytes < BYTES_A_COMPILATION:
+                return compiled[0]
+        return enough[0]
+
+    def _decode_rows(self, slots, tokens, positions):
+        """`decode` of a batch as it is compiled: slots in ascending order."""
+        x = Tensor(tokens[:, None])
         if self._groups or not self.model.embeds_in_graphs:
             x = self.model.embed(x)
-        positions = np.asarray(positions, np.int32)
         places = table = None
         if self._table is not None:
-            for slot, position in enumerate(positions):
+            for slot, position in zip(slots, positions):
                 self._table.grow(slot, position + 1)
-            places = Tensor(np.array([self._table.places(slot, at) for slot, at in enumerate(positions)], np.int32))
-            table = Tensor(self._table.table)
+            places = Tensor(np.array([self._table.places(slot, at) for slot, at in zip(slots, positions)], np.int32))
+            table = Tensor(self._table.table[slots])
+        elif len(slots) < self.slots:
+            places = Tensor(slots)
         if not self._groups:
             return self._decode(x, Tensor(positions), places, table, *self._caches).asnumpy()
-        delta = self._nothing
+        delta = ops.zeros_like(x)
         for tensors in self._groups:
             x, delta = self._decode_blocks(x, delta, Tensor(positions), places, table, *tensors)
         return self._logits(x, delta).asnumpy()

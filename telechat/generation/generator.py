@@ -40,17 +40,38 @@ class Generator:
         Raises:
             InputError: a prompt is empty, leaves no room below max_length, or holds an id outside
                 the vocabulary.
+            Exception: what failed in one of the answers; it comes when all others are done, which only
+                `answers` hands out then.
+        """
+        answers = [None] * len(prompts)
+        failed = None
+        for index, ids, error in self.answers(prompts, params):
+            answers[index] = ids
+            failed = failed or error
+        if failed is not None:
+            raise failed
+        return answers
+
+    def answers(self, prompts, params):
+        """Answer each prompt, and hand out each answer when it is complete.
+
+        Arguments and errors as in `generate`. Whatever fails in one answer ends that one alone.
+
+        Yields:
+            (int, list of int, Exception): the prompt's index, its new tokens, and what ended it early, or None.
         """
         prompts = [self._check(prompt) for prompt in prompts]
         answers = [[] for _ in prompts]
-        for index, token in self._run(prompts, params):
-            answers[index].append(token)
-        return answers
+        for step in self._run(prompts, params):
+            if step.token is not None:
+                answers[step.key].append(step.token)
+            if step.reason is not None:
+                yield step.key, answers[step.key], step.error
 
     def stream(self, prompt, params):
         """Yield the answer's tokens one by one; arguments and errors as in `generate`."""
         prompt = self._check(prompt)
-        return (token for _, token in self._run([prompt], params))
+        return _tokens(self._run([prompt], params))
 
     def _check(self, prompt):
         ids = [int(token) for token in prompt]
@@ -63,7 +84,7 @@ class Generator:
         return ids
 
     def _run(self, prompts, params):
-        """Yield (prompt's index, token); a slot that falls free takes the next waiting prompt."""
+        """Yield a `Step` at a time, prompts' indices for keys; a slot that falls free takes the next waiting prompt."""
         if not prompts:
             return
         slots = min(self.batch_size, len(prompts))
@@ -72,13 +93,17 @@ class Generator:
         batch = Batch(self._engine)
         sequences = [(index, prompt, params, index) for index, prompt in enumerate(prompts)]
         waiting = sequences[slots:][::-1]
-        yield from _tokens(batch.fill(sequences[:slots]))
+        yield from batch.add_all(sequences[:slots])
         while waiting or len(batch):
             while waiting and batch.free:
-                yield from _tokens([batch.join(*waiting.pop())])
-            yield from _tokens(batch.decode())
+                yield batch.add(*waiting.pop())
+            yield from batch.decode()
 
 
-def _tokens(events):
-    """(key, token) of those that brought one."""
-    return ((key, token) for key, token, _ in events if token is not None)
+def _tokens(steps):
+    """The tokens of one sequence's steps; raises what ended it early."""
+    for step in steps:
+        if step.error is not None:
+            raise step.error
+        if step.token is not None:
+            yield step.token

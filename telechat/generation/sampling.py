@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import typing
 
 import numpy as np
 
@@ -23,6 +24,9 @@ class SamplingParams:
         frequency_penalty (float): the same, times how often the answer holds them.
         stop_ids (tuple of int): generation ends at any of these, which is left out of the result.
         seed (int): of the random draws; None draws a fresh one.
+        excluded_ids (tuple of int): never drawn; `GenerationSettings.excluded_ids` are those without a piece.
+        logprobs (int): with each token come its log-probability and those of so many of the likeliest tokens;
+            None for none.
 
     Raises:
         InputError: a value is out of range.
@@ -37,13 +41,17 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     stop_ids: tuple = ()
     seed: int = None
+    excluded_ids: tuple = ()
+    logprobs: int = None
 
     def __post_init__(self):
-        object.__setattr__(self, "stop_ids", tuple(int(token) for token in self.stop_ids))
+        for name in ("stop_ids", "excluded_ids"):
+            object.__setattr__(self, name, tuple(int(token) for token in getattr(self, name)))
         self._whole("max_new_tokens", 1)
         self._whole("top_k", 0)
-        if self.seed is not None:
-            self._whole("seed", 0)
+        for name in ("seed", "logprobs"):
+            if getattr(self, name) is not None:
+                self._whole(name, 0)
         self._number("temperature", lambda x: x >= 0, "at least 0")
         self._number("top_p", lambda x: 0 < x <= 1, "above 0 and at most 1")
         self._number("repetition_penalty", lambda x: x > 0, "above 0")
@@ -60,6 +68,15 @@ class SamplingParams:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) \
                 or not holds(value):
             raise InputError(f"{name} must be a number {bounds}, not {value!r}")
+
+
+def without(logits, ids):
+    """Logits (V,) with −∞ for ``ids``; the input is left alone."""
+    if not len(ids):
+        return logits
+    logits = logits.copy()
+    logits[np.asarray(ids, np.int64)] = -np.inf
+    return logits
 
 
 def penalised(logits, previous_ids, penalty):
@@ -92,7 +109,7 @@ def distribution(logits, previous_ids, params, prompt_length=0):
 
     In the order of the official code (transformers' processors): repetition penalty, temperature,
     top-k, top-p; presence and frequency penalties come after the repetition penalty. Temperature 0
-    puts everything on the most likely token.
+    puts everything on the most likely token. Excluded ids are out before anything else.
 
     Args:
         logits (array): float32 (V,).
@@ -102,17 +119,23 @@ def distribution(logits, previous_ids, params, prompt_length=0):
 
     Returns:
         (array, array): the ids that can be drawn, most likely first, and their float64 probabilities.
+
+    Raises:
+        FloatingPointError: the logits are not finite, so that there is nothing to choose by.
     """
-    logits = penalised(np.asarray(logits), previous_ids, params.repetition_penalty)
+    logits = np.asarray(logits)
+    if not np.isfinite(logits).all():
+        raise FloatingPointError("the model's logits are not finite numbers; check its weights, or load it in float32")
+    logits = penalised(without(logits, params.excluded_ids), previous_ids, params.repetition_penalty)
     logits = counted_penalty(logits, previous_ids[prompt_length:], params.presence_penalty, params.frequency_penalty)
     if params.temperature == 0:
         return np.array([logits.argmax()]), np.ones(1)
     if 0 < params.top_k < len(logits):
         # Everything tied with the k-th value stays.
         threshold = np.partition(logits, -params.top_k)[-params.top_k]
-        ids = np.flatnonzero(logits >= threshold)
+        ids = np.flatnonzero((logits >= threshold) & (logits > -np.inf))
     else:
-        ids = np.arange(len(logits))
+        ids = np.flatnonzero(logits > -np.inf)
     ids = ids[np.argsort(-logits[ids], kind="stable")]
     with np.errstate(over="ignore"):  # a temperature close to 0 may bring all but the first to -inf
         scaled = (logits[ids].astype(np.float64) - logits[ids[0]]) / params.temperature
@@ -124,6 +147,33 @@ def distribution(logits, previous_ids, params, prompt_length=0):
         keep = max(int(np.searchsorted(reached, params.top_p)), 1)
         ids, probabilities = ids[:keep], probabilities[:keep] / probabilities[:keep].sum()
     return ids, probabilities
+
+
+class TokenLogprobs(typing.NamedTuple):
+    """How likely a token was, by the logits as the model gave them."""
+
+    token: int
+    logprob: float
+    top: list  # (token, logprob) of the likeliest ones, most likely first
+
+
+def token_logprobs(logits, token, count, excluded_ids=()):
+    """Log-probabilities of a token that was drawn and of the ``count`` likeliest ones that may be.
+
+    The softmax is that of all logits (V,), before penalties and temperature, computed in float64.
+
+    Returns:
+        TokenLogprobs
+    """
+    shifted = np.asarray(logits, np.float64)
+    shifted = shifted - shifted.max()
+    logprobs = shifted - np.log(np.exp(shifted).sum())
+    ranked = without(logprobs, excluded_ids)
+    count = min(count, len(ranked))
+    likeliest = np.argpartition(-ranked, count - 1)[:count] if count else np.zeros(0, np.int64)
+    likeliest = sorted(likeliest.tolist(), key=lambda index: (-ranked[index], index))
+    return TokenLogprobs(token, float(logprobs[token]),
+                         [(index, float(logprobs[index])) for index in likeliest if ranked[index] > -np.inf])
 
 
 class Sampler:

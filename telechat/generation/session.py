@@ -62,4 +62,4 @@ def sampling_params(settings, generator, **given):
     """SamplingParams from a checkpoint's defaults and what the caller gave (None: not given)."""
     values = {**settings.sampling, **{name: value for name, value in given.items() if value is not None}}
     values.setdefault("max_new_tokens", generator.max_length)
-    return SamplingParams(stop_ids=settings.stop_ids, **values)
+    return SamplingParams(stop_ids=settings.stop_ids, excluded_ids=settings.excluded_ids, **values)

@@ -14,7 +14,8 @@ class GenerationSettings:
     """Read from a checkpoint directory by `load`.
 
     ``sampling`` holds defaults for `SamplingParams`; ``max_length`` the longest sequence;
-    ``stop_ids`` the tokens that end an answer.
+    ``stop_ids`` the tokens that end an answer; ``excluded_ids`` those that the model has a row for, but the
+    tokenizer no piece.
     """
 
     tokenizer: Tokenizer
@@ -22,6 +23,7 @@ class GenerationSettings:
     sampling: dict
     max_length: int
     stop_ids: tuple
+    excluded_ids: tuple = ()
 
     @classmethod
     def load(cls, directory, config):
@@ -53,7 +55,8 @@ class GenerationSettings:
         sampling = {key: values[key] for key in ("top_k", "top_p", "repetition_penalty") if key in values}
         sampling["temperature"] = float(values.get("temperature", 1.0)) if values.get("do_sample") else 0.0
         max_length = min(values.get("max_length", 2048), config.training_seqlen)
-        return cls(tokenizer, chat_format, sampling, max_length, tuple(sorted(stop_ids)))
+        return cls(tokenizer, chat_format, sampling, max_length, tuple(sorted(stop_ids)),
+                   tokenizer.missing_ids(config.vocab_size))
 
 
 def _read(path):

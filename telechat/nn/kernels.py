@@ -266,12 +266,13 @@ class Kernels(nn.Cell):
     def decoding_places(self, positions, places, table, slopes, heads, length):
         """What `cached_attention` needs to know of one new token a sequence, the same for all layers.
 
-        positions int32 (B,); where ``paged`` places (B,) and table of a `BlockTable`; else ALiBi's
-        slopes (1, n, 1, 1) or None, the number of key-value heads and the tokens that the cache holds of each.
+        positions int32 (B,); where ``paged`` places (B,) and table (B, blocks) of a `BlockTable`; else places
+        int32 (B,), the cache's sequences that these are, or None: all of them, in order; ALiBi's slopes
+        (1, n, 1, 1) or None, the number of key-value heads and the tokens that the cache holds of each.
         """
         if self.paged:
             return places, table, positions + 1
-        return portable.decoding_places(positions, slopes, heads, length)
+        return portable.decoding_places(positions, places, slopes, heads, length)
 
     def cached_attention(self, query, key_value, rotation, caches, places, scale):
         """Write one new token a sequence to the cache and attend to all of the sequence.

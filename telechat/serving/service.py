@@ -131,7 +131,12 @@ class Service:
         while size <= min(longest, self.engine.length):
             self.engine.prefill([0], [[0] * size])
             size *= 2
-        self.engine.decode([0] * self.engine.slots, [0] * self.engine.slots)
+        for size in {1, self.engine.slots}:  # what is between follows while nobody waits
+            self.compile(size)
+
+    def compile(self, size):
+        """Compile decoding for a batch of ``size``; the batch must be empty."""
+        self.engine.decode(range(size), [0] * size, [0] * size)
 
     def run(self):
         """Answer until ``stopping`` is set and everything accepted has been answered."""
@@ -141,9 +146,9 @@ class Service:
                 if plan.over:
                     return
                 for key in plan.leave:
-                    self._batch.leave(key)
+                    self._batch.remove(key)
                 for sequence in plan.join:
-                    self._emit([self._batch.join(*sequence)])
+                    self._emit([self._batch.add(*sequence)])
                 if len(self._batch):
                     self.metrics.observe("batch_size", len(self._batch))
                     begin = time.monotonic()
@@ -189,7 +194,8 @@ class Service:
             return
         told, count = [], 0
         with self._news:
-            for key, token, reason in events:
+            for key, token, reason, *_ in events:
+                reason = "failure" if reason == "error" else reason
                 choice = self._running.get(key)
                 if choice is None or key in self._leaving:
                     continue

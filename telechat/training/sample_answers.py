@@ -31,17 +31,20 @@ class SampleAnswers:
         self.stop_ids = (dataset.info["settings"]["tokens"]["end"]["id"],)
         length = min(LONGEST_PROMPT + LONGEST_ANSWER, model.config.training_seqlen)
         self.prompts = [prompt for prompt in self.prompts if len(prompt) < length]
+        self.excluded_ids = tokenizer.missing_ids(model.config.vocab_size)
         self._generator = Generator(model, length, batch_size=1)
         self._log = StepLog(os.path.join(output_dir, "answers.jsonl"), first_step)
         self.answers = self._log.records
 
     def ask(self, step):
         """Let the model answer after step ``step``."""
-        params = SamplingParams(LONGEST_ANSWER, stop_ids=self.stop_ids)
-        for prompt, ids in zip(self.prompts, self._generator.generate(self.prompts, params)):
-            question = self.tokenizer.decode(prompt, skip_control_tokens=True).strip()
+        params = SamplingParams(LONGEST_ANSWER, stop_ids=self.stop_ids, excluded_ids=self.excluded_ids)
+        for index, ids, error in self._generator.answers(self.prompts, params):
+            question = self.tokenizer.decode(self.prompts[index], skip_control_tokens=True).strip()
+            answer = self.tokenizer.decode(ids, skip_control_tokens=True)
+            # A model that has gone astray is no reason to end its training.
             self._log.add({"step": step, "question": question,
-                           "answer": self.tokenizer.decode(ids, skip_control_tokens=True)})
+                           "answer": answer if error is None else f"{answer} [{error}]"})
 
 
 def first_prompts(dataset):

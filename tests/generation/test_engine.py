@@ -1,5 +1,6 @@
-"""How many graphs decoding compiles: as many for a deep model as for one of a few layers."""
+"""How many graphs decoding compiles, and for which batch sizes."""
 
+import numpy as np
 import pytest
 
 from telechat import TeleChat
@@ -33,3 +34,35 @@ def test_a_view_is_the_memory_of_what_is_read():
         caches = engine._caches_of(layer)
         for view, cache in zip(caches[:2], caches[2:]):
             assert view.data_ptr() == cache.data_ptr() and view.size == cache.size
+
+
+def test_running_slots_are_computed_alone(monkeypatch):
+    """Any slots in any order, in the next power of two: the logits that all slots together give."""
+    engine = Engine(TeleChat(small_config(initializer_range=0.3, num_key_value_heads=2)), 64)
+    engine.reserve(6, 64)
+    assert engine.batch_sizes == engine.uncompiled == [1, 2, 4, 6]
+    prompts = [[5 + slot, 9, 3][:1 + slot % 3] for slot in range(6)]
+    engine.prefill(range(6), prompts)
+    sizes, compute = [], engine._decode_rows
+    monkeypatch.setattr(engine, "_decode_rows", lambda slots, *rest: sizes.append(len(slots)) or compute(slots, *rest))
+    monkeypatch.setattr("telechat.generation.engine.BYTES_A_COMPILATION", 0)
+    together = engine.decode(range(6), [7] * 6, [len(prompt) for prompt in prompts])
+    for slots in ([4], [5, 0], [3, 1, 2], [2, 5, 1, 4]):
+        logits = engine.decode(slots, [7] * len(slots), [len(prompts[slot]) for slot in slots])
+        np.testing.assert_allclose(logits, together[slots], rtol=0, atol=1e-5)
+    assert sizes == [6, 1, 2, 4, 4] and engine.uncompiled == []
+
+
+def test_a_smaller_batch_is_compiled_when_it_is_worth_it(monkeypatch):
+    engine = Engine(TeleChat(small_config()), 64)
+    engine.reserve(4, 64)
+    monkeypatch.setattr(engine, "_decode_rows", lambda slots, *rest: np.zeros((len(slots), 3)))
+    monkeypatch.setattr("telechat.generation.engine.BYTES_A_COMPILATION", 2.5 * engine._weight_bytes)
+    assert engine.uncompiled == [1, 2, 4]
+    engine.decode([1, 0, 2], [7] * 3, [1] * 3)
+    assert engine.uncompiled == [1, 2]
+    left = []
+    for slot in (0, 1, 2, 0):
+        assert engine.decode([slot], [7], [1]).shape == (1, 3)
+        left.append(engine.uncompiled)
+    assert left == [[1, 2], [1, 2], [2], [2]], "the third time"

@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import chisquare
 
 from telechat import InputError, SamplingParams
-from telechat.generation.sampling import Sampler, distribution
+from telechat.generation.sampling import Sampler, distribution, token_logprobs
 
 
 @pytest.fixture(scope="module")
@@ -95,3 +95,41 @@ def test_presence_and_frequency_penalties_count_the_answer_alone():
 def test_values_out_of_range_are_refused(fields, words):
     with pytest.raises(InputError, match=words):
         SamplingParams(**{"max_new_tokens": 1, **fields})
+
+
+def test_excluded_ids_are_never_drawn():
+    """Whatever their logits: greedy, sampled, with a top_k beyond what is left, with penalties."""
+    logits = np.array([3.0, 1.0, 9.0, 2.0, 9.0], np.float32)
+    for params in (SamplingParams(1, excluded_ids=(2, 4)), SamplingParams(1, 1.0, top_k=1, excluded_ids=(2, 4))):
+        ids, probabilities = distribution(logits, [4, 4], params)
+        assert ids.tolist() == [0] and probabilities.tolist() == [1.0]
+    expected = np.exp([3.0, 2.0, 1.0]) / np.exp([3.0, 2.0, 1.0]).sum()
+    for fields in ({}, dict(top_k=4), dict(top_p=1.0, repetition_penalty=2.0, presence_penalty=-2.0)):
+        ids, probabilities = distribution(logits, [4, 2], SamplingParams(1, 1.0, excluded_ids=(2, 4), **fields), 1)
+        assert ids.tolist() == [0, 3, 1]
+        np.testing.assert_allclose(probabilities, expected, rtol=1e-6)
+    assert logits.tolist() == [3.0, 1.0, 9.0, 2.0, 9.0], "left alone"
+    draw = Sampler(SamplingParams(1, 2.0, seed=1, excluded_ids=(2, 4)))
+    assert {draw(logits, [0]) for _ in range(200)} == {0, 1, 3}
+
+
+def test_logprobs_are_those_of_all_logits():
+    logits = np.random.default_rng(0).standard_normal(50).astype(np.float32) * 5
+    likely = np.argsort(-logits)
+    exact = logits.astype(np.float64) - np.log(np.exp(logits.astype(np.float64)).sum())
+    found = token_logprobs(logits, int(likely[7]), 3, excluded_ids=(int(likely[1]),))
+    assert found.token == likely[7] and [index for index, _ in found.top] == likely[[0, 2, 3]].tolist()
+    np.testing.assert_allclose([found.logprob, *[value for _, value in found.top]], exact[likely[[7, 0, 2, 3]]],
+                               rtol=0, atol=1e-12)
+    assert token_logprobs(logits, 3, 0).top == []
+    assert [index for index, _ in token_logprobs(logits, 3, 99, range(10, 50)).top] == \
+        [index for index in likely if index < 10]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_not_finite_are_refused(value, temperature):
+    logits = np.zeros(5, np.float32)
+    logits[2] = value
+    with pytest.raises(FloatingPointError, match="logits are not finite"):
+        distribution(logits, [1], SamplingParams(1, temperature))

@@ -152,7 +152,7 @@ def test_a_prompt_in_pieces_answers_the_same(in_pieces):
         in_pieces(on)
         engine = Engine(model, 64)
         engine.reserve(2, 64)
-        logits.append(np.stack([engine.prefill([1], [prompt])[0], engine.decode([5, 7], [0, 43])[1]]))
+        logits.append(np.stack([engine.prefill([1], [prompt])[0], engine.decode([0, 1], [5, 7], [0, 43])[1]]))
     assert np.abs(logits[0] - logits[1]).max() <= 1e-5 * np.abs(logits[0]).max()
 
 

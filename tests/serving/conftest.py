@@ -89,13 +89,18 @@ class CountingEngine:
         self.length = length
         self.vocabulary = vocabulary
         self.decodes = 0
+        self.uncompiled = []
         self.fail_at = None
 
     def prefill(self, slots, prompts):
         assert all(0 <= slot < self.slots for slot in slots)
         return np.stack([self._logits(prompt[-1]) for prompt in prompts])
 
-    def decode(self, tokens, positions):
+    def takes_together(self, prompts):
+        return False
+
+    def decode(self, slots, tokens, positions):
+        assert len(set(slots)) == len(tokens) == len(positions) and all(0 <= slot < self.slots for slot in slots)
         self.decodes += 1
         if self.decodes == self.fail_at:
             raise MemoryError("no more")

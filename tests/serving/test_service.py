@@ -91,10 +91,10 @@ def test_a_cancelled_sequence_frees_its_slot_within_one_token(service, engine):
     service.submit([gone, waits, queued])
     decode = engine.decode
 
-    def cancel_at_third(tokens, positions):
+    def cancel_at_third(slots, tokens, positions):
         if engine.decodes == 2:
             service.cancel([gone])
-        return decode(tokens, positions)
+        return decode(slots, tokens, positions)
 
     engine.decode = cancel_at_third
     finish(service)
@@ -119,10 +119,10 @@ def test_the_time_limit_ends_what_runs_and_what_waits(service, engine):
     service.submit(items)
     decode = engine.decode
 
-    def late(tokens, positions):
+    def late(slots, tokens, positions):
         for item in items[1:]:
             item.deadline = 0.0
-        return decode(tokens, positions)
+        return decode(slots, tokens, positions)
 
     engine.decode = late
     finish(service)
@@ -163,10 +163,11 @@ def test_an_idle_loop_wakes_for_a_request(service):
 
 def test_warm_up_runs_every_size_that_fits():
     engine = CountingEngine(slots=3, length=100)
-    sizes = []
+    sizes, batches, decode = [], [], engine.decode
     engine.prefill = lambda slots, prompts: sizes.extend(map(len, prompts))
+    engine.decode = lambda slots, *rest: batches.append(len(slots)) or decode(slots, *rest)
     Service(engine, Mesh.single().world, Metrics()).warm_up()
-    assert sizes == [32, 64] and engine.decodes == 1
+    assert sizes == [32, 64] and sorted(batches) == [1, 3]
 
 
 def test_metrics_are_in_the_text_form_of_prometheus(service):
