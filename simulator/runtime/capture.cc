@@ -40,7 +40,7 @@ int aclmdlRIExecuteAsync(void *graph, void *stream) {
 }
 
 int aclmdlRIDestroy(void *graph) {
-  synchronize_all();
+  drain();
   delete static_cast<Graph *>(graph);
   return OK;
 }

@@ -84,7 +84,7 @@ int aclrtMalloc(void **address, size_t bytes, int32_t policy) {
 int aclrtMallocAlign32(void **address, size_t bytes, int32_t policy) { return aclrtMalloc(address, bytes, policy); }
 int aclrtFree(void *address) {
   return guard([&] {
-    synchronize_all();  // the card waits for what may still use it
+    drain();  // the card waits for what may still use it
     memory::release(address);
   });
 }

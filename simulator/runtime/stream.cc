@@ -41,6 +41,11 @@ struct Stream {
     std::thread([this] { run(); }).detach();
   }
 
+  void wait(std::unique_lock<std::mutex> &hold) {
+    uint64_t until = queued;
+    finished.wait(hold, [&] { return done >= until; });
+  }
+
   void run() {
     const bool delays = getenv("SIM_DELAY") != nullptr;
     std::unique_lock hold(lock);
@@ -131,8 +136,7 @@ void enqueue(void *handle, Task task) {
 void synchronize(void *handle) {
   Stream *stream = get(handle);
   std::unique_lock hold(stream->lock);
-  uint64_t until = stream->queued;
-  stream->finished.wait(hold, [&] { return stream->done >= until; });
+  stream->wait(hold);
   if (!stream->failure.empty()) throw Error(DEVICE_FAULT, error_text(*stream));
 }
 
@@ -150,6 +154,14 @@ std::vector<Task> *captured(void *handle) {
   Stream *stream = get(handle);
   std::lock_guard hold(stream->lock);
   return stream->captured;
+}
+
+void drain() {
+  for (void *handle : all_streams()) {
+    auto *stream = static_cast<Stream *>(handle);
+    std::unique_lock hold(stream->lock);
+    stream->wait(hold);
+  }
 }
 
 bool is_idle(void *handle) {

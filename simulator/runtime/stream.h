@@ -22,6 +22,7 @@ void enqueue(void *stream, Task task);
 // Waits until all that was queued so far has run. Fails with the stream's first failure, as its error at DEVICE_FAULT.
 void synchronize(void *stream);
 void synchronize_all();
+void drain();                          // waits for all streams, failed or not
 bool is_idle(void *stream);
 int stream_number(const void *stream);
 void *default_stream();                // what a null stream means
