@@ -44,6 +44,8 @@ def environment(base: dict[str, str] | None = None, **settings: str) -> dict[str
     result |= {"ASCEND_HOME_PATH": str(cann), "ASCEND_TOOLKIT_HOME": str(cann), "ASCEND_OPP_PATH": str(cann / "opp")}
     libraries = [str(cann / "lib64"), str(cann / "lib64" / "driver"), result.get("LD_LIBRARY_PATH", "")]
     result["LD_LIBRARY_PATH"] = ":".join(filter(None, libraries))
+    package = str(Path(__file__).resolve().parent / "python")  # hccl
+    result["PYTHONPATH"] = ":".join(filter(None, [package, result.get("PYTHONPATH", "")]))
     # The wheel's own library of internal kernels would be found before LD_LIBRARY_PATH's: RPATH goes first.
     internal = cann / "lib64" / "libms_kernels_internal.so"
     if internal.exists():

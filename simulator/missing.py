@@ -30,8 +30,9 @@ def aclnn_names(files: list[str]) -> set[str]:
 
 
 def looked_up(wheel: str) -> set[str]:
-    """Functions of ACL that the wheel looks up at run time, from its headers."""
-    headers = glob.glob(f"{wheel}/include/mindspore/ccsrc/plugin/ascend/res_manager/symbol_interface/*.h")
+    """Functions of ACL and HCCL that the wheel looks up at run time, from its headers."""
+    plugin = f"{wheel}/include/mindspore/ccsrc/plugin/ascend/res_manager"
+    headers = glob.glob(f"{plugin}/symbol_interface/*.h") + glob.glob(f"{plugin}/hccl_adapter/plugin/*.h")
     text = "".join(open(header).read() for header in headers)
     return set(re.findall(r"ORIGIN_METHOD\w*\(\s*(\w+)", text))
 
