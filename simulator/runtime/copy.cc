@@ -40,6 +40,7 @@ extern "C" {
 int aclrtMemcpy(void *to, size_t room, const void *from, size_t bytes, int32_t given) {
   return guard([&] {
     check("aclrtMemcpy", room, bytes);
+    check_device();
     Kind kind = kind_of(to, from, given, "aclrtMemcpy");
     log::event("copy", nullptr, KINDS[kind], bytes, "synchronous");
     memcpy(reachable(to, bytes, "aclrtMemcpy's destination"), reachable(from, bytes, "aclrtMemcpy's source"), bytes);

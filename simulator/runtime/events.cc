@@ -75,7 +75,7 @@ int aclrtSynchronizeEvent(void *handle) {
   sim::log::event("synchronize", nullptr, "event", 0, "");
   auto recording = recording_of(handle);
   if (recording != nullptr) recording->wait();
-  return 0;
+  return sim::guard([] { sim::check_device(); });
 }
 int aclrtQueryEventStatus(void *handle, int32_t *status) {  // 0 not yet, 1 recorded
   auto recording = recording_of(handle);

@@ -25,6 +25,16 @@ bool blocking() {
   return on;
 }
 
+// The first failure of all: from then on every call that waits for the device says so, whichever stream it asks about.
+struct Failure {
+  std::mutex lock;
+  std::string text;
+};
+Failure &failure_of_device() {
+  static Failure &failure = *new Failure;
+  return failure;
+}
+
 struct Stream {
   const int number;
   std::mutex lock;
@@ -68,7 +78,10 @@ struct Stream {
       if (!error.empty() && failure.empty()) {
         failure = error;
         log::event("error", this, task.what, 0, error);
-        fprintf(stderr, "simulator: stream %d stopped at %s\n", number, error.c_str());
+        const std::string text = format("stream %d stopped at %s", number, error.c_str());
+        fprintf(stderr, "simulator: %s\n", text.c_str());
+        std::lock_guard all(failure_of_device().lock);
+        if (failure_of_device().text.empty()) failure_of_device().text = text;
       }
       ++done;
       finished.notify_all();
@@ -94,10 +107,6 @@ Streams &streams() {
 
 Stream *get(void *stream) {
   return static_cast<Stream *>(stream == nullptr ? default_stream() : stream);
-}
-
-std::string error_text(const Stream &stream) {
-  return format("stream %d stopped at %s", stream.number, stream.failure.c_str());
 }
 }  // namespace
 
@@ -135,9 +144,16 @@ void enqueue(void *handle, Task task) {
 
 void synchronize(void *handle) {
   Stream *stream = get(handle);
-  std::unique_lock hold(stream->lock);
-  stream->wait(hold);
-  if (!stream->failure.empty()) throw Error(DEVICE_FAULT, error_text(*stream));
+  {
+    std::unique_lock hold(stream->lock);
+    stream->wait(hold);
+  }
+  check_device();
+}
+
+void check_device() {
+  std::lock_guard hold(failure_of_device().lock);
+  if (!failure_of_device().text.empty()) throw Error(DEVICE_FAULT, failure_of_device().text);
 }
 
 void synchronize_all() {

@@ -19,8 +19,9 @@ struct Task {
 };
 
 void enqueue(void *stream, Task task);
-// Waits until all that was queued so far has run. Fails with the stream's first failure, as its error at DEVICE_FAULT.
+// Waits until all that was queued so far has run. Fails with the device's first failure, in whichever stream it was.
 void synchronize(void *stream);
+void check_device();  // fails likewise, without waiting
 void synchronize_all();
 void drain();                          // waits for all streams, failed or not
 bool is_idle(void *stream);
