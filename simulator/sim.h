@@ -158,10 +158,12 @@ class Op {
   Tensors tensors;
   std::vector<const aclTensor *> handles;  // by tensor: where the address of the next launch stands; null if fixed
   std::vector<std::string> names;
+  std::vector<int> results;  // which tensors are outputs
   std::string settings;
   std::function<void(const Tensors &)> work;
 };
 
+void launch(void *stream, const Op &op, const Tensors &tensors);  // a plan, with tensors by device address
 int plan(const char *name, uint64_t *workspace, aclOpExecutor **executor, const std::function<void(Op &)> &describe);
 int execute(const char *name, aclOpExecutor *executor, void *stream);
 

@@ -94,6 +94,7 @@ ms::InternalStatus InternalKernel::Tiling(ms::RawHostAddr host, ms::HostRunInfoP
     }
     for (size_t i = 0; i < outputs_ii_.size(); ++i) {
       add(plan->op, "output " + std::to_string(i), outputs_ii_[i], outputs_shape_.at(i));
+      plan->op.results.push_back(plan->op.tensors.size() - 1);
     }
     describe(plan->op);
     memset(host, 0, GetTilingSize());
@@ -114,7 +115,7 @@ ms::InternalStatus InternalKernel::Launch(const ms::InputsAddrList &inputs, cons
     for (size_t i = 0; i < tensors.size(); ++i) {
       if (tensors[i]) tensors[i].data = i < inputs.size() ? inputs[i] : outputs.at(i - inputs.size());
     }
-    launch(stream, op.name, tensors, op.settings, op.work);
+    launch(stream, op, tensors);
     return ms::kInternalOk;
   } catch (const Error &error) {
     internal_error(error);

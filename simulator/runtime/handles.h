@@ -3,6 +3,5 @@
 #include "sim.h"
 
 namespace sim {
-bool is_live_tensor(const void *pointer);                              // an aclTensor that has not been destroyed
-void launch(void *stream, const Op &op, const Tensors &tensors);       // a plan, with device addresses
+bool is_live_tensor(const void *pointer);  // an aclTensor that has not been destroyed
 }  // namespace sim

@@ -44,14 +44,13 @@ size_t limit_from_environment() {
   return size_t(number * scale);
 }
 
-// Every page of new memory reads as 0xff bytes (not a number, in every floating type) until it is written; where
-// operators do nothing, as zeros, since a program would stop at what it reads.
-char poison() { return operators_do_nothing() ? 0 : char(0xff); }
+// What new memory reads as until it is written: not a number, in every floating type. (Zeros where operators do nothing.)
+std::vector<char> poison(size_t bytes) { return std::vector<char>(bytes, operators_do_nothing() ? 0 : char(0xff)); }
 
 int poison_file() {
   static const int file = [] {
     int fd = memfd_create("poison", MFD_CLOEXEC);
-    std::vector<char> pattern(POISON, poison());
+    const std::vector<char> pattern = poison(POISON);
     if (fd < 0 || ::write(fd, pattern.data(), POISON) != ssize_t(POISON)) fail("cannot make a file of poison");
     return fd;
   }();
@@ -193,7 +192,7 @@ Physical *allocate_physical(size_t bytes) {
     s.physical_end += bytes;
     if (ftruncate(s.physical_file, s.physical_end) != 0) fail("the host has no memory for %zu bytes of the device", bytes);
   }
-  std::vector<char> pattern(PAGE, poison());
+  const std::vector<char> pattern = poison(PAGE);
   for (size_t done = 0; done < bytes; done += PAGE)
     if (pwrite(s.physical_file, pattern.data(), PAGE, offset + done) != ssize_t(PAGE))
       fail("the host has no memory for %zu bytes of the device", bytes);

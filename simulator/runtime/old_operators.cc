@@ -125,6 +125,7 @@ int aclopCompileAndExecuteV2(const char *type, int input_count, aclTensorDesc *i
     };
     std::vector<int> inputs = take(input_count, input_descriptions, input_buffers, "input");
     std::vector<int> outputs = take(output_count, output_descriptions, output_buffers, "output");
+    op.results = outputs;
     for (const auto &[name, attribute] : given) {
       std::string values = attribute.string;
       for (double number : attribute.numbers) values += format(values.empty() ? "%g" : " %g", number);
