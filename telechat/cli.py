@@ -8,6 +8,7 @@ import tempfile
 import traceback
 
 from telechat.errors import InputError, describe_error
+from telechat.text_files import expand_path
 from telechat.version import check_mindspore
 
 UNEXPECTED = "error: unexpected "  # how the line about a failure begins that is not the user's
@@ -32,34 +33,62 @@ class ArgumentParser(argparse.ArgumentParser):
         self.exit(2, f"error: {message}; {self.prog} --help lists the flags\n")
 
 
+def path_argument(text):
+    """The type of a flag that takes a path: ~ and $NAME mean what they mean to a shell."""
+    return expand_path(text)
+
+
 def run(main):
     """Run ``main()`` and exit: 0, or its return value, or 2 with one sentence on bad input.
 
     Anything else that goes wrong is one line too, and exit status 1; its traceback goes to a file named there.
-    `tools/launch.py` has the files of its processes beside their logs.
+    `tools/launch.py` has the files of its processes beside their logs. Where the reader of the output goes away
+    (``| head``), the tool ends with 0 and says nothing.
     """
     try:
-        check_mindspore()
-        status = main()
+        status = _status(main)
+        sys.stdout.flush()  # here and not at Python's exit, where a reader that is gone makes a page of complaint
     except BrokenPipeError:
-        # The reader of our output went away (``| head``); nothing is wrong with the run.
-        sys.stderr.close()
         status = 0
-    except (InputError, OSError) as error:
-        print(f"error: {describe_error(error)}", file=sys.stderr)
-        status = 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        status = 130
-    except Exception as error:
-        reason = (str(error).strip().splitlines() or [""])[0]
-        details = save_traceback()
-        print(f"{UNEXPECTED}{type(error).__name__}: {reason[:300]} (details: {details})", file=sys.stderr)
-        status = 1
+    _drop_unread_output()
     if not status and FINISHED in os.environ:
         with contextlib.suppress(OSError), open(f"{os.environ[FINISHED]}.{os.environ.get('RANK_ID')}", "w"):
             pass
     sys.exit(status or 0)
+
+
+def _status(main):
+    """What ``main()`` comes to as an exit status, its failures told on stderr."""
+    try:
+        check_mindspore()
+        return main()
+    except BrokenPipeError:
+        raise
+    except SystemExit as ended:  # of argparse, after --help or a wrong flag
+        return ended.code
+    except (InputError, OSError) as error:
+        print(f"error: {describe_error(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [""])[0]
+        details = save_traceback()
+        print(f"{UNEXPECTED}{type(error).__name__}: {reason[:300]} (details: {details})", file=sys.stderr)
+        return 1
+
+
+def _drop_unread_output():
+    """Send what is still in Python's buffers to where nobody reads, where their reader is gone."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), stream.fileno())
+        except (OSError, ValueError, AttributeError):  # closed, or none at all
+            pass
 
 
 def save_traceback():

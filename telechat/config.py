@@ -5,11 +5,12 @@ into the same fields, named as in the 12B file, and written back in the style th
 """
 
 import dataclasses
-import json
-import math
 import os
 
+from telechat import fields
 from telechat.errors import InputError
+from telechat.foreign import refuse_foreign_config, refuse_foreign_directory
+from telechat.text_files import read_json_object
 
 # 52B name → field. What has no counterpart there is kept in `extra` and written back untouched.
 _GPT2_NAMES = {
@@ -25,6 +26,28 @@ _GPT2_NAMES = {
     "output_mult": "output_mult",
     "mup_scale_factor": "mup_scale_factor",
 }
+
+
+def _end_ids(name, value):
+    """One id, or several as a tuple."""
+    ids = fields.token_ids(name, value)
+    return ids[0] if len(ids) == 1 else ids
+
+
+# How each field is read, with its bounds. Sizes and ids are int32 in files and on devices.
+_FIELDS = (
+    (fields.whole_number, {"least": 1, "most": 2 ** 31 - 1},
+     ("vocab_size", "hidden_size", "n_layer", "n_head", "ffn_hidden_size", "num_key_value_heads", "training_seqlen",
+      "rotary_ntk_context")),
+    (fields.real_number, {"least": 0, "below": 1}, ("hidden_dropout", "attention_dropout", "embedding_dropout")),
+    (fields.real_number, {"above": 0}, ("layer_norm_epsilon", "rotary_base", "mup_scale_factor")),
+    (fields.real_number, {"least": 0}, ("initializer_range", "input_mult", "output_mult")),
+    (fields.flag, {}, ("tie_word_embeddings", "use_bias", "rotary_float16", "rotary_ntk_scales_theta")),
+    (fields.token_id, {}, ("bos_token_id", "pad_token_id")),
+    (_end_ids, {}, ("eos_token_id",)),
+    (fields.one_of, {"choices": ("rotary", "alibi")}, ("position_embedding",)),
+    (fields.one_of, {"choices": ("telechat", "gpt2")}, ("style",)),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +74,7 @@ class TeleChatConfig:
     training_seqlen: int = 8192  # rotary tables are stretched (NTK) beyond it
     tie_word_embeddings: bool = False
     bos_token_id: int = 1
-    eos_token_id: int = 2
+    eos_token_id: int = 2  # or a tuple of several
     pad_token_id: int = 3
 
     position_embedding: str = "rotary"  # or "alibi"
@@ -71,24 +94,9 @@ class TeleChatConfig:
     def __post_init__(self):
         if self.num_key_value_heads is None:
             object.__setattr__(self, "num_key_value_heads", self.n_head)
-        for name in ("vocab_size", "hidden_size", "n_layer", "n_head", "ffn_hidden_size",
-                     "num_key_value_heads", "training_seqlen", "rotary_ntk_context"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InputError(f"{name} must be a positive whole number, not {value!r}")
-        for name in ("hidden_dropout", "attention_dropout", "embedding_dropout"):
-            self._require(name, 0 <= self._number(name) < 1, "at least 0 and below 1")
-        for name in ("layer_norm_epsilon", "rotary_base", "mup_scale_factor"):
-            self._require(name, self._number(name) > 0, "above 0")
-        for name in ("initializer_range", "input_mult", "output_mult"):
-            self._require(name, self._number(name) >= 0, "at least 0")
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            if not isinstance(getattr(self, name), int):
-                raise InputError(f"{name} must be a token id, not {getattr(self, name)!r}")
-        if self.position_embedding not in ("rotary", "alibi"):
-            raise InputError(f'position_embedding must be "rotary" or "alibi", not {self.position_embedding!r}')
-        if self.style not in ("telechat", "gpt2"):
-            raise InputError(f'style must be "telechat" or "gpt2", not {self.style!r}')
+        for read, bounds, names in _FIELDS:
+            for name in names:
+                object.__setattr__(self, name, read(name, getattr(self, name), **bounds))
         if self.hidden_size % self.n_head:
             raise InputError(f"hidden_size {self.hidden_size} must be a multiple of n_head {self.n_head}")
         if self.n_head % self.num_key_value_heads:
@@ -98,16 +106,6 @@ class TeleChatConfig:
             raise InputError(f"the size of a head, {self.head_dim}, must be even for rotary positions")
         if self.style == "gpt2" and self.tie_word_embeddings:
             raise InputError("tie_word_embeddings must be false in a config of the 52B style")
-
-    def _number(self, name):
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise InputError(f"{name} must be a number, not {value!r}")
-        return value
-
-    def _require(self, name, holds, bounds):
-        if not holds:
-            raise InputError(f"{name} must be {bounds}, not {getattr(self, name)!r}")
 
     @property
     def head_dim(self):
@@ -125,21 +123,21 @@ class TeleChatConfig:
 
         Keys of the file that the model does not use are kept and written back by `to_dict`.
         """
-        fields = {field.name for field in dataclasses.fields(cls)} - {"style", "extra"}
+        names = {field.name for field in dataclasses.fields(cls)} - {"style", "extra"}
         gpt2 = "n_embd" in values
         known = {}
         for key, value in values.items():
             name = _GPT2_NAMES.get(key) if gpt2 else key
             name = name or key
-            if name in fields and not (name == "num_key_value_heads" and value is None):
+            if name in names and value is not None:  # null: as if it were not there
                 known[name] = value
         if gpt2:
             known.setdefault("use_bias", False)
             known.setdefault("rotary_float16", False)
             known.setdefault("rotary_ntk_scales_theta", True)
             known.setdefault("rotary_ntk_context", 4096)
-            if known.get("ffn_hidden_size") is None and isinstance(known.get("hidden_size"), int):
-                known["ffn_hidden_size"] = 4 * known["hidden_size"]
+            if "ffn_hidden_size" not in known and "hidden_size" in known:
+                known["ffn_hidden_size"] = 4 * fields.whole_number("n_embd", known["hidden_size"], 1, 2 ** 29)
         else:
             # The 7B file says nothing of tying, and transformers ties where a file is silent.
             known.setdefault("tie_word_embeddings", True)
@@ -147,7 +145,8 @@ class TeleChatConfig:
         missing = [name for name in ("vocab_size", "hidden_size", "n_layer", "n_head", "ffn_hidden_size")
                    if name not in known]
         if missing:
-            raise InputError(f"the field {missing[0]} is missing")
+            own = {name: key for key, name in _GPT2_NAMES.items()} if gpt2 else {}
+            raise InputError(f"the field {own.get(missing[0], missing[0])} is missing")
         return cls(**known, style="gpt2" if gpt2 else "telechat", extra=dict(values))
 
     @classmethod
@@ -159,17 +158,12 @@ class TeleChatConfig:
         """
         path = os.fspath(directory)
         if os.path.isdir(path):
+            refuse_foreign_directory(path)
             path = os.path.join(path, "config.json")
-        try:
-            with open(path, encoding="utf-8") as file:
-                values = json.load(file)
-        except OSError as error:
-            raise InputError(f"{path} cannot be read ({error.strerror}); "
-                             "give a checkpoint directory with a config.json") from None
-        except ValueError as error:
-            raise InputError(f"{path} is not valid JSON ({error})") from None
-        if not isinstance(values, dict):
-            raise InputError(f"{path} must hold a JSON object")
+        elif os.path.isfile(path) and not path.endswith(".json"):
+            raise InputError(f"{path} is a file; give the checkpoint directory, which holds config.json and the weights")
+        values = read_json_object(path, "give a checkpoint directory with a config.json")
+        refuse_foreign_config(path, values)
         try:
             return cls.from_dict(values)
         except InputError as error:

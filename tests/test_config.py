@@ -57,3 +57,39 @@ def test_broken_files_are_refused(tmp_path, content, words):
 def test_missing_file_is_refused(tmp_path):
     with pytest.raises(InputError, match="config.json"):
         TeleChatConfig.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("size", ["7b", "12b", "52b"])
+def test_as_transformers_writes_them(shared, tmp_path, size):
+    """A byte order mark, whole numbers as 1.0, null for what is optional, several end tokens, fields of its own."""
+    values = json.loads((shared / "data" / f"telechat_{size}.config.json").read_text())
+    plain = TeleChatConfig.from_dict(values)
+    optional = {"bos_token_id", "pad_token_id", "num_key_value_heads", "layer_norm_epsilon", "position_embedding"}
+    written = {name: float(value) if type(value) is int else value for name, value in values.items()}
+    written = {**written, **dict.fromkeys(optional), "eos_token_id": [2, 3], "dtype": "bfloat16", "torch_dtype": None}
+    (tmp_path / "config.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(written).encode())
+    config = TeleChatConfig.from_pretrained(tmp_path)
+    assert dataclasses.replace(config, eos_token_id=2) == plain and config.eos_token_id == (2, 3)
+    assert all(type(getattr(config, name)) is int for name in ("vocab_size", "hidden_size", "n_layer", "n_head"))
+    assert config.to_dict() == written  # what was published stays as it was
+
+
+@pytest.mark.parametrize("name, value, said", [
+    ("n_layer", True, "n_layer must be a whole number from 1 to 2147483647, not True"),
+    ("n_layer", 10 ** 30, "n_layer must be a whole number from 1 to 2147483647, not 1000"),
+    ("hidden_size", 8.5, "hidden_size must be a whole number from 1 to 2147483647, not 8.5"),
+    ("layer_norm_epsilon", "1e-5", "layer_norm_epsilon must be a number above 0, not '1e-5'"),
+    ("layer_norm_epsilon", 10 ** 400, "layer_norm_epsilon must be a number above 0, not 1000"),
+    ("hidden_dropout", False, "hidden_dropout must be a number at least 0 and below 1, not False"),
+    ("tie_word_embeddings", "no", "tie_word_embeddings must be true or false, not 'no'"),
+    ("use_bias", 1, "use_bias must be true or false, not 1"),
+    ("pad_token_id", [3, 4], r"pad_token_id must be one token id, not \[3, 4\]"),
+    ("eos_token_id", ["2"], r"eos_token_id must be a token id or a list of token ids, not \['2'\]"),
+    ("position_embedding", 3, "position_embedding must be one of rotary, alibi, not 3"),
+    ("vocab_size", None, "the field vocab_size is missing"),
+])
+def test_a_wrong_field_is_named_with_its_file(tmp_path, name, value, said):
+    values = {**dict(vocab_size=10, hidden_size=8, n_layer=1, n_head=2, ffn_hidden_size=12), name: value}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(InputError, match=f"config.json: {said}"):
+        TeleChatConfig.from_pretrained(tmp_path)

@@ -8,7 +8,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from telechat.checkpoint import convert  # noqa: E402
 from telechat.checkpoint.dtypes import NAMES  # noqa: E402
-from telechat.cli import ArgumentParser, run  # noqa: E402
+from telechat.cli import ArgumentParser, path_argument, run  # noqa: E402
 
 
 def parse_arguments(argv):
@@ -16,20 +16,22 @@ def parse_arguments(argv):
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     command = add_command(commands, "torch-to-ms", "published torch weights (.bin or .safetensors) to ours")
-    command.add_argument("--torch_path", required=True, help="directory of config.json and the torch weights")
-    command.add_argument("--mindspore_path", required=True, help="directory to write")
+    command.add_argument("--torch_path", type=path_argument, required=True,
+                         help="directory of config.json and the torch weights")
+    command.add_argument("--mindspore_path", type=path_argument, required=True, help="directory to write")
     command.add_argument("--model_name", choices=convert.MODEL_NAMES,
                          help="only checked: the model is recognised from its config.json and tensor names")
 
     command = add_command(commands, "ms-to-torch", "ours to the published names and layout")
-    command.add_argument("--mindspore_path", required=True, help="directory of ours")
-    command.add_argument("--torch_path", required=True, help="directory to write")
+    command.add_argument("--mindspore_path", type=path_argument, required=True, help="directory of ours")
+    command.add_argument("--torch_path", type=path_argument, required=True, help="directory to write")
     command.add_argument("--format", choices=("bin", "safetensors"), default="bin", help="of the weights")
 
     command = add_command(commands, "mindformers-to-ms", "a file of MindFormers' TeleChat converter to ours")
-    command.add_argument("--checkpoint", required=True, help="the .ckpt file that holds the whole model")
-    command.add_argument("--config", required=True, help="the model's published config.json")
-    command.add_argument("--mindspore_path", required=True, help="directory to write")
+    command.add_argument("--checkpoint", type=path_argument, required=True,
+                         help="the .ckpt file that holds the whole model")
+    command.add_argument("--config", type=path_argument, required=True, help="the model's published config.json")
+    command.add_argument("--mindspore_path", type=path_argument, required=True, help="directory to write")
     command.add_argument("--mp", type=int, default=1,
                          help="52B: the --mp that the file was converted with, or the model_parallel it was "
                               "trained with; a wrong number goes unnoticed and garbles the model")

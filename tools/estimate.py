@@ -11,7 +11,7 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from telechat.cli import ArgumentParser, run  # noqa: E402
+from telechat.cli import ArgumentParser, path_argument, run  # noqa: E402
 from telechat.errors import InputError  # noqa: E402
 
 _UNITS = {"MB": 10 ** 6, "GB": 10 ** 9, "TB": 10 ** 12, "MIB": 2 ** 20, "GIB": 2 ** 30, "TIB": 2 ** 40}
@@ -21,10 +21,12 @@ _SHOWN = 20  # meshes that --search lists
 def parse_arguments(argv):
     parser = ArgumentParser(description="Memory, communication and speed of a run, before there are cards. "
                                         "Speeds of cards and links are assumptions: give those of yours.")
-    parser.add_argument("--config", required=True, help="YAML file of the run, as for tools/train.py")
+    parser.add_argument("--config", type=path_argument, required=True,
+                        help="YAML file of the run, as for tools/train.py")
     model = parser.add_mutually_exclusive_group()
-    model.add_argument("--load_checkpoint", help="checkpoint directory whose config.json describes the model")
-    model.add_argument("--model_config", help="that config.json itself")
+    model.add_argument("--load_checkpoint", type=path_argument,
+                       help="checkpoint directory whose config.json describes the model")
+    model.add_argument("--model_config", type=path_argument, help="that config.json itself")
     parser.add_argument("--cards", type=int, help="default: what the run's tensor, pipeline, data need")
     parser.add_argument("--card_memory", default="64GB", help="of one card")
     parser.add_argument("--card_tflops", type=float, default=313.0, help="of one card, 16-bit products")

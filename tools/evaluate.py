@@ -7,7 +7,7 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from telechat.cli import ArgumentParser, run  # noqa: E402
+from telechat.cli import ArgumentParser, path_argument, run  # noqa: E402
 from telechat.errors import InputError  # noqa: E402
 
 
@@ -65,15 +65,16 @@ def parse_arguments(argv):
     parser = ArgumentParser(description="Score a checkpoint in multiple choice (C-Eval, MMLU: worked examples as turns of "
                                         "a chat, the likeliest of A to D as the next token), or the perplexity of a "
                                         "JSONL file. The same command goes on where it was broken off.")
-    parser.add_argument("--load_checkpoint", required=True, help="checkpoint directory with its tokenizer")
+    parser.add_argument("--load_checkpoint", type=path_argument, required=True,
+                        help="checkpoint directory with its tokenizer")
     parser.add_argument("--task", required=True, choices=("ceval", "mmlu", "jsonl"))
-    parser.add_argument("--data", required=True,
+    parser.add_argument("--data", type=path_argument, required=True,
                         help="the benchmark's directory, with dev/, val/ and test/; or a JSONL file")
     parser.add_argument("--split", choices=("val", "test"),
                         help="val for ceval, whose test tells no answers; test for mmlu")
     parser.add_argument("--shots", type=int, default=5, help="worked examples in front of a question")
     parser.add_argument("--batch_size", type=int, default=4, help="questions or sequences at a time")
-    parser.add_argument("--output_dir", default="evaluation", help="where answers and scores go")
+    parser.add_argument("--output_dir", type=path_argument, default="evaluation", help="where answers and scores go")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32",
                         help="of the weights in memory; bfloat16 on Ascend")
     arguments = parser.parse_args(argv)

@@ -7,7 +7,7 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from telechat.cli import ArgumentParser, run  # noqa: E402
+from telechat.cli import ArgumentParser, path_argument, run  # noqa: E402
 from telechat.errors import InputError  # noqa: E402
 
 
@@ -57,9 +57,11 @@ def main(argv=None):
 def parse_arguments(argv):
     parser = ArgumentParser(description="Answer prompts, or chat where neither --predict_data nor --input_file is "
                                         "given. Defaults come from the checkpoint's generation_config.json.")
-    parser.add_argument("--load_checkpoint", required=True, help="checkpoint directory with its tokenizer")
+    parser.add_argument("--load_checkpoint", type=path_argument, required=True,
+                        help="checkpoint directory with its tokenizer")
     parser.add_argument("--predict_data", help='one prompt, e.g. "<_user>生抽与老抽的区别？<_bot>"')
-    parser.add_argument("--input_file", help='lines of {"input": "…"}: the turns of one conversation')
+    parser.add_argument("--input_file", type=path_argument,
+                        help='lines of {"input": "…"}: the turns of one conversation')
     parser.add_argument("--independent", action="store_true", help="the lines of --input_file are separate prompts")
     parser.add_argument("--batch_size", type=int, default=4, help="prompts at a time with --independent; 1 streams them")
     parser.add_argument("--max_length", type=int, help="longest sequence, prompt and answer together")

@@ -12,17 +12,17 @@ if __name__ == "inspect":
     PathFinder.find_spec("inspect", others).loader.exec_module(sys.modules["inspect"])
 else:
     sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-    from telechat.cli import ArgumentParser, run
+    from telechat.cli import ArgumentParser, path_argument, run
     from telechat.errors import InputError
 
 
 def main(argv=None):
     parser = ArgumentParser(description="Show what a checkpoint or dataset directory holds.")
-    parser.add_argument("directory", help="of a checkpoint, or written by tools/preprocess.py")
+    parser.add_argument("directory", type=path_argument, help="of a checkpoint, or written by tools/preprocess.py")
     parser.add_argument("--samples", type=int, default=2, help="rows of a dataset to decode")
     parser.add_argument("--statistics", action="store_true",
                         help="read all weights of a checkpoint: mean, deviation, extremes")
-    parser.add_argument("--tokenizer", help="of a dataset, where it has moved: file or directory")
+    parser.add_argument("--tokenizer", type=path_argument, help="of a dataset, where it has moved: file or directory")
     parser.add_argument("--color", choices=("auto", "always", "never"), default="auto",
                         help="show in green what the loss counts; otherwise it stands between ⟦ and ⟧")
     arguments = parser.parse_args(argv)

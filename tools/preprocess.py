@@ -11,7 +11,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from tqdm import tqdm  # noqa: E402
 
-from telechat.cli import ArgumentParser, run  # noqa: E402
+from telechat.cli import ArgumentParser, path_argument, run  # noqa: E402
 from telechat.data.conversation import ChatFormat  # noqa: E402
 from telechat.data.preprocess import preprocess  # noqa: E402
 from telechat.data.sources import parse_source  # noqa: E402
@@ -21,10 +21,11 @@ from telechat.data.tokenizer import Tokenizer  # noqa: E402
 def main(argv=None):
     parser = ArgumentParser(description="Turn fine-tuning conversations into a packed MindRecord dataset.")
     parser.add_argument("--input_dataset_file", nargs="+", required=True, metavar="FILE[:WEIGHT]",
-                        help='JSONL files of {"input": "<_user>…<_bot>…<_user>…", "output": "…"}; a '
-                             "weight says how many times a file is taken: 2 twice, 0.5 a random half")
-    parser.add_argument("--output_path", required=True, help="directory to write the dataset to")
-    parser.add_argument("--vocab_file_path", required=True,
+                        help='JSONL files of {"input": "<_user>…<_bot>…<_user>…", "output": "…"}, or in the form of '
+                             "Alpaca, ShareGPT or OpenAI; a weight says how many times a file is taken: 2 twice, "
+                             "0.5 a random half")
+    parser.add_argument("--output_path", type=path_argument, required=True, help="directory to write the dataset to")
+    parser.add_argument("--vocab_file_path", type=path_argument, required=True,
                         help="tokenizer.model, tokenizer.json, or a directory with one of them")
     parser.add_argument("--max_length", type=int, default=2048, help="sequence length of the model")
     for role in ("start", "user", "bot", "end", "pad"):
@@ -34,6 +35,9 @@ def main(argv=None):
                         help="what to do with conversations of more than max_length tokens")
     parser.add_argument("--eval_share", type=float, default=0.0,
                         help="share of the conversations to hold out for evaluation")
+    parser.add_argument("--system", choices=("refuse", "prepend"), default="refuse",
+                        help="what becomes of a system text: TeleChat was trained without; prepend puts it in front of "
+                             "the first question, as in tools/serve.py")
     parser.add_argument("--workers", type=int, help="threads that tokenise; default: one a processor")
     args = parser.parse_args(argv)
 
@@ -42,7 +46,7 @@ def main(argv=None):
                                            args.end_token, args.pad_token)
     sources = [parse_source(argument) for argument in args.input_dataset_file]
     info = preprocess(sources, tokenizer, args.output_path, args.max_length, chat_format, args.seed,
-                      args.overlong, args.eval_share, args.workers, _progress)
+                      args.overlong, args.eval_share, args.workers, _progress, args.system)
     for name in ("train", "eval"):
         if info[name]:
             print(f"{name}: " + _summary(info[name]))

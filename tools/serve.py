@@ -8,7 +8,7 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from telechat.cli import ArgumentParser, run  # noqa: E402
+from telechat.cli import ArgumentParser, path_argument, run  # noqa: E402
 from telechat.errors import InputError  # noqa: E402
 
 
@@ -82,7 +82,8 @@ def reserve(engine, slots, length, cache):
 def parse_arguments(argv):
     parser = ArgumentParser(description="Serve a model: OpenAI's interface, and a page to chat in a browser. Sampling "
                                         "defaults come from the checkpoint's generation_config.json.")
-    parser.add_argument("--load_checkpoint", required=True, help="checkpoint directory with its tokenizer")
+    parser.add_argument("--load_checkpoint", type=path_argument, required=True,
+                        help="checkpoint directory with its tokenizer")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 lets other machines in")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
     parser.add_argument("--api_key", help="key that clients must send")

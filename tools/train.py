@@ -6,15 +6,15 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from telechat.cli import ArgumentParser, run  # noqa: E402
+from telechat.cli import ArgumentParser, path_argument, run  # noqa: E402
 
 
 def main(argv=None):
     parser = ArgumentParser(description="Fine-tune a TeleChat model, or train one from scratch.")
-    parser.add_argument("--config", required=True, help="YAML file of the run")
-    parser.add_argument("--train_dataset", help="directory written by tools/preprocess.py")
-    parser.add_argument("--load_checkpoint", help="checkpoint directory to start from")
-    parser.add_argument("--output_dir", help="where checkpoints, metrics and curves go")
+    parser.add_argument("--config", type=path_argument, required=True, help="YAML file of the run")
+    parser.add_argument("--train_dataset", type=path_argument, help="directory written by tools/preprocess.py")
+    parser.add_argument("--load_checkpoint", type=path_argument, help="checkpoint directory to start from")
+    parser.add_argument("--output_dir", type=path_argument, help="where checkpoints, metrics and curves go")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in output_dir")
     parser.add_argument("--profile", type=int, metavar="STEPS", help="profile so many steps after the first two")
     parser.add_argument("--report", action=argparse.BooleanOptionalAction, default=True,

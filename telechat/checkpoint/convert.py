@@ -10,7 +10,7 @@ from tqdm import tqdm
 from telechat.checkpoint import layout, safetensors_files, torch_files
 from telechat.checkpoint.dtypes import cast, check_dtypes, numpy_dtype
 from telechat.checkpoint.mindformers import mindformers_tensors, read_mindformers
-from telechat.checkpoint.reader import CheckpointReader
+from telechat.checkpoint.reader import CheckpointReader, say_unwrapped
 from telechat.checkpoint.replace import replacing
 from telechat.checkpoint.safetensors_files import SafetensorsFiles
 from telechat.checkpoint.torch_files import TorchFiles
@@ -18,6 +18,7 @@ from telechat.checkpoint.writer import (copy_extra_files, refuse_other_weights, 
                                         write_json)
 from telechat.config import TeleChatConfig
 from telechat.errors import InputError
+from telechat.foreign import refuse_foreign_names
 
 MODEL_NAMES = ("telechat_7b", "telechat_12b", "telechat_52b")
 TORCH_SHARD_BYTES = 2 * 2**30  # a .bin file is in memory while it is written
@@ -77,6 +78,7 @@ def _open_weights(directory):
 def _recognise(files, config, directory):
     """Found name → StoredTensor, for all weights in `files`, of the layout that they are in."""
     found = {name: shape for name, shape in files.shapes.items() if not layout.is_buffer(name)}
+    refuse_foreign_names(directory, found)
     _drop_tied_head(files, config, found)
     candidates = []
     for tensors in (layout.official_parameters(config), layout.canonical_tensors(config)):
@@ -89,14 +91,15 @@ def _recognise(files, config, directory):
     _, names, stored, shapes, expected = min(candidates, key=lambda candidate: candidate[0])
     layout.check_tensors(shapes, expected, directory)
     check_dtypes({name: files.dtypes[name] for name in found}, directory)
+    say_unwrapped(directory, names)
     return {name: stored[names[name]] for name in found}
 
 
 def _drop_tied_head(files, config, found):
     """A tied model saved by torch may repeat the embedding as its head: leave that out of `found`."""
-    head = "lm_head.weight"
+    head = next((name for name in found if name.endswith("lm_head.weight")), None)
     embedding = next((name for name in found if name.endswith("word_embeddings.weight")), None)
-    if not config.tie_word_embeddings or not embedding or found.get(head) != found[embedding]:
+    if not config.tie_word_embeddings or not (head and embedding) or found[head] != found[embedding]:
         return
     bits = (array.view(f"u{array.itemsize}") for array in (files.read(head), files.read(embedding)))
     if np.array_equal(*bits):
@@ -200,7 +203,8 @@ def mindformers_to_ms(checkpoint, config, mindspore_path, mp=1, dtype=None):
     if dtype is not None:
         numpy_dtype(dtype)
     path = os.fspath(config)
-    config = TeleChatConfig.from_pretrained(path)
+    # The file and not its directory, which may well hold the MindFormers files that are converted.
+    config = TeleChatConfig.from_pretrained(os.path.join(path, "config.json") if os.path.isdir(path) else path)
     stored = mindformers_tensors(config, mp)
     found = read_mindformers(checkpoint)
     layout.check_tensors({name: value.shape for name, value in found.items()},

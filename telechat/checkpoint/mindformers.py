@@ -15,6 +15,7 @@ import numpy as np
 
 from telechat.checkpoint.layout import StoredTensor, interleave_heads, parameter_shapes
 from telechat.errors import InputError
+from telechat.text_files import refuse_placeholder_file
 
 _NAMES = {
     "transformer.word_embeddings.weight": "model.tok_embeddings.embedding_weight",
@@ -111,6 +112,7 @@ def read_mindformers(path):
     path = os.fspath(path)
     if not os.path.isfile(path):
         raise InputError(f"{path} is not a file; give one .ckpt file that holds the whole model")
+    refuse_placeholder_file(path)
     file_format = "safetensors" if path.endswith(".safetensors") else "ckpt"
     try:
         return mindspore.load_checkpoint(path, format=file_format,

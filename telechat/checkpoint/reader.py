@@ -1,6 +1,8 @@
 """Reading a checkpoint directory of ours, whole tensors or slices of them."""
 
 import os
+import shlex
+import sys
 
 import numpy as np
 
@@ -35,26 +37,30 @@ class CheckpointReader:
         finish_replacing(self.directory)
         self.config = TeleChatConfig.from_pretrained(self.directory)
         convert = ("run `python tools/convert.py torch-to-ms "
-                   f"--torch_path {self.directory} --mindspore_path DIR` and give that DIR")
+                   f"--torch_path {shlex.quote(self.directory)} --mindspore_path DIR` and give that DIR")
         is_ours = any(map(is_weight_file, os.listdir(self.directory)))
         if not is_ours and torch_weight_files(self.directory):
             raise InputError(f"{self.directory} holds torch weights (.bin): {convert}")
         self._files = SafetensorsFiles(self.directory)
         canonical = layout.parameter_shapes(self.config)
+        matched = layout.match_names(self._files.shapes, canonical, with_prefix=False)
+        left = [name for name, ours in matched.items() if ours not in canonical]
         published = {tensor.name for tensor in layout.official_parameters(self.config)}
-        if not published.isdisjoint(self._files.shapes.keys() - canonical.keys()):
+        if not published.isdisjoint(layout.match_names(left, published, with_prefix=False).values()):
             raise InputError(f"{self.directory} holds weights in the published layout: {convert}")
-        found = self._files.shapes
-        self.names = [name for name in canonical if name in found]
-        self.names += [name for name in found if name not in canonical]
+        say_unwrapped(self.directory, matched)
+        self._stored = {canonical_name: name for name, canonical_name in matched.items()}
+        self._shapes = {name: self._files.shapes[stored] for name, stored in self._stored.items()}
+        self.names = [name for name in canonical if name in self._shapes]
+        self.names += [name for name in self._shapes if name not in canonical]
 
     def shape(self, name):
         """Shape (tuple of int) of the tensor called `name`."""
-        return self._files.shapes[name]
+        return self._shapes[name]
 
     def dtype(self, name):
         """Numpy dtype of the tensor called `name`: float32, float16 or bfloat16."""
-        return dtypes.numpy_dtype(self._files.dtypes[name])
+        return dtypes.numpy_dtype(self._files.dtypes[self._stored[name]])
 
     def read(self, name, index=None):
         """The tensor called `name`, or its part ``[index]``, as a numpy array of its own dtype.
@@ -62,9 +68,17 @@ class CheckpointReader:
         Args:
             index: a tuple of slices (step 1), one for each of the leading axes; only that part is read.
         """
-        return np.asarray(self._files.read(name, index))
+        return np.asarray(self._files.read(self._stored[name], index))
 
     def check(self, shapes):
         """Raise InputError, listing the names, unless the tensors are those of `shapes` (name → shape)."""
-        layout.check_tensors(self._files.shapes, shapes, self.directory)
+        layout.check_tensors(self._shapes, shapes, self.directory)
         dtypes.check_dtypes(self._files.dtypes, self.directory)
+
+
+def say_unwrapped(directory, matched):
+    """Print a line where names were read without the prefixes of wrappers; ``matched`` is of `layout.match_names`."""
+    wrappers = layout.describe_wrappers(matched)
+    if wrappers:
+        print(f"{directory}: names of tensors begin with {wrappers}, left by a wrapper of the model; read without it",
+              file=sys.stderr, flush=True)

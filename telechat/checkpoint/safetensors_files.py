@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from telechat.checkpoint.dtypes import numpy_dtype
 from telechat.errors import InputError
+from telechat.text_files import read_json_object, refuse_placeholder_file
 
 INDEX = "model.safetensors.index.json"
 _WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
@@ -30,9 +31,10 @@ def indexed_files(path):
         InputError: it is no index, or one of the files is not beside it.
     """
     try:
-        with open(path, encoding="utf-8") as file:
-            names = sorted(set(json.load(file)["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        names = sorted(set(read_json_object(path, "download it again")["weight_map"].values()))
+        if not all(isinstance(name, str) for name in names):
+            raise TypeError
+    except (KeyError, TypeError, AttributeError):
         raise InputError(f'{path} is not a weight index (a JSON object with a "weight_map"); '
                          "download it again") from None
     for name in names:
@@ -66,6 +68,7 @@ class SafetensorsFiles:
 
     def _open(self, file):
         path = os.path.join(self.directory, file)
+        refuse_placeholder_file(path)
         try:
             handle = safe_open(path, framework="np")
             for name in handle.keys():

@@ -8,6 +8,7 @@ import numpy as np
 from telechat.checkpoint import dtypes
 from telechat.checkpoint.safetensors_files import indexed_files
 from telechat.errors import InputError
+from telechat.text_files import refuse_placeholder_file
 
 INDEX = "pytorch_model.bin.index.json"
 # Published with either separator before the shard's number.
@@ -71,6 +72,7 @@ class TorchFiles:
     def _load(self, file, shapes_only=False):
         torch = import_torch()
         path = os.path.join(self.directory, file)
+        refuse_placeholder_file(path)
         try:
             with open(path, "rb") as opened:
                 mapped = opened.read(2) == b"PK"  # a zip file
@@ -81,6 +83,8 @@ class TorchFiles:
             raise InputError(f"{path} cannot be read ({error.strerror or error})") from None
         except Exception as error:  # torch raises many kinds for a broken file
             reason = str(error).strip().split("\n")[0] or type(error).__name__
+            if "weights" in reason.lower():  # torch's advice to switch its protection off, which runs whatever is in the file
+                reason = "it holds something else than tensors, or is no torch file at all"
             raise InputError(f"{path} is not a whole torch file of plain tensors ({reason}); "
                              "copy or download it again") from None
         values = tensors.values() if isinstance(tensors, dict) else [None]

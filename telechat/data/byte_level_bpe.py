@@ -7,6 +7,7 @@ import numpy as np
 import tokenizers
 
 from telechat.errors import InputError
+from telechat.text_files import decode
 
 
 class ByteLevelBPE:
@@ -22,7 +23,7 @@ class ByteLevelBPE:
 
     def __init__(self, data, name):
         try:
-            self._text = data.decode("utf-8")
+            self._text = decode(data)
             decoder = json.loads(self._text).get("decoder") or {}
             self._tokenizer = tokenizers.Tokenizer.from_str(self._text)
         except Exception:  # the library raises plain Exception; all of it means "not such a file"

@@ -2,12 +2,13 @@
 
 import dataclasses
 import functools
-import json
 import re
 from typing import Optional
 
 import numpy as np
 
+from telechat.data.json_lines import in_file, read_records
+from telechat.data.record_forms import check_fields, read_history, read_messages, read_system, text_field
 from telechat.errors import InputError
 
 USER_MARKER, BOT_MARKER, END_MARKER = "<_user>", "<_bot>", "<_end>"  # as files spell them, for any model
@@ -81,17 +82,22 @@ class ChatFormat:
                 for role, index in dataclasses.asdict(self).items() if index is not None}
 
 
-def parse_conversation(record, tokens=()):
+def parse_conversation(record, tokens=(), system="refuse"):
     """The turns of one record of a fine-tuning file.
 
     ``{"input": "<_user>question<_bot>answer<_user>question", "output": "answer"}``, with any number
     of turns, or none of the markers at all: ``{"input": "question", "output": "answer"}``. The
     leading <_user> may be missing, an <_end> after an answer may be there. A marker in "output" is
-    text.
+    text. ``history`` (a list of [question, answer]) may give turns that go before.
+
+    The forms of other trainers are read too, see `telechat.data.record_forms.read_messages`; in these
+    a marker is text everywhere.
 
     Args:
-        record: what JSON gave for the line.
+        record: what JSON gave for it.
         tokens: (user, bot) spellings that mark a turn beside <_user> and <_bot>.
+        system: what becomes of a system text, for which the format has no place: "refuse", or "prepend":
+            it goes in front of the first question, in a line of its own, as in tools/serve.py.
 
     Returns:
         list of (question, answer)
@@ -99,24 +105,67 @@ def parse_conversation(record, tokens=()):
     Raises:
         InputError: not such a record; says what is wrong with it.
     """
-    text, output = _field(record, "input"), _field(record, "output")
+    messages = read_messages(record) if isinstance(record, dict) else None
+    if messages is None:
+        messages = _marked_messages(record, tokens)
+    system_texts = [text for role, text in messages if role == "system" and text]
+    messages = join_messages([message for message in messages if message[0] != "system" or message[1]])
+    if system_texts:
+        if system == "refuse":
+            raise InputError("has a system text, and TeleChat was not trained with one; put it into the question, or "
+                             "give --system prepend, which puts it in front of the first question")
+        if messages[0][0] != "system" or len([role for role, _ in messages if role == "system"]) > 1:
+            raise InputError("has a system text behind a question; it must come first")
+        messages.pop(0)
+    for (role, _), expected in zip(messages, ["user", "bot"] * len(messages)):
+        if role != expected:
+            raise InputError("an answer has no question before it; a conversation begins with the user's question")
+    if not messages or len(messages) % 2:
+        raise InputError("ends with a question; it must end with the answer to learn")
+    turns = [(question, answer) for (_, question), (_, answer) in zip(messages[::2], messages[1::2])]
+    if system_texts:
+        turns[0] = ("\n".join([*system_texts, turns[0][0]]), turns[0][1])
+    return turns
+
+
+def join_messages(messages):
+    """Messages of one role that follow each other as one, joined by a newline: TeleChat was trained with turns of one
+    question and one answer. So it is in training data, in a chat and in the server alike.
+
+    Args:
+        messages: list of (role, text).
+
+    Returns:
+        list of (role, text) in which no role comes twice in a row; an empty text adds no line.
+    """
+    joined = []
+    for role, text in messages:
+        if joined and joined[-1][0] == role:
+            joined[-1] = (role, "\n".join(part for part in (joined[-1][1], text) if part))
+        else:
+            joined.append((role, text))
+    return joined
+
+
+def _marked_messages(record, tokens):
+    """The messages of a record of our own form, (role, text)."""
+    text, output = text_field(record, "input"), text_field(record, "output")
+    check_fields(record, {"input", "output", "history", "system"})
     markers, split = _markers(tuple(tokens))
     parts = split(text)
-    if parts[0] == "" and len(parts) > 1:
+    if not parts[0].strip() and len(parts) > 1:
         parts = parts[1:]
     else:
         parts.insert(0, USER_MARKER)
     said = [(markers[marker], words) for marker, words in zip(parts[::2], parts[1::2])]
     if said[-1] == ("bot", ""):  # "<_user>question<_bot>": the output follows
         said.pop()
+    if not said or said[-1][0] == "bot":
+        raise InputError('an answer has no question before it; "input" must end with the question that "output" answers')
     said.append(("bot", output))
-    for (role, _), expected in zip(said, ["user", "bot"] * len(said)):
-        if role != expected:
-            raise InputError(_ORDER[role])
-    if len(said) % 2:
-        raise InputError(_ORDER["bot"])
-    return [(question, answer[:-len(END_MARKER)] if answer.endswith(END_MARKER) else answer)
-            for (_, question), (_, answer) in zip(said[::2], said[1::2])]
+    return read_system(record) + read_history(record) + [
+        (role, words[:-len(END_MARKER)] if role == "bot" and words.endswith(END_MARKER) else words)
+        for role, words in said]
 
 
 @functools.lru_cache
@@ -124,33 +173,6 @@ def _markers(tokens):
     """Role by marker, and the function that splits a text at the markers and keeps them."""
     roles = {USER_MARKER: "user", BOT_MARKER: "bot", **dict(zip(tokens, ("user", "bot")))}
     return roles, re.compile("(" + "|".join(map(re.escape, roles)) + ")").split
-
-
-_ORDER = {
-    "user": 'in "input" a question follows a question; put <_bot> and the answer between them',
-    "bot": 'an answer has no question before it; "input" must end with the question that "output" answers',
-}
-
-
-def _field(record, name):
-    if not isinstance(record, dict):
-        raise InputError(f'must be a JSON object with the field "{name}", not {_json_type(record)}')
-    if name not in record:
-        raise InputError(f'lacks the field "{name}"')
-    value = record[name]
-    if not isinstance(value, str):
-        raise InputError(f'"{name}" must be a string, not {_json_type(value)}')
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise InputError(f'"{name}" holds half of a surrogate pair; '
-                         "write the whole character") from None
-    return value
-
-
-def _json_type(value):
-    return {dict: "an object", list: "an array", str: "a string", bool: "true or false",
-            type(None): "null"}.get(type(value), "a number")
 
 
 def encode_conversation(tokenizer, chat_format, turns):
@@ -192,12 +214,12 @@ def _int32(ids):
     return np.array(ids, np.int32)
 
 
-def read_conversations(path, tokens=()):
-    """All conversations of a JSONL fine-tuning file, in file order.
+def read_conversations(path, tokens=(), system="refuse"):
+    """All conversations of a fine-tuning file, in file order.
 
     Args:
-        path: the file; lines with nothing but white space are passed over.
-        tokens: as in `parse_conversation`.
+        path: the file, JSONL or one JSON array; see `read_records`.
+        tokens, system: as in `parse_conversation`.
 
     Returns:
         list of conversations, each a list of (question, answer)
@@ -205,52 +227,24 @@ def read_conversations(path, tokens=()):
     Raises:
         InputError: names the file, and the line where there is one.
     """
-    return [_at(path, number, parse_conversation, record, tokens) for number, record in _records(path)]
+    return [in_file(path, place, parse_conversation, record, tokens, system) for place, record in read_records(path)]
 
 
 def read_prompts(path, field="input"):
-    """The prompts of a JSONL file of {"input": "…"} lines: list of str, in file order.
+    """The prompts of a file of {"input": "…"} lines: list of str, in file order.
 
     Args:
         path: the file.
-        field: name of the field, where it is another one.
+        field: name of the field, where it is another one. An "output" beside it, as in a fine-tuning file, is the
+            answer that belongs to it and is no part of a prompt.
 
     Raises:
         InputError: names the file, and the line where there is one.
     """
-    return [_at(path, number, _field, record, field) for number, record in _records(path)]
+    return [in_file(path, place, _prompt, record, field) for place, record in read_records(path)]
 
 
-def _records(path):
-    """(line number, decoded JSON) of every line that is not blank."""
-    try:
-        with open(path, "rb") as file:
-            lines = file.read().split(b"\n")
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); give a JSONL file") from None
-    records = []
-    for number, line in enumerate(lines, start=1):
-        if number == 1 and line.startswith(b"\xef\xbb\xbf"):
-            line = line[3:]
-        if line.strip():
-            records.append((number, _at(path, number, _json, line)))
-    if not records:
-        raise InputError(f"{path} holds no line of JSON; give a JSONL file with an object a line")
-    return records
-
-
-def _json(line):
-    try:
-        return json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError:
-        raise InputError("is not UTF-8; save the file as UTF-8") from None
-    except (ValueError, RecursionError) as error:
-        reason = getattr(error, "msg", "nested too deeply")
-        raise InputError(f"is not valid JSON ({reason})") from None
-
-
-def _at(path, number, function, *arguments):
-    try:
-        return function(*arguments)
-    except InputError as error:
-        raise InputError(f"{path}, line {number}: {error}") from None
+def _prompt(record, field):
+    prompt = text_field(record, field)
+    check_fields(record, {field, "output"})
+    return prompt

@@ -1,7 +1,6 @@
 """PackedDataset: what `tools/preprocess.py` wrote, as batches for training and evaluation."""
 
 import itertools
-import json
 import os
 
 import numpy as np
@@ -10,8 +9,10 @@ from telechat.checkpoint.replace import finish_replacing
 from telechat.data.conversation import IGNORED
 from telechat.data.mindrecord import COLUMNS, DATASET_JSON, LENGTHS, record_file
 from telechat.errors import InputError
+from telechat.text_files import read_json_object
 
 _AGAIN = "run tools/preprocess.py again"
+_WANTED = "give a directory that tools/preprocess.py wrote"
 
 
 class PackedDataset:
@@ -187,13 +188,9 @@ def _read_info(directory):
     try:
         if os.path.isdir(directory):
             finish_replacing(directory)
-        with open(path, encoding="utf-8") as file:
-            info = json.load(file)
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); give a directory that "
-                         "tools/preprocess.py wrote") from None
-    except ValueError:
-        raise InputError(f"{path} is not valid JSON; {_AGAIN}") from None
+        raise InputError(f"{directory} cannot be read ({error.strerror}); {_WANTED}") from None
+    info = read_json_object(path, _WANTED)
     try:
         complete = (isinstance(info["settings"]["max_length"], int)
                     and isinstance(info["settings"]["tokens"]["pad"]["id"], int)

@@ -9,7 +9,7 @@ from telechat.data.sources import select
 
 
 def preprocess(sources, tokenizer, output_path, max_length, chat_format=None, seed=2024, overlong="drop",
-               eval_share=0.0, workers=None, progress=None):
+               eval_share=0.0, workers=None, progress=None, system="refuse"):
     """Tokenise, pack and write conversations; everything is checked before anything is written.
 
     Args:
@@ -23,6 +23,7 @@ def preprocess(sources, tokenizer, output_path, max_length, chat_format=None, se
         eval_share: see `select`.
         workers: see `encode_conversations`.
         progress: function (iterator over conversations, their number) → iterator, such as tqdm.
+        system: what becomes of a system text, see `parse_conversation`.
 
     Returns:
         the content of ``dataset.json``.
@@ -35,7 +36,7 @@ def preprocess(sources, tokenizer, output_path, max_length, chat_format=None, se
     # What no data can make good is refused before the data is read.
     check_settings(max_length, overlong)
     check_writable(output_path)
-    selection = select(sources, seed, eval_share, (tokens["user"]["token"], tokens["bot"]["token"]))
+    selection = select(sources, seed, eval_share, (tokens["user"]["token"], tokens["bot"]["token"]), system)
     encoded = encode_conversations(tokenizer, chat_format, selection.conversations, workers)
     encoded = list(progress(encoded, len(selection.conversations)) if progress else encoded)
     splits = {name: Packing(encoded, order, max_length, chat_format.pad, overlong)

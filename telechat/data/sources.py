@@ -7,6 +7,7 @@ import random
 
 from telechat.data.conversation import read_conversations
 from telechat.errors import InputError
+from telechat.text_files import expand_path
 
 MAX_WEIGHT = 1000.0
 
@@ -36,6 +37,7 @@ def parse_source(argument):
     Raises:
         InputError: the weight is out of range.
     """
+    argument = expand_path(argument)
     path, colon, weight = argument.rpartition(":")
     if colon and path and not os.path.exists(argument):
         try:
@@ -65,7 +67,7 @@ class Selection:
     evaluation: list
 
 
-def select(sources, seed, eval_share=0.0, tokens=()):
+def select(sources, seed, eval_share=0.0, tokens=(), system="refuse"):
     """Read the files, hold some conversations out, take the rest by weight and shuffle.
 
     With one file of weight 1 and nothing held out, the order is that of ``random.seed(seed)`` and
@@ -76,14 +78,14 @@ def select(sources, seed, eval_share=0.0, tokens=()):
         seed: int.
         eval_share: share of all conversations to hold out, at least one if above 0; held out
             before weights are applied, so none is in both parts.
-        tokens: as in `parse_conversation`.
+        tokens, system: as in `parse_conversation`.
 
     Raises:
         InputError: a file is bad, or nothing is left to train on.
     """
     if not 0 <= eval_share < 1:
         raise InputError(f"eval_share must be at least 0 and below 1, not {eval_share:g}")
-    files = [read_conversations(source.path, tokens) for source in sources]
+    files = [read_conversations(source.path, tokens, system) for source in sources]
     conversations = [conversation for file in files for conversation in file]
     evaluation = []
     if eval_share:

@@ -7,8 +7,11 @@ from telechat.checkpoint.replace import replacing
 from telechat.data.byte_level_bpe import ByteLevelBPE
 from telechat.data.sentencepiece_model import SentencePieceModel
 from telechat.errors import InputError
+from telechat.foreign import refuse_foreign_directory
+from telechat.text_files import read_file
 
 _CONFIG = "tokenizer_config.json"
+_WANTED = "give a tokenizer.model, a tokenizer.json or a directory with one of them"
 _FILES = ("tokenizer.model", "tokenizer.json", _CONFIG)
 
 
@@ -48,17 +51,18 @@ class Tokenizer:
             found = [os.path.join(path, name) for name in _FILES[:2]
                      if os.path.isfile(os.path.join(path, name))]
             if not found:
+                refuse_foreign_directory(path)
                 raise InputError(f"{path} holds neither tokenizer.model nor tokenizer.json; "
                                  "copy the published one there")
             path = found[0]
         is_json = path.endswith(".json")
-        data = _read(path)
+        data = read_file(path, _WANTED)
         model = ByteLevelBPE(data, path) if is_json else SentencePieceModel(data, path)
         file_name = "tokenizer.json" if is_json else "tokenizer.model"
         files = {file_name: data}
         config = os.path.join(os.path.dirname(path), _CONFIG)
         if os.path.isfile(config):
-            files[_CONFIG] = _read(config)
+            files[_CONFIG] = read_file(config, _WANTED)
         return cls(model, file_name, path, files)
 
     @property
@@ -168,12 +172,3 @@ def _check_text(text):
     except UnicodeEncodeError as error:
         raise InputError(f"the text holds half of a surrogate pair, \\u{ord(text[error.start]):04x}, "
                          f"at character {error.start + 1}; write the whole character") from None
-
-
-def _read(path):
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); give a tokenizer.model, "
-                         "a tokenizer.json or a directory with one of them") from None

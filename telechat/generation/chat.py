@@ -2,7 +2,7 @@
 
 import re
 
-from telechat.data.conversation import BOT_MARKER, END_MARKER, USER_MARKER, ChatFormat
+from telechat.data.conversation import BOT_MARKER, END_MARKER, USER_MARKER, ChatFormat, join_messages
 from telechat.errors import InputError
 
 
@@ -15,6 +15,9 @@ def build_prompt(tok, history, question, max_length, chat_format=None, honour_le
     first one that, together with the question *alone*, has max_length or more ids; that one and all
     older ones are dropped. So a prompt with history may be longer than max_length, and one with
     a question cut off may have max_length + 1 ids; ``fit=True`` is for who has only that much room.
+
+    Messages of one role that follow each other are one, joined by a newline (`join_messages`), and a user's message at
+    the end of the history is joined to the question: the model knows turns of one question and one answer.
 
     Text is text: a control token spelt in a message never becomes the control token. The one
     exception is a user marker at the very front of a user's text: the published files put one there,
@@ -47,8 +50,10 @@ def build_prompt(tok, history, question, max_length, chat_format=None, honour_le
         raise InputError(f"the question must be a string, not {type(question).__name__}")
     if not isinstance(history, (list, tuple)):
         raise InputError(f"the history must be a list of messages, not {type(history).__name__}")
-    messages = [_encode_message(tok, message, number, chat_format, honour_leading_marker)
-                for number, message in enumerate(history, start=1)]
+    said = join_messages([*(_checked(message, number) for number, message in enumerate(history, start=1)),
+                          ("user", question)])
+    question = said.pop()[1]
+    messages = [_encode_message(tok, role, text, chat_format, honour_leading_marker) for role, text in said]
     room = max_length - len(start) - 2 if fit else max_length - 1
     asked = _encode_content(tok, question, chat_format, honour_leading_marker)[-room:]
     prompt = [chat_format.user, *asked, chat_format.bot]
@@ -73,18 +78,21 @@ def _newest_that_fit(messages, room):
     return messages[first:]
 
 
-def _encode_message(tok, message, number, chat_format, honour_leading_marker):
+def _checked(message, number):
+    """(role, text) of a message of the history."""
     if not isinstance(message, dict) or not isinstance(message.get("content"), str):
         raise InputError(f'message {number} of the history must be {{"role": "user" or "bot", '
                          f'"content": a string}}, not {message!r}')
-    role = message.get("role")
-    if role not in ("user", "bot"):
+    if message.get("role") not in ("user", "bot"):
         raise InputError(f'the role of message {number} of the history must be "user" or "bot", '
-                         f"not {role!r}")
-    content = message["content"]
+                         f"not {message.get('role')!r}")
+    return message["role"], message["content"]
+
+
+def _encode_message(tok, role, text, chat_format, honour_leading_marker):
     if role == "user":
-        return [chat_format.user, *_encode_content(tok, content, chat_format, honour_leading_marker)]
-    return [chat_format.bot, *tok.encode(content, control_tokens=False), chat_format.end]
+        return [chat_format.user, *_encode_content(tok, text, chat_format, honour_leading_marker)]
+    return [chat_format.bot, *tok.encode(text, control_tokens=False), chat_format.end]
 
 
 def _encode_content(tok, text, chat_format, honour_leading_marker):

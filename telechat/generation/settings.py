@@ -1,12 +1,13 @@
 """What a checkpoint directory says about generation: its tokenizer, format and defaults."""
 
 import dataclasses
-import json
 import os
 
+from telechat import fields
 from telechat.data.conversation import ChatFormat
 from telechat.data.tokenizer import Tokenizer
 from telechat.errors import InputError
+from telechat.text_files import read_json_object
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,30 +44,48 @@ class GenerationSettings:
         if tokenizer.vocab_size > config.vocab_size:
             raise InputError(f"the tokenizer in {directory} has {tokenizer.vocab_size} tokens, the model's embedding "
                              f"only {config.vocab_size} rows; use the tokenizer that belongs to the model")
-        values = _read(os.path.join(directory, "generation_config.json"))
+        read = read_generation_config(os.path.join(directory, "generation_config.json"))
         chat_format = ChatFormat.for_tokenizer(tokenizer)
-        for name, key in (("user", "user_token_id"), ("bot", "bot_token_id")):
-            if values.get(key) in tokenizer.control_ids:
-                chat_format = dataclasses.replace(chat_format, **{name: values[key]})
-        stop_ids = {chat_format.end}
-        if values.get("eos_token_id") in tokenizer.control_ids:
-            stop_ids.add(values["eos_token_id"])
+        for name in ("user", "bot"):
+            if read[f"{name}_token_id"] in tokenizer.control_ids:
+                chat_format = dataclasses.replace(chat_format, **{name: read[f"{name}_token_id"]})
+        stop_ids = {chat_format.end, *(index for index in read["eos_token_id"] if 0 <= index < tokenizer.vocab_size)}
         # The published files set a temperature but do not sample: greedy unless do_sample is true.
-        sampling = {key: values[key] for key in ("top_k", "top_p", "repetition_penalty") if key in values}
-        sampling["temperature"] = float(values.get("temperature", 1.0)) if values.get("do_sample") else 0.0
-        max_length = min(values.get("max_length", 2048), config.training_seqlen)
+        sampling = {name: read[name] for name in ("top_k", "top_p", "repetition_penalty")}
+        sampling["temperature"] = read["temperature"] if read["do_sample"] else 0.0
+        max_length = min(read["max_length"], config.training_seqlen)
         return cls(tokenizer, chat_format, sampling, max_length, tuple(sorted(stop_ids)),
                    tokenizer.missing_ids(config.vocab_size))
 
 
-def _read(path):
+# What is read of generation_config.json: field → function, bounds, and what it is where it is absent or null.
+_FIELDS = {
+    "do_sample": (fields.flag, {"default": False}),
+    "temperature": (fields.real_number, {"least": 0, "default": 1.0}),
+    "top_k": (fields.whole_number, {"default": 0}),
+    "top_p": (fields.real_number, {"above": 0, "most": 1, "default": 1.0}),
+    "repetition_penalty": (fields.real_number, {"above": 0, "default": 1.0}),
+    "max_length": (fields.whole_number, {"least": 1, "default": 2048}),
+    "eos_token_id": (fields.token_ids, {"default": ()}),
+    "user_token_id": (fields.token_id, {"default": None}),
+    "bot_token_id": (fields.token_id, {"default": None}),
+}
+
+
+def read_generation_config(path):
+    """The fields of ``generation_config.json`` that count here, with their defaults where the file is absent.
+
+    Other fields, of which transformers writes many, are passed over.
+
+    Returns:
+        dict: do_sample (bool), temperature, top_p and repetition_penalty (float), top_k and max_length (int),
+        eos_token_id (tuple of int), user_token_id and bot_token_id (int or None).
+
+    Raises:
+        InputError: the file is broken, or a field is of the wrong type or out of bounds; both are named.
+    """
+    values = read_json_object(path, "mend it or remove it") if os.path.lexists(path) else {}
     try:
-        with open(path, encoding="utf-8") as file:
-            values = json.load(file)
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}); mend it or remove it") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{path} must hold a JSON object")
-    return values
+        return {name: read(name, values.get(name), **bounds) for name, (read, bounds) in _FIELDS.items()}
+    except InputError as error:
+        raise InputError(f"{path}: {error}; mend it or remove it") from None

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 
+from telechat import fields
 from telechat.errors import InputError
 
 
@@ -24,19 +25,16 @@ class ParallelConfig:
 
     def __post_init__(self):
         for name in ("tensor", "pipeline", "data"):
-            value = getattr(self, name)
-            if name == "data" and value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InputError(f"parallel.{name} must be a positive whole number, not {value!r}")
+            default = {"default": None} if name == "data" else {}
+            count = fields.whole_number(f"parallel.{name}", getattr(self, name), 1, 2 ** 31 - 1, **default)
+            object.__setattr__(self, name, count)
         for name in ("sequence_parallel", "shard_optimizer", "recompute"):
-            if not isinstance(getattr(self, name), bool):
-                raise InputError(f"parallel.{name} must be true or false, not {getattr(self, name)!r}")
+            fields.flag(f"parallel.{name}", getattr(self, name))
         if self.stages is not None:
             stages = self.stages
-            if not isinstance(stages, (list, tuple)) or any(
-                    isinstance(count, bool) or not isinstance(count, int) or count < 1 for count in stages):
-                raise InputError(f"parallel.stages must list the layers of each stage, not {stages!r}")
+            if not isinstance(stages, (list, tuple)):
+                raise InputError(f"parallel.stages must list the layers of each stage, not {fields.shown(stages)}")
+            stages = [fields.whole_number("each of parallel.stages", count, 1, 2 ** 31 - 1) for count in stages]
             object.__setattr__(self, "stages", tuple(stages))
             if len(stages) != self.pipeline:
                 raise InputError(f"parallel.stages lists {len(stages)} stages, parallel.pipeline is {self.pipeline}; "

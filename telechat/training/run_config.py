@@ -2,13 +2,21 @@
 
 import dataclasses
 import difflib
+import re
 
 import yaml
 
+from telechat import fields
 from telechat.config import TeleChatConfig
 from telechat.errors import InputError
 from telechat.parallel.parallel_config import ParallelConfig
+from telechat.text_files import decode, expand_path, read_file
 from telechat.training.train_config import TrainConfig
+
+
+_PATHS = ("train_dataset", "load_checkpoint", "output_dir", "tokenizer")
+_TEXTS = (*_PATHS, "lr_schedule", "dtype", "kernels", "position_embedding")  # the keys that are no numbers
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,25 +47,18 @@ class RunConfig:
     parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)
 
     def __post_init__(self):
-        for name in ("train_dataset", "load_checkpoint", "output_dir", "tokenizer"):
-            value = getattr(self, name)
-            if value is not None and not isinstance(value, str):
-                raise InputError(f"{name} must be a path, not {value!r}")
+        for name in ("train_dataset", "load_checkpoint", "tokenizer"):
+            fields.path(name, getattr(self, name), default=None)
+        fields.path("output_dir", self.output_dir)
         for name, least in (("batch_size", 1), ("save_steps", 0), ("keep_checkpoints", 1), ("eval_steps", 0),
                             ("max_skipped_steps", 1)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise InputError(f"{name} must be a whole number of at least {least}, not {value!r}")
-        if self.sequence_length is not None and (isinstance(self.sequence_length, bool)
-                                                 or not isinstance(self.sequence_length, int)
-                                                 or self.sequence_length < 1):
-            raise InputError(f"sequence_length must be a positive whole number, not {self.sequence_length!r}")
-        if self.epochs is not None and (isinstance(self.epochs, bool) or not isinstance(self.epochs, (int, float))
-                                        or not self.epochs > 0):
-            raise InputError(f"epochs must be a number above 0, not {self.epochs!r}")
+            object.__setattr__(self, name, fields.whole_number(name, getattr(self, name), least))
+        length = fields.whole_number("sequence_length", self.sequence_length, 1, default=None)
+        object.__setattr__(self, "sequence_length", length)
+        fields.real_number("epochs", self.epochs, above=0, most=1e6, default=None)
         for name in ("model", "published_model"):
             if getattr(self, name) is not None and not isinstance(getattr(self, name), dict):
-                raise InputError(f"{name} must hold the fields of a config.json, not {getattr(self, name)!r}")
+                raise InputError(f"{name} must hold the fields of a config.json, not {fields.shown(getattr(self, name))}")
         if self.batch_size % self.train.micro_batches:
             raise InputError(f"batch_size {self.batch_size} must be a multiple of "
                              f"micro_batches {self.train.micro_batches}")
@@ -68,16 +69,16 @@ class RunConfig:
 
         ``flags`` holds values that the command line gave by flags of their own.
         """
-        values = _read_yaml(path)
+        values = read_yaml(path)
         source = dict.fromkeys(values, path)
         for override in overrides:
             key, separator, text = override.partition("=")
             if not separator:
                 raise InputError(f"{override!r} on the command line must have the form key=value")
             try:
-                value = yaml.safe_load(text)
-            except yaml.YAMLError:
-                raise InputError(f"the value of {key}={text} on the command line is not valid YAML") from None
+                value = parse_yaml(text)
+            except InputError as error:
+                raise InputError(f"the value of {key}={text[:60]} on the command line {error}") from None
             _assign(values, key, value)
             source[key.split(".")[0]] = "command line"
         values.update(flags or {})
@@ -93,16 +94,22 @@ class RunConfig:
         _check_keys(values, run_names | train_names, source)
         for name in ("model", "published_model"):
             _check_keys(values.get(name), _field_names(TeleChatConfig) - {"extra", "style"}, source, name)
-        parallel = values.pop("parallel", None) or {}
+        parallel = values.pop("parallel", None)
+        parallel = {} if parallel is None else parallel
         _check_keys(parallel, _field_names(ParallelConfig) | {"micro_batches"}, source, "parallel")
         if not isinstance(parallel, dict):
-            raise InputError(f"parallel must hold keys such as tensor and pipeline, not {parallel!r}")
+            raise InputError(f"parallel must hold keys such as tensor and pipeline, not {fields.shown(parallel)}")
         if "micro_batches" in parallel:
             values["micro_batches"] = parallel["micro_batches"]
             parallel = {key: value for key, value in parallel.items() if key != "micro_batches"}
         if values.get("epochs") is not None and values.get("total_steps") is not None:
             raise InputError("give epochs or total_steps, not both")
-        train = {key: _number(value) for key, value in values.items() if key in train_names}
+        for name in ("model", "published_model"):
+            if isinstance(values.get(name), dict):
+                values[name] = {key: _number(key, value) for key, value in values[name].items()}
+        values = {key: expand_path(value) if key in _PATHS and isinstance(value, str) else _number(key, value)
+                  for key, value in values.items()}
+        train = {key: value for key, value in values.items() if key in train_names}
         run = {key: value for key, value in values.items() if key in run_names}
         return cls(**run, train=TrainConfig(**train), parallel=ParallelConfig(**parallel))
 
@@ -118,21 +125,61 @@ class RunConfig:
         return {key: value for key, value in values.items() if value is not None}
 
 
-def _read_yaml(path):
+def read_yaml(path):
+    """The keys and values of a YAML file, as a dict.
+
+    Raises:
+        InputError: names the file, and the line where there is one.
+    """
+    data = read_file(path, "give --config a YAML file")
     try:
-        with open(path, encoding="utf-8") as file:
-            values = yaml.safe_load(file)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); give --config a YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        line = getattr(getattr(error, "problem_mark", None), "line", None)
-        where = f", line {line + 1}" if line is not None else ""
-        raise InputError(f"{path}{where} is not valid YAML") from None
+        values = parse_yaml(decode(data))
+    except InputError as error:
+        raise InputError(f"{path} {error}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise InputError(f"{path} must hold keys and values")
     return values
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people mean it: a key once, and a date is text, since it can only be the name of something here."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise InputError(f"line {key.start_mark.line + 1}: gives the key {key.value[:60]} twice; keep one")
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+
+
+def parse_yaml(text):
+    """What a YAML text says.
+
+    Raises:
+        InputError: it is not YAML, or gives a key twice; the message goes behind a file's name.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except InputError as error:
+        raise InputError(f"is not a configuration: {error}") from None
+    except RecursionError:
+        raise InputError("is not valid YAML (nested too deeply)") from None
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError) as error:
+        # PyYAML passes on what Python says of a number or tag that it cannot make sense of.
+        line = getattr(getattr(error, "problem_mark", None), "line", None)
+        reason = "a number of thousands of digits" if "digits" in str(error) else getattr(error, "problem", None)
+        where = f"line {line + 1}: " if line is not None and "\n" in text else ""
+        said = f" ({where}{reason})" if reason else f" ({where.rstrip(': ')})" if where else ""
+        raise InputError(f"is not valid YAML{said}") from None
 
 
 def _assign(values, key, value):
@@ -145,13 +192,12 @@ def _assign(values, key, value):
     values[last] = value
 
 
-def _number(value):
+def _number(key, value):
     """YAML reads 1e-5 as text, since it lacks a dot; people mean the number."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
+    if isinstance(value, list):
+        return [_number(key, item) for item in value]
+    if isinstance(value, str) and key not in _TEXTS and _NUMBER.fullmatch(value):
+        return float(value)
     return value
 
 

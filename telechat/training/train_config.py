@@ -1,12 +1,29 @@
 """TrainConfig: how a model is trained, apart from data and files."""
 
 import dataclasses
-import math
 
+from telechat import fields
 from telechat.errors import InputError
 from telechat.training.loss_scale import LARGEST
 
 SCHEDULES = ("cosine", "linear", "constant")
+
+
+# How each field is read, with its bounds.
+_FIELDS = (
+    (fields.one_of, {"choices": SCHEDULES}, ("lr_schedule",)),
+    (fields.one_of, {"choices": ("float32", "bfloat16", "float16")}, ("dtype",)),
+    (fields.one_of, {"choices": ("ascend", "portable"), "default": None}, ("kernels",)),
+    (fields.flag, {}, ("mask_padding", "document_mask", "restart_positions")),
+    (fields.flag, {"default": None}, ("use_flash_attention",)),
+    (fields.whole_number, {"least": 1}, ("total_steps", "micro_batches", "loss_scale_window")),
+    (fields.whole_number, {"most": 2 ** 32 - 1}, ("seed",)),  # what numpy's generators take
+    (fields.whole_number, {"default": None}, ("warmup_steps",)),
+    (fields.real_number, {"least": 0, "most": 1, "default": None}, ("warmup_ratio",)),
+    (fields.real_number, {"least": 0}, ("learning_rate", "min_learning_rate", "weight_decay", "max_grad_norm")),
+    (fields.real_number, {"least": 1, "most": LARGEST}, ("loss_scale",)),
+    (fields.real_number, {"above": 0, "most": 1}, ("eps",)),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,49 +57,20 @@ class TrainConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "betas", tuple(self.betas) if isinstance(self.betas, (list, tuple)) else self.betas)
-        if self.lr_schedule not in SCHEDULES:
-            raise InputError(f"lr_schedule must be one of {', '.join(SCHEDULES)}, not {self.lr_schedule!r}")
-        if self.dtype not in ("float32", "bfloat16", "float16"):
-            raise InputError(f"dtype must be float32, bfloat16 or float16, not {self.dtype!r}")
-        if self.kernels not in (None, "ascend", "portable"):
-            raise InputError(f'kernels must be "ascend" or "portable", not {self.kernels!r}')
-        if self.use_flash_attention not in (None, True, False):
-            raise InputError(f"use_flash_attention must be true or false, not {self.use_flash_attention!r}")
-        for name in ("mask_padding", "document_mask", "restart_positions"):
-            if not isinstance(getattr(self, name), bool):
-                raise InputError(f"{name} must be true or false, not {getattr(self, name)!r}")
+        for read, bounds, names in _FIELDS:
+            for name in names:
+                object.__setattr__(self, name, read(name, getattr(self, name), **bounds))
         if self.restart_positions and not self.document_mask:
             raise InputError("restart_positions goes with document_mask; set that to true as well")
         if self.warmup_steps is not None and self.warmup_ratio is not None:
             raise InputError("give warmup_steps or warmup_ratio, not both")
-        self._number("loss_scale", 1, LARGEST)
-        for name, least in (("total_steps", 1), ("micro_batches", 1), ("seed", 0), ("loss_scale_window", 1)):
-            self._whole(name, least)
-        if self.warmup_steps is not None:
-            self._whole("warmup_steps", 0)
-        if self.warmup_ratio is not None:
-            self._number("warmup_ratio", 0, 1)
-        for name in ("learning_rate", "min_learning_rate", "weight_decay", "max_grad_norm"):
-            self._number(name, 0, math.inf)
-        if self._number("eps", 0, 1) == 0:
-            raise InputError("eps must be above 0")
         if self.min_learning_rate > self.learning_rate:
             raise InputError(f"min_learning_rate {self.min_learning_rate} is above learning_rate {self.learning_rate}")
-        if not (isinstance(self.betas, tuple) and len(self.betas) == 2
-                and all(isinstance(beta, (int, float)) and 0 <= beta < 1 for beta in self.betas)):
-            raise InputError(f"betas must be two numbers in [0, 1), not {self.betas!r}")
-
-    def _whole(self, name, least):
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise InputError(f"{name} must be a whole number of at least {least}, not {value!r}")
-
-    def _number(self, name, least, most):
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most \
-                or not math.isfinite(value):
-            raise InputError(f"{name} must be a number from {least} to {most}, not {value!r}")
-        return value
+        betas = self.betas
+        if not isinstance(betas, tuple) or len(betas) != 2:
+            raise InputError(f"betas must be two numbers in [0, 1), not {fields.shown(betas)}")
+        for beta in betas:
+            fields.real_number("each of betas", beta, least=0, below=1)
 
     @property
     def resolved_warmup_steps(self):

@@ -135,11 +135,13 @@ def test_index_that_lists_an_absent_file(directory, tensors):
         CheckpointReader(directory)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"weight_map": 3}'])
-def test_broken_index(directory, tensors, content):
+@pytest.mark.parametrize("content, said", [
+    ("", "is empty; download it again"), ("[]", "must hold a JSON object"), ("{}", "is not a weight index"),
+    ('{"weight_map": 3}', "is not a weight index"), ('{"weight_map": {"a": 3, "b": 4}}', "is not a weight index")])
+def test_broken_index(directory, tensors, content, said):
     save_file(tensors, directory / "model.safetensors")
     (directory / "model.safetensors.index.json").write_text(content)
-    with pytest.raises(InputError, match="index.json is not a weight index"):
+    with pytest.raises(InputError, match=f"index.json {said}"):
         CheckpointReader(directory)
 
 

@@ -206,7 +206,7 @@ def test_directories_that_are_no_dataset(directory, tmp_path):
         PackedDataset(directory, 1)
     for other in ("[]", "{}", '{"settings": {"max_length": 6}, "train": null}'):
         (directory / "dataset.json").write_text(other)
-        with pytest.raises(InputError, match="dataset.json does not describe a dataset"):
+        with pytest.raises(InputError, match="dataset.json (does not describe a dataset|must hold a JSON object)"):
             PackedDataset(directory, 1)
 
 
