@@ -1,7 +1,8 @@
 // The few classes of graph engine (namespace ge) that MindSpore's kernel-by-kernel mode uses: descriptions of old
 // operators, made as static objects when the library is loaded and asked for names and attributes. Each class is, as in
 // CANN's public headers, one shared pointer to what it holds (Operator has a virtual destructor before it).
-// What only graph-engine mode needs is in missing.c: it refuses by name.
+// missing.py writes the rest: what names an operator's inputs and outputs does nothing, what only graph-engine mode needs
+// refuses by name.
 #include <any>
 #include <functional>
 #include <map>
@@ -179,9 +180,6 @@ class Operator {
   std::string GetOpType() const;
   int GetName(AscendString &name) const;
   int GetOpType(AscendString &type) const;
-  TensorDesc GetOutputDesc(uint32_t index) const;
-  TensorDesc GetOutputDesc(const std::string &name) const;
-  int GetDynamicOutputNum(const std::string &name) const;
 
   template <class T>
   Operator &set(const std::string &name, const T &value) {
@@ -218,37 +216,6 @@ class Operator {
 #undef MEMBERS
   Operator &SetAttr(const char *name, const char *value);
 
-  // What an operator has: named, and not needed.
-  void InputRegister(const char *name, const char *types);
-  void InputRegister(const std::string &name);
-  void OutputRegister(const char *name, const char *types);
-  void OutputRegister(const std::string &name);
-  void OptionalInputRegister(const char *name, const char *types);
-  void OptionalInputRegister(const std::string &name);
-  void DynamicInputRegister(const char *name, uint32_t count, const char *types, bool at_end);
-  void DynamicInputRegister(const char *name, uint32_t count, bool at_end);
-  void DynamicInputRegisterByIndex(const char *name, uint32_t count, size_t index);
-  void DynamicOutputRegister(const char *name, uint32_t count, const char *types, bool at_end);
-  void DynamicOutputRegister(const char *name, uint32_t count, bool at_end);
-  void RequiredAttrRegister(const std::string &name);
-  void RequiredAttrWithTypeRegister(const char *name, const char *type);
-  void DataTypeRegister(const char *name, const TensorType &types);
-  void DataTypeRegister(const char *name, const Promote &types);
-  void SubgraphRegister(const char *name, bool dynamic);
-  void SubgraphCountRegister(const char *name, uint32_t count);
-  void SetSubgraphBuilder(const char *name, uint32_t index, const std::function<Graph()> &builder);
-  void InferFuncRegister(const std::function<uint32_t(Operator &)> &infer);
-  int UpdateInputDesc(const char *name, const TensorDesc &description);
-  int UpdateInputDesc(const std::string &name, const TensorDesc &description);
-  int UpdateOutputDesc(const char *name, const TensorDesc &description);
-  int UpdateOutputDesc(const std::string &name, const TensorDesc &description);
-  int UpdateDynamicOutputDesc(const char *name, uint32_t index, const TensorDesc &description);
-  Operator &AddControlInput(const Operator &other);
-  Operator &SetInput(const char *name, const Operator &from);
-  Operator &SetInput(const char *name, uint32_t index, const Operator &from);
-  Operator &SetInput(const char *name, uint32_t index, const Operator &from, const char *output);
-  Operator &SetInput(const std::string &name, const Operator &from);
-  Operator &SetInput(const std::string &name, const Operator &from, const std::string &output);
 
  private:
   template <class T>
@@ -277,9 +244,6 @@ int Operator::GetOpType(AscendString &type) const {
   type = AscendString(GetOpType().c_str());
   return 0;
 }
-TensorDesc Operator::GetOutputDesc(uint32_t) const { return TensorDesc(); }
-TensorDesc Operator::GetOutputDesc(const std::string &) const { return TensorDesc(); }
-int Operator::GetDynamicOutputNum(const std::string &) const { return 0; }
 
 #define DEFINE(T)                                                                                     \
   Operator &Operator::SetAttr(const char *name, const T &value) { return set<T>(name, value); }        \
@@ -301,36 +265,6 @@ DEFINE(bool) DEFINE(int64_t) DEFINE(int32_t) DEFINE(uint32_t) DEFINE(float)
 #undef DEFINE
 Operator &Operator::SetAttr(const char *name, const char *value) { return set<std::string>(name, value); }
 
-void Operator::InputRegister(const char *, const char *) {}
-void Operator::InputRegister(const std::string &) {}
-void Operator::OutputRegister(const char *, const char *) {}
-void Operator::OutputRegister(const std::string &) {}
-void Operator::OptionalInputRegister(const char *, const char *) {}
-void Operator::OptionalInputRegister(const std::string &) {}
-void Operator::DynamicInputRegister(const char *, uint32_t, const char *, bool) {}
-void Operator::DynamicInputRegister(const char *, uint32_t, bool) {}
-void Operator::DynamicInputRegisterByIndex(const char *, uint32_t, size_t) {}
-void Operator::DynamicOutputRegister(const char *, uint32_t, const char *, bool) {}
-void Operator::DynamicOutputRegister(const char *, uint32_t, bool) {}
-void Operator::RequiredAttrRegister(const std::string &) {}
-void Operator::RequiredAttrWithTypeRegister(const char *, const char *) {}
-void Operator::DataTypeRegister(const char *, const TensorType &) {}
-void Operator::DataTypeRegister(const char *, const Promote &) {}
-void Operator::SubgraphRegister(const char *, bool) {}
-void Operator::SubgraphCountRegister(const char *, uint32_t) {}
-void Operator::SetSubgraphBuilder(const char *, uint32_t, const std::function<Graph()> &) {}
-void Operator::InferFuncRegister(const std::function<uint32_t(Operator &)> &) {}
-int Operator::UpdateInputDesc(const char *, const TensorDesc &) { return 0; }
-int Operator::UpdateInputDesc(const std::string &, const TensorDesc &) { return 0; }
-int Operator::UpdateOutputDesc(const char *, const TensorDesc &) { return 0; }
-int Operator::UpdateOutputDesc(const std::string &, const TensorDesc &) { return 0; }
-int Operator::UpdateDynamicOutputDesc(const char *, uint32_t, const TensorDesc &) { return 0; }
-Operator &Operator::AddControlInput(const Operator &) { return *this; }
-Operator &Operator::SetInput(const char *, const Operator &) { return *this; }
-Operator &Operator::SetInput(const char *, uint32_t, const Operator &) { return *this; }
-Operator &Operator::SetInput(const char *, uint32_t, const Operator &, const char *) { return *this; }
-Operator &Operator::SetInput(const std::string &, const Operator &) { return *this; }
-Operator &Operator::SetInput(const std::string &, const Operator &, const std::string &) { return *this; }
 
 class OperatorFactory {
  public:
@@ -343,18 +277,6 @@ Operator OperatorFactory::CreateOperator(const char *name, const char *type) { r
 Operator OperatorFactory::CreateOperator(const std::string &name, const std::string &type) { return Operator(name, type); }
 bool OperatorFactory::IsExistOp(const char *) { return true; }
 bool OperatorFactory::IsExistOp(const std::string &) { return true; }
-
-struct OperatorCreatorRegister {
-  OperatorCreatorRegister(const char *type, const std::function<Operator(const AscendString &)> &creator);
-  OperatorCreatorRegister(const std::string &type, const std::function<Operator(const std::string &)> &creator);
-};
-OperatorCreatorRegister::OperatorCreatorRegister(const char *, const std::function<Operator(const AscendString &)> &) {}
-OperatorCreatorRegister::OperatorCreatorRegister(const std::string &, const std::function<Operator(const std::string &)> &) {}
-
-struct InferShapeFuncRegister {
-  InferShapeFuncRegister(const std::string &type, const std::function<uint32_t(Operator &)> &infer);
-};
-InferShapeFuncRegister::InferShapeFuncRegister(const std::string &, const std::function<uint32_t(Operator &)> &) {}
 
 class StatusFactory {
  public:

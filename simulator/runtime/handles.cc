@@ -1,0 +1,96 @@
+// The handles that operators of the aclnn interface are given: tensors, scalars, arrays and lists.
+#include "runtime/handles.h"
+
+#include <mutex>
+#include <unordered_set>
+
+namespace sim {
+namespace {
+std::mutex handles_lock;
+std::unordered_set<const void *> &live_tensors() {
+  static auto &set = *new std::unordered_set<const void *>;
+  return set;
+}
+}  // namespace
+bool is_live_tensor(const void *pointer) {
+  std::lock_guard hold(handles_lock);
+  return live_tensors().count(pointer) != 0;
+}
+}  // namespace sim
+
+using namespace sim;
+extern "C" {
+
+aclTensor *aclCreateTensor(const int64_t *shape, uint64_t rank, int32_t type, const int64_t *strides, int64_t offset,
+                           int32_t format, const int64_t *storage, uint64_t storage_rank, void *data) {
+  auto *tensor = new aclTensor;
+  tensor->type = DType(type);
+  tensor->shape.assign(shape, shape + rank);
+  tensor->strides = strides == nullptr ? row_major(tensor->shape) : Shape(strides, strides + rank);
+  tensor->offset = offset;
+  tensor->format = format;
+  tensor->storage.assign(storage, storage + storage_rank);
+  tensor->data = data;
+  std::lock_guard hold(handles_lock);
+  live_tensors().insert(tensor);
+  return tensor;
+}
+int aclDestroyTensor(const aclTensor *tensor) {
+  {
+    std::lock_guard hold(handles_lock);
+    live_tensors().erase(tensor);
+  }
+  delete tensor;
+  return OK;
+}
+
+aclScalar *aclCreateScalar(void *value, int32_t type) {
+  auto *scalar = new aclScalar{DType(type), 0, 0};
+  with_type(scalar->type, value, [&](auto *p) {
+    if constexpr (sizeof(*p) == 2 && !std::is_integral_v<std::decay_t<decltype(*p)>>) {
+      scalar->number = float(*p);
+      scalar->integer = int64_t(float(*p));
+    } else {
+      scalar->number = double(*p);
+      scalar->integer = int64_t(*p);
+    }
+  });
+  return scalar;
+}
+int aclDestroyScalar(const aclScalar *scalar) {
+  delete scalar;
+  return OK;
+}
+
+aclIntArray *aclCreateIntArray(const int64_t *values, uint64_t size) { return new aclIntArray{{values, values + size}}; }
+aclFloatArray *aclCreateFloatArray(const float *values, uint64_t size) { return new aclFloatArray{{values, values + size}}; }
+aclBoolArray *aclCreateBoolArray(const bool *values, uint64_t size) { return new aclBoolArray{std::vector<bool>(values, values + size)}; }
+int aclDestroyIntArray(const aclIntArray *array) {
+  delete array;
+  return OK;
+}
+int aclDestroyFloatArray(const aclFloatArray *array) {
+  delete array;
+  return OK;
+}
+int aclDestroyBoolArray(const aclBoolArray *array) {
+  delete array;
+  return OK;
+}
+
+aclTensorList *aclCreateTensorList(aclTensor *const *tensors, uint64_t size) {
+  return new aclTensorList{{tensors, tensors + size}};
+}
+int aclDestroyTensorList(const aclTensorList *list) {  // and its tensors
+  for (aclTensor *tensor : list->tensors) aclDestroyTensor(tensor);
+  delete list;
+  return OK;
+}
+
+int aclGetViewShape(const aclTensor *tensor, int64_t **shape, uint64_t *rank) {  // the caller deletes it
+  *rank = tensor->shape.size();
+  *shape = new int64_t[*rank];
+  std::copy(tensor->shape.begin(), tensor->shape.end(), *shape);
+  return OK;
+}
+}
