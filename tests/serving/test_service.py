@@ -8,7 +8,7 @@ import pytest
 from telechat.generation.sampling import SamplingParams
 from telechat.parallel.mesh import Mesh
 from telechat.serving.metrics import Metrics
-from telechat.serving.refusal import Refusal
+from telechat.serving.api_error import APIError
 from telechat.serving.service import Choice, Service
 from tests.serving.conftest import CountingEngine
 
@@ -20,12 +20,15 @@ class Spelling:
         self.stop_at = stop_at
         self.stopped = False
 
-    def put(self, token):
+    def put(self, token, logprobs=None):
         self.stopped = token == self.stop_at
         return "" if self.stopped else f"{token} "
 
     def end(self):
         return ""
+
+    def take_chances(self, ended=False):
+        return []
 
 
 def choice(prompt, count, stop_at=None, **params):
@@ -36,7 +39,7 @@ def collect(item):
     """The text and reason that a choice got."""
     text = ""
     while True:
-        _, piece, reason = item.listener.get(timeout=10)
+        _, piece, reason, _ = item.listener.get(timeout=10)
         text += piece
         if reason:
             return text, reason
@@ -45,7 +48,7 @@ def collect(item):
 @pytest.fixture
 def service(engine):
     made = Service(engine, Mesh.single().world, Metrics(), queue_limit=3)
-    made.deliver = lambda events: [event[0].listener.put(event) for event in events]
+    made.deliver = lambda events: [event.choice.listener.put(event) for event in events]
     return made
 
 
@@ -77,11 +80,11 @@ def test_stop_tokens_and_stop_strings_and_the_end_of_the_cache(service):
 
 def test_the_queue_has_a_limit(service):
     service.submit([choice([1], 1) for _ in range(5)])  # two slots and three that wait
-    with pytest.raises(Refusal) as refused:
+    with pytest.raises(APIError) as refused:
         service.submit([choice([1], 1)])
     assert refused.value.status == 429
     finish(service)
-    with pytest.raises(Refusal) as refused:
+    with pytest.raises(APIError) as refused:
         service.submit([choice([1], 1)])
     assert refused.value.status == 503
 
@@ -144,7 +147,7 @@ def test_a_failure_is_told_to_everyone_and_raised(service, engine):
     with pytest.raises(MemoryError):
         service.run()
     assert [collect(item)[1] for item in items] == ["failure"] * 3
-    with pytest.raises(Refusal):
+    with pytest.raises(APIError):
         service.submit([choice([1], 1)])
 
 

@@ -7,7 +7,7 @@ import pytest
 from telechat import TeleChatConfig
 from telechat.generation.settings import GenerationSettings
 from telechat.serving import protocol
-from telechat.serving.refusal import Refusal
+from telechat.serving.api_error import APIError
 
 
 def chat(**fields):
@@ -54,7 +54,7 @@ def model(places):
 
 @pytest.mark.parametrize("fields, param", REQUESTS, ids=range(len(REQUESTS)))
 def test_wrong_requests(fields, param, model):
-    with pytest.raises(Refusal) as refused:
+    with pytest.raises(APIError) as refused:
         protocol.read_chat(chat(**fields), model)
     assert refused.value.status == (404 if fields == {"model": "gpt"} else 400)
     assert refused.value.param == param
@@ -64,7 +64,7 @@ def test_wrong_requests(fields, param, model):
 
 @pytest.mark.parametrize("prompt", [None, 3, [], "", [[]], ["a", 3], [1664], [-1], [True], {"a": 1}, ["a"] * 17, "话" * 500])
 def test_wrong_prompts(prompt, model):
-    with pytest.raises(Refusal) as refused:
+    with pytest.raises(APIError) as refused:
         protocol.read_completion({"model": "tiny", "prompt": prompt}, model)
     assert refused.value.status == 400 and refused.value.param == "prompt" and "prompt" in refused.value.message \
         or "token id" in refused.value.message
@@ -75,5 +75,5 @@ def test_a_system_message_may_be_put_before_the_question(model):
     messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}]
     asked = protocol.read_chat({"model": "tiny", "messages": messages}, prepending).prompts
     assert asked == protocol.read_chat(chat(messages=[{"role": "user", "content": "be brief\nhi"}]), model).prompts
-    with pytest.raises(Refusal, match="first"):
+    with pytest.raises(APIError, match="first"):
         protocol.read_chat({"model": "tiny", "messages": [messages[1], messages[0], messages[1]]}, prepending)
