@@ -42,7 +42,7 @@ class AnswerText:
     def take_chances(self, ended=False):
         """The `TokenChance` of tokens whose text is final and that were not taken before; of all when it ``ended``.
 
-        Those of a stop string never come.
+        Tokens that lie in a stop string or behind it never come.
         """
         taken = [chance for chance in self._chances if chance.offset < self._final or (ended and not self.stopped)]
         self._chances = [] if ended else self._chances[len(taken):]

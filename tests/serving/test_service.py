@@ -89,6 +89,70 @@ def test_the_queue_has_a_limit(service):
     assert refused.value.status == 503
 
 
+def test_the_queue_has_room_beside_what_runs(service, engine):
+    """Two slots and three places: while two run, three wait and no fourth."""
+    service.submit([choice([1], 4), choice([1], 4)])
+    decode, more = engine.decode, [choice([1], 1) for _ in range(4)]
+
+    def submit_at_second(slots, tokens, positions):
+        if engine.decodes == 1:
+            assert service.running == 2
+            service.stopping = False
+            with pytest.raises(APIError) as refused:
+                service.submit(more)
+            assert (refused.value.status, refused.value.code) == (429, "queue_full")
+            service.submit(more[:3])
+            with pytest.raises(APIError, match="^3 requests are waiting, which is as many as this server lets; try again"):
+                service.submit(more[3:])
+            service.stopping = True
+        return decode(slots, tokens, positions)
+
+    engine.decode = submit_at_second
+    finish(service)
+    assert [collect(item)[1] for item in more[:3]] == ["length"] * 3
+
+
+def test_more_answers_in_one_request_than_there_are_places(service):
+    with pytest.raises(APIError, match="^6 answers in one request are more than the 5 that this server takes at a time"):
+        service.submit([choice([1], 1) for _ in range(6)])
+
+
+def test_batch_sizes_are_compiled_while_nobody_waits(service, engine, monkeypatch):
+    monkeypatch.setattr("telechat.serving.service.IDLE", 0.05)
+    engine.uncompiled, compiled = [1, 2], []
+
+    def compile(size):
+        assert service.running == 0
+        compiled.append(size)
+        engine.uncompiled = engine.uncompiled[1:]
+        service.stopping = not engine.uncompiled
+
+    service.compile = compile
+    service.submit([choice([1], 3)])
+    service.run()
+    assert compiled == [1, 2]
+
+
+def test_deserted_is_a_service_whose_clients_have_gone(service, engine):
+    items = [choice([1], 9), choice([1], 9), choice([1], 9)]
+    assert service.deserted
+    service.submit(items)
+    assert not service.deserted
+    decode, seen = engine.decode, []
+
+    def go_at_second(slots, tokens, positions):
+        if engine.decodes == 1:
+            service.cancel(items[:1])
+            seen.append(service.deserted)
+            service.cancel(items[1:])
+            seen.append(service.deserted)
+        return decode(slots, tokens, positions)
+
+    engine.decode = go_at_second
+    finish(service)
+    assert seen == [False, True] and engine.decodes == 2 and service.over
+
+
 def test_a_cancelled_sequence_frees_its_slot_within_one_token(service, engine):
     gone, waits, queued = choice([1], 30), choice([10], 30), choice([20], 2)
     service.submit([gone, waits, queued])
