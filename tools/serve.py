@@ -64,7 +64,8 @@ def main(argv=None):
     app = App(service, Model(name, settings, engine.length, config.vocab_size, arguments.system), arguments.api_key,
               origins)
     if arguments.api_key is None and not is_loopback(arguments.host):
-        print(f"warning: --host {arguments.host} lets other machines in, and there is no key; give --api_key_file", file=sys.stderr)
+        print(f"warning: --host {arguments.host} lets other machines in, and there is no key; give --api_key_file",
+              file=sys.stderr)
     http.start(app.asgi)
     print(f"chat with {name!r} at {http.url}/ (interface for programs: {http.url}/v1); Ctrl-C stops", flush=True)
     try:
@@ -93,8 +94,9 @@ def parse_arguments(argv):
                         help="checkpoint directory with its tokenizer")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 lets other machines in")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
-    parser.add_argument("--api_key_file", type=path_argument, help="file with the key that clients must send in its only line; or set the "
-                                               "variable TELECHAT_API_KEY")
+    parser.add_argument("--api_key_file", type=path_argument,
+                        help="file with the key that clients must send in its only line; or set the variable "
+                             "TELECHAT_API_KEY")
     parser.add_argument("--api_key", help="the key itself, which others may see in the list of processes until the "
                                           "server has read it")
     parser.add_argument("--allow_origin", nargs="+", default=[], metavar="URL",
