@@ -258,6 +258,12 @@ class TeleChatConfig:
         return values
 
 
+def config_keys():
+    """The keys of a ``config.json`` that mean something, of every style: set of str."""
+    fields = {field.name for field in dataclasses.fields(TeleChatConfig)} - {"style", "extra", "yarn"}
+    return fields.union(*_NAMES.values(), ("model_type", "attention_bias", "mlp_bias"))
+
+
 def _style(values):
     """The style of a file's content: whose names it has.
 
