@@ -18,9 +18,10 @@ SIZES = ("telechat_7b", "telechat_12b", "telechat_52b", "telechat2", "telechat3"
 # Weights of two runs are equal within SAME, except those that float32's rounding alone carries further: they may
 # be as far apart as that, RMS of rounding taken four times, and LOOSE at most. There are FEW of them, with dropout
 # up to five times as many, depending on the seed: of 7B's, gradients are smaller where much is dropped; and in
-# TeleChat3's checkpoint, whose logits are larger and whose gradients are therefore rounded more coarsely.
+# TeleChat3's checkpoint, whose logits are larger and whose gradients are therefore rounded more coarsely: two values
+# of its embedding go as far as the learning rate, their gradients being rounding alone.
 SAME, LOOSE, FEW = 1e-5, 2e-4, 1e-3
-FEW_OF = {"telechat3": 1e-2}
+LOOSE_OF, FEW_OF = {"telechat3": 2e-3}, {"telechat3": 1e-2}
 # On CPU this is also how long a collective waits for a neighbour that still compiles.
 PATIENT = {"MS_NODE_TIMEOUT": "120"}
 
@@ -95,7 +96,7 @@ def single(shared, tmp_path_factory):
             train = TrainConfig(**RECIPE)
             start = {parameter.name: parameter.asnumpy().copy() for parameter in model.get_parameters()}
             reach, exact = rounding_reach(model.config, start, list(zip(ids, labels)), train)
-            allowed = {name: np.clip(4 * far, SAME, LOOSE) for name, far in reach.items()}
+            allowed = {name: np.clip(4 * far, SAME, LOOSE_OF.get(size, LOOSE)) for name, far in reach.items()}
             few = FEW_OF.get(size, FEW) * (5 if dropout else 1)
             assert np.mean(np.concatenate([far.ravel() for far in allowed.values()]) > SAME) < few
             trainer = Trainer(model, train)
