@@ -162,6 +162,10 @@ def test_wrapped_published_names_are_converted(reference, tmp_path, capsys):
     shutil.copytree(reference.official, wrapped)
     for file in wrapped.glob("*.bin"):
         torch.save({"module." + name: tensor for name, tensor in torch.load(file, weights_only=True).items()}, file)
+    for file in wrapped.glob("*.safetensors"):
+        save_file({"module." + name: tensor for name, tensor in load_file(file).items()}, file)
+    for index in wrapped.glob("*.safetensors.index.json"):
+        index.unlink()  # it says the names without the prefix
     torch_to_ms(wrapped, tmp_path / "out")
     assert "names of tensors begin with module., left by" in capsys.readouterr().err
     converted, tensors = (load_file(path / "model.safetensors") for path in (tmp_path / "out", reference.directory))
