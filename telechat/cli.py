@@ -38,6 +38,13 @@ def path_argument(text):
     return expand_path(text)
 
 
+def replace_unknown_characters():
+    """Let input and output replace what their encoding lacks: a half character typed, a 你 on a terminal of ASCII."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, ValueError):  # none, of another kind, or read from already
+            stream.reconfigure(errors="replace")
+
+
 def run(main):
     """Run ``main()`` and exit: 0, or its return value, or 2 with one sentence on bad input.
 
@@ -45,6 +52,7 @@ def run(main):
     `tools/launch.py` has the files of its processes beside their logs. Where the reader of the output goes away
     (``| head``), the tool ends with 0 and says nothing.
     """
+    replace_unknown_characters()
     try:
         status = _status(main)
         sys.stdout.flush()  # here and not at Python's exit, where a reader that is gone makes a page of complaint

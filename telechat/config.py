@@ -1,7 +1,8 @@
 """TeleChatConfig: what a model is, read from and written as a published ``config.json``.
 
-The 7B and 12B files share one style, the 52B file has another (GPT-2's names). Both are read
-into the same fields, named as in the 12B file, and written back in the style they came in.
+The files of TeleChat-1 (7B, 12B) and TeleChat2 share one style; 52B's has GPT-2's names and TeleChat3's
+has Llama's. All are read into the same fields, named as in the 12B file, and written back in the style they
+came in.
 """
 
 import dataclasses
@@ -12,7 +13,9 @@ from telechat.errors import InputError
 from telechat.foreign import refuse_foreign_config, refuse_foreign_directory
 from telechat.text_files import read_json_object
 
-# 52B name → field. What has no counterpart there is kept in `extra` and written back untouched.
+# Style → name in a file of that style → field, where the two differ. What has no counterpart is kept in `extra`
+# and written back untouched.
+_TELECHAT_NAMES = {"base_seqlen": "rotary_ntk_context"}
 _GPT2_NAMES = {
     "n_embd": "hidden_size",
     "n_inner": "ffn_hidden_size",
@@ -26,6 +29,67 @@ _GPT2_NAMES = {
     "output_mult": "output_mult",
     "mup_scale_factor": "mup_scale_factor",
 }
+_LLAMA_NAMES = {
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+    "intermediate_size": "ffn_hidden_size",
+    "rms_norm_eps": "layer_norm_epsilon",
+    "max_position_embeddings": "training_seqlen",
+    "rope_theta": "rotary_base",
+    "rope_scaling": "yarn",
+}
+_NAMES = {"telechat": _TELECHAT_NAMES, "gpt2": _GPT2_NAMES, "llama": _LLAMA_NAMES}
+
+_MODEL_TYPES = ("telechat", "telechat3")  # what the published files call themselves
+_YARN = "telechat3-yarn"
+
+
+@dataclasses.dataclass(frozen=True)
+class YarnScaling:
+    """TeleChat3's ``rope_scaling``: YaRN (arXiv:2309.00071), its factor and attention factor the publisher's own.
+
+    Attributes:
+        original_max_position_embeddings (int): tokens of the context that is stretched.
+        beta_fast, beta_slow (float): turns within that context above which a frequency stays as it is, and below
+            which it is divided by the factor.
+
+    Raises:
+        InputError: a value is out of range.
+    """
+
+    original_max_position_embeddings: int
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+
+    def __post_init__(self):
+        for name, read, bounds in (("original_max_position_embeddings", fields.whole_number, {"least": 1}),
+                                   ("beta_fast", fields.real_number, {"above": 0}),
+                                   ("beta_slow", fields.real_number, {"above": 0})):
+            object.__setattr__(self, name, read(f"rope_scaling.{name}", getattr(self, name), **bounds))
+
+    @classmethod
+    def from_dict(cls, values):
+        """From the ``rope_scaling`` of a file; None where that asks for nothing (null, or type "default")."""
+        if values is None:
+            return None
+        if not isinstance(values, dict):
+            raise InputError(f"rope_scaling must be an object or null, not {fields.shown(values)}")
+        kinds = {fields.shown(values[key]) for key in ("rope_type", "type") if values.get(key) is not None}
+        if kinds == {repr("default")}:
+            return None
+        if kinds != {repr(_YARN)}:
+            found = " and ".join(sorted(kinds)) or "none"
+            raise InputError(f'rope_scaling must be of the type "{_YARN}" or null, and its type is {found}; '
+                             "no other extension of the context is supported")
+        if values.get("original_max_position_embeddings") is None:
+            raise InputError("rope_scaling lacks original_max_position_embeddings")
+        return cls(**{field.name: values[field.name] for field in dataclasses.fields(cls)
+                      if values.get(field.name) is not None})
+
+    def to_dict(self, length):
+        """As a file has it; ``length``: the model's max_position_embeddings."""
+        return {**dataclasses.asdict(self), "factor": length / self.original_max_position_embeddings,
+                "rope_type": _YARN, "type": _YARN}
 
 
 def _end_ids(name, value):
@@ -37,8 +101,8 @@ def _end_ids(name, value):
 # How each field is read, with its bounds. Sizes and ids are int32 in files and on devices.
 _FIELDS = (
     (fields.whole_number, {"least": 1, "most": 2 ** 31 - 1},
-     ("vocab_size", "hidden_size", "n_layer", "n_head", "ffn_hidden_size", "num_key_value_heads", "training_seqlen",
-      "rotary_ntk_context")),
+     ("vocab_size", "hidden_size", "n_layer", "n_head", "ffn_hidden_size", "num_key_value_heads", "training_seqlen")),
+    (fields.whole_number, {"least": 1, "most": 2 ** 31 - 1, "default": None}, ("head_dim", "rotary_ntk_context")),
     (fields.real_number, {"least": 0, "below": 1}, ("hidden_dropout", "attention_dropout", "embedding_dropout")),
     (fields.real_number, {"above": 0}, ("layer_norm_epsilon", "rotary_base", "mup_scale_factor")),
     (fields.real_number, {"least": 0}, ("initializer_range", "input_mult", "output_mult")),
@@ -46,7 +110,7 @@ _FIELDS = (
     (fields.token_id, {}, ("bos_token_id", "pad_token_id")),
     (_end_ids, {}, ("eos_token_id",)),
     (fields.one_of, {"choices": ("rotary", "alibi")}, ("position_embedding",)),
-    (fields.one_of, {"choices": ("telechat", "gpt2")}, ("style",)),
+    (fields.one_of, {"choices": tuple(_NAMES)}, ("style",)),
 )
 
 
@@ -67,11 +131,13 @@ class TeleChatConfig:
     n_head: int
     ffn_hidden_size: int
     num_key_value_heads: int = None  # None: as many as n_head
+    head_dim: int = None  # size of one attention head; None: hidden_size / n_head
     layer_norm_epsilon: float = 1e-5
     initializer_range: float = 0.02
     hidden_dropout: float = 0.0
     attention_dropout: float = 0.0
     training_seqlen: int = 8192  # rotary tables are stretched (NTK) beyond it
+    yarn: YarnScaling = None
     tie_word_embeddings: bool = False
     bos_token_id: int = 1
     eos_token_id: int = 2  # or a tuple of several
@@ -79,16 +145,16 @@ class TeleChatConfig:
 
     position_embedding: str = "rotary"  # or "alibi"
     rotary_base: float = 10000.0
-    rotary_ntk_context: int = 8192  # C of the NTK factor: 4096 in 7B and 52B, 8192 in 12B
-    rotary_float16: bool = True  # 7B and 12B round cos and sin to float16
-    rotary_ntk_scales_theta: bool = False  # 52B: theta·alpha; 7B, 12B: theta·alpha^(D/(D−2)) and mscale
+    rotary_ntk_context: int = 8192  # C of the NTK factor; None: the tables do not depend on the length (TeleChat3)
+    rotary_float16: bool = True  # cos and sin are rounded to float16 (TeleChat-1 but 52B, TeleChat2)
+    rotary_ntk_scales_theta: bool = False  # 52B: theta·alpha; elsewhere theta·alpha^(D/(D−2)) and mscale
     use_bias: bool = True  # on dense and down_proj
     embedding_dropout: float = 0.0
     input_mult: float = 1.0
     output_mult: float = 1.0
     mup_scale_factor: float = 1.0
 
-    style: str = "telechat"  # of config.json and of the official weights: "telechat" or "gpt2"
+    style: str = "telechat"  # of config.json and of the official weights: "telechat", "gpt2" or "llama"
     extra: dict = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self):
@@ -97,8 +163,10 @@ class TeleChatConfig:
         for read, bounds, names in _FIELDS:
             for name in names:
                 object.__setattr__(self, name, read(name, getattr(self, name), **bounds))
-        if self.hidden_size % self.n_head:
-            raise InputError(f"hidden_size {self.hidden_size} must be a multiple of n_head {self.n_head}")
+        if self.head_dim is None:
+            if self.hidden_size % self.n_head:
+                raise InputError(f"hidden_size {self.hidden_size} must be a multiple of n_head {self.n_head}")
+            object.__setattr__(self, "head_dim", self.hidden_size // self.n_head)
         if self.n_head % self.num_key_value_heads:
             raise InputError(f"n_head {self.n_head} must be a multiple of "
                              f"num_key_value_heads {self.num_key_value_heads}")
@@ -106,11 +174,10 @@ class TeleChatConfig:
             raise InputError(f"the size of a head, {self.head_dim}, must be even for rotary positions")
         if self.style == "gpt2" and self.tie_word_embeddings:
             raise InputError("tie_word_embeddings must be false in a config of the 52B style")
-
-    @property
-    def head_dim(self):
-        """Size of one attention head."""
-        return self.hidden_size // self.n_head
+        if self.style == "gpt2" and self.head_dim * self.n_head != self.hidden_size:
+            raise InputError("head_dim must be hidden_size / n_head in a config of the 52B style")
+        if self.style == "llama" and self.use_bias:
+            raise InputError("attention_bias and mlp_bias must be false in a config of the TeleChat3 style")
 
     @property
     def logits_scale(self):
@@ -119,25 +186,30 @@ class TeleChatConfig:
 
     @classmethod
     def from_dict(cls, values):
-        """Build from the content of a published ``config.json``, either style.
+        """Build from the content of a published ``config.json``, of any of the three styles.
 
         Keys of the file that the model does not use are kept and written back by `to_dict`.
         """
+        style = _style(values)
         names = {field.name for field in dataclasses.fields(cls)} - {"style", "extra"}
-        gpt2 = "n_embd" in values
         known = {}
         for key, value in values.items():
-            name = _GPT2_NAMES.get(key) if gpt2 else key
-            name = name or key
+            name = _NAMES[style].get(key, key)
             if name in names and value is not None:  # null: as if it were not there
                 known[name] = value
-        if gpt2:
+        if style == "gpt2":
             known.setdefault("use_bias", False)
             known.setdefault("rotary_float16", False)
             known.setdefault("rotary_ntk_scales_theta", True)
             known.setdefault("rotary_ntk_context", 4096)
             if "ffn_hidden_size" not in known and "hidden_size" in known:
                 known["ffn_hidden_size"] = 4 * fields.whole_number("n_embd", known["hidden_size"], 1, 2 ** 29)
+        elif style == "llama":
+            known["yarn"] = YarnScaling.from_dict(values.get("rope_scaling"))
+            known.setdefault("rotary_ntk_context", None)
+            known.setdefault("rotary_float16", False)
+            biases = [fields.flag(name, values.get(name), False) for name in ("attention_bias", "mlp_bias")]
+            known.setdefault("use_bias", any(biases))
         else:
             # The 7B file says nothing of tying, and transformers ties where a file is silent.
             known.setdefault("tie_word_embeddings", True)
@@ -145,9 +217,9 @@ class TeleChatConfig:
         missing = [name for name in ("vocab_size", "hidden_size", "n_layer", "n_head", "ffn_hidden_size")
                    if name not in known]
         if missing:
-            own = {name: key for key, name in _GPT2_NAMES.items()} if gpt2 else {}
+            own = {name: key for key, name in _NAMES[style].items()}
             raise InputError(f"the field {own.get(missing[0], missing[0])} is missing")
-        return cls(**known, style="gpt2" if gpt2 else "telechat", extra=dict(values))
+        return cls(**known, style=style, extra=dict(values))
 
     @classmethod
     def from_pretrained(cls, directory):
@@ -171,8 +243,8 @@ class TeleChatConfig:
 
     def to_dict(self):
         """The content of ``config.json`` in this config's style; `from_dict` of it equals self."""
-        names = {name: key for key, name in _GPT2_NAMES.items()} if self.style == "gpt2" else {}
-        values = {"model_type": "telechat", **self.extra}
+        names = {name: key for key, name in _NAMES[self.style].items()}
+        values = {"model_type": "telechat3" if self.style == "llama" else "telechat", **self.extra}
         read = type(self).from_dict(values) if self.extra else None
         for field in dataclasses.fields(self):
             if field.name in ("style", "extra"):
@@ -180,5 +252,30 @@ class TeleChatConfig:
             value = getattr(self, field.name)
             # A file that already implies the value stays as it was published.
             if read is None or getattr(read, field.name) != value:
+                if field.name == "yarn" and value is not None:
+                    value = value.to_dict(self.training_seqlen)
                 values[names.get(field.name, field.name)] = value
         return values
+
+
+def config_keys():
+    """The keys of a ``config.json`` that mean something, of every style: set of str."""
+    fields = {field.name for field in dataclasses.fields(TeleChatConfig)} - {"style", "extra", "yarn"}
+    return fields.union(*_NAMES.values(), ("model_type", "attention_bias", "mlp_bias"))
+
+
+def _style(values):
+    """The style of a file's content: whose names it has.
+
+    Raises:
+        InputError: it says that it describes another family of models.
+    """
+    kind = values.get("model_type")
+    llama = "num_hidden_layers" in values and "n_layer" not in values
+    if (kind is None and llama) or (kind is not None and kind not in _MODEL_TYPES):
+        found = f"model_type is {fields.shown(kind)}" if kind is not None else "model_type is missing from a file of Llama's style"
+        raise InputError(f"{found}, which is not supported; TeleChat-1, TeleChat2 (\"telechat\") and TeleChat3 "
+                         "(\"telechat3\") are")
+    if llama:
+        return "llama"
+    return "gpt2" if "n_embd" in values else "telechat"

@@ -91,7 +91,7 @@ def refuse_foreign_config(path, values):
     said = [text for text in (kind, name) if isinstance(text, str) and text]
     if said and not any(text.lower().startswith("telechat") for text in said):
         raise InputError(f"{path} is of another model family ({', '.join(said)[:80]}), not of TeleChat; "
-                         "give the directory of a TeleChat model")
+                         "give the directory of a TeleChat-1, TeleChat2 or TeleChat3 model")
     settings = values.get("quantization_config") or values.get("quantization")
     if settings:
         method = settings.get("quant_method") if isinstance(settings, dict) else None

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
-SIZES = ("7b", "12b", "52b")
+MODELS = ("telechat_7b", "telechat_12b", "telechat_52b", "telechat2", "telechat2_mha", "telechat3")
 
 
 @pytest.fixture(scope="session")
@@ -37,12 +37,12 @@ class Reference:
         return TeleChat.from_pretrained(self.directory, dtype)
 
 
-@pytest.fixture(scope="session", params=SIZES)
+@pytest.fixture(scope="session", params=MODELS)
 def reference(request, shared, tmp_path_factory):
-    """A `Reference` of each model size in turn."""
+    """A `Reference` of each model in turn."""
     from telechat.checkpoint.convert import torch_to_ms
 
-    official = shared / "reference" / f"telechat_{request.param}_tiny"
+    official = shared / "reference" / f"{request.param}_tiny"
     directory = tmp_path_factory.mktemp(f"tiny_{request.param}") / "checkpoint"
     torch_to_ms(str(official), str(directory))
     return Reference(official, directory, dict(np.load(official / "golden.npz")))

@@ -6,18 +6,25 @@ import json
 import pytest
 
 from telechat import InputError, TeleChatConfig
+from telechat.config import YarnScaling
 
 
-@pytest.mark.parametrize("size, expected", [
-    ("7b", dict(hidden_size=4096, n_layer=30, n_head=32, ffn_hidden_size=12288, vocab_size=160256, hidden_dropout=0.1,
-                attention_dropout=0.1, tie_word_embeddings=True, use_bias=True, rotary_ntk_context=4096)),
-    ("12b", dict(hidden_size=5120, n_layer=38, n_head=32, ffn_hidden_size=12288, vocab_size=120000,
-                 hidden_dropout=0.0, tie_word_embeddings=False, use_bias=True, rotary_ntk_context=8192)),
-    ("52b", dict(hidden_size=8192, n_layer=64, n_head=64, ffn_hidden_size=21824, vocab_size=80896,
-                 training_seqlen=4096, tie_word_embeddings=False, use_bias=False, logits_scale=1 / 32)),
+@pytest.mark.parametrize("model, expected", [
+    ("telechat_7b", dict(hidden_size=4096, n_layer=30, n_head=32, ffn_hidden_size=12288, vocab_size=160256, hidden_dropout=0.1,
+                         attention_dropout=0.1, tie_word_embeddings=True, use_bias=True, rotary_ntk_context=4096)),
+    ("telechat_12b", dict(hidden_size=5120, n_layer=38, n_head=32, ffn_hidden_size=12288, vocab_size=120000,
+                          hidden_dropout=0.0, tie_word_embeddings=False, use_bias=True, rotary_ntk_context=8192)),
+    ("telechat_52b", dict(hidden_size=8192, n_layer=64, n_head=64, ffn_hidden_size=21824, vocab_size=80896,
+                          training_seqlen=4096, tie_word_embeddings=False, use_bias=False, logits_scale=1 / 32)),
+    ("telechat2_115b", dict(hidden_size=8192, n_layer=96, n_head=64, num_key_value_heads=8, head_dim=128,
+                            ffn_hidden_size=40960, layer_norm_epsilon=1e-8, use_bias=True, rotary_ntk_context=8192,
+                            rotary_float16=True, training_seqlen=8192, tie_word_embeddings=False)),
+    ("telechat3_36b", dict(hidden_size=6144, n_layer=64, n_head=48, num_key_value_heads=8, head_dim=128,
+                           ffn_hidden_size=24576, layer_norm_epsilon=1e-5, use_bias=False, rotary_base=1e6,
+                           training_seqlen=32768, rotary_ntk_context=None, yarn=YarnScaling(8192, 32.0, 1.0))),
 ])
-def test_published_files(shared, size, expected):
-    path = shared / "data" / f"telechat_{size}.config.json"
+def test_published_files(shared, model, expected):
+    path = shared / "data" / f"{model}.config.json"
     config = TeleChatConfig.from_pretrained(path)
     assert {name: getattr(config, name) for name in expected} == expected
     assert config.to_dict() == json.loads(path.read_text())
@@ -93,3 +100,58 @@ def test_a_wrong_field_is_named_with_its_file(tmp_path, name, value, said):
     (tmp_path / "config.json").write_text(json.dumps(values))
     with pytest.raises(InputError, match=f"config.json: {said}"):
         TeleChatConfig.from_pretrained(tmp_path)
+
+
+LLAMA = dict(model_type="telechat3", vocab_size=10, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+             intermediate_size=12, head_dim=6, num_key_value_heads=1, rms_norm_eps=1e-6, rope_theta=5e5,
+             max_position_embeddings=64, tie_word_embeddings=False)
+ROPE = dict(original_max_position_embeddings=16, factor=4.0)
+
+
+@pytest.mark.parametrize("kinds", [dict(type="telechat3-yarn"), dict(rope_type="telechat3-yarn"),
+                                   dict(type="telechat3-yarn", rope_type="telechat3-yarn")])
+def test_either_spelling_of_the_rope_type(kinds):
+    """The factor of the file is not used: the lengths say it. What is changed is written in the file's own names."""
+    config = TeleChatConfig.from_dict({**LLAMA, "rope_scaling": {**ROPE, **kinds, "factor": 99.0}})
+    assert config.yarn == YarnScaling(16) and config.head_dim == 6 and config.style == "llama"
+    changed = dataclasses.replace(config, n_layer=3, layer_norm_epsilon=1e-4, yarn=YarnScaling(8, 16.0, 2.0))
+    values = changed.to_dict()
+    assert values["num_hidden_layers"] == 3 and values["rms_norm_eps"] == 1e-4 and "n_layer" not in values
+    assert values["rope_scaling"]["beta_fast"] == 16.0 and values["rope_scaling"]["factor"] == 8.0
+    assert TeleChatConfig.from_dict(json.loads(json.dumps(values))) == changed
+
+
+@pytest.mark.parametrize("scaling", [None, {"rope_type": "default"}])
+def test_no_rope_scaling(scaling):
+    config = TeleChatConfig.from_dict({**LLAMA, "rope_scaling": scaling})
+    assert config.yarn is None and config.rotary_ntk_context is None
+
+
+@pytest.mark.parametrize("values, words", [
+    ({"rope_scaling": {"type": "linear", "factor": 2.0}}, r"rope_scaling must be of the type .* its type is 'linear'"),
+    ({"rope_scaling": {"type": "yarn", "rope_type": "telechat3-yarn"}}, "'telechat3-yarn' and 'yarn'"),
+    ({"rope_scaling": {"factor": 2.0}}, "its type is none"), ({"rope_scaling": 4}, "an object or null, not 4"),
+    ({"rope_scaling": {"type": "telechat3-yarn"}}, "lacks original_max_position_embeddings"),
+    ({"rope_scaling": {**ROPE, "type": "telechat3-yarn", "beta_fast": 0}}, "rope_scaling.beta_fast must be a number above 0, not 0"),
+    ({"attention_bias": True}, "attention_bias and mlp_bias must be false"),
+    ({"mlp_bias": True}, "attention_bias and mlp_bias must be false"),
+    ({"model_type": "llama"}, "model_type is 'llama', which is not supported; TeleChat-1, TeleChat2"),
+    ({"model_type": "qwen2"}, "'qwen2'"), ({"model_type": None}, "model_type is missing"),
+    ({"head_dim": 5}, "must be even"), ({"head_dim": "6"}, "head_dim must be a whole number from 1 to 2147483647, not '6'"),
+])
+def test_other_families_and_extensions_are_refused(values, words):
+    with pytest.raises(InputError, match=words):
+        TeleChatConfig.from_dict({**LLAMA, **values})
+
+
+def test_another_family_in_the_published_style_is_refused():
+    with pytest.raises(InputError, match="model_type is 'bloom', which is not supported"):
+        TeleChatConfig.from_dict({"model_type": "bloom", "vocab_size": 10, "hidden_size": 8, "n_layer": 1, "n_head": 2})
+
+
+def test_base_seqlen_is_the_context_of_ntk():
+    values = dict(vocab_size=10, hidden_size=8, n_layer=1, n_head=2, ffn_hidden_size=12, training_seqlen=32768,
+                  base_seqlen=4096, tie_word_embeddings=False)
+    config = TeleChatConfig.from_dict(values)
+    assert (config.rotary_ntk_context, config.training_seqlen) == (4096, 32768)
+    assert dataclasses.replace(config, rotary_ntk_context=77).to_dict()["base_seqlen"] == 77

@@ -18,7 +18,7 @@ CONFIG = dict(vocab_size=56, hidden_size=48, n_layer=1, n_head=3, ffn_hidden_siz
 LFS = "is a Git LFS pointer, a note of where the file is and not the file itself; fetch it with `git lfs pull`"
 ADAPTER = "is a LoRA adapter (PEFT), the changes to a model and not the model; merge it into its base model first"
 QUANTISED = "holds quantised weights ({}), which cannot be read; give the directory of the same model in float16"
-FAMILY = "is of another model family ({}), not of TeleChat; give the directory of a TeleChat model"
+FAMILY = "is of another model family ({}), not of TeleChat; give the directory of a TeleChat-1, TeleChat2 or TeleChat3 model"
 WEIGHTS = {"lm_head.weight": np.zeros((56, 48), "f4")}
 
 
@@ -162,6 +162,10 @@ def test_wrapped_published_names_are_converted(reference, tmp_path, capsys):
     shutil.copytree(reference.official, wrapped)
     for file in wrapped.glob("*.bin"):
         torch.save({"module." + name: tensor for name, tensor in torch.load(file, weights_only=True).items()}, file)
+    for file in wrapped.glob("*.safetensors"):
+        save_file({"module." + name: tensor for name, tensor in load_file(file).items()}, file)
+    for index in wrapped.glob("*.safetensors.index.json"):
+        index.unlink()  # it says the names without the prefix
     torch_to_ms(wrapped, tmp_path / "out")
     assert "names of tensors begin with module., left by" in capsys.readouterr().err
     converted, tensors = (load_file(path / "model.safetensors") for path in (tmp_path / "out", reference.directory))

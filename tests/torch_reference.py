@@ -1,6 +1,6 @@
 """TeleChat in plain torch, written for the tests from the papers and the published layouts.
 
-It reads official parameter names of all three styles and knows nothing of the library, so that it
+It reads official parameter names of all styles and knows nothing of the library, so that it
 can say what the library must compute.
 """
 
@@ -20,13 +20,15 @@ class TorchTeleChat:
     """
 
     def __init__(self, config, tensors):
-        self.gpt2 = "n_embd" in config
+        self.gpt2, self.llama = "n_embd" in config, "num_hidden_layers" in config
         self.config = config
-        self.heads = config["n_head"]
-        self.layers = config["n_layer"]
+        self.heads = config["num_attention_heads" if self.llama else "n_head"]
+        self.layers = config["num_hidden_layers" if self.llama else "n_layer"]
         self.hidden = config["n_embd"] if self.gpt2 else config["hidden_size"]
-        self.dim = self.hidden // self.heads
-        self.tensors = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+        self.dim = config.get("head_dim", self.hidden // self.heads)
+        self.epsilon = config["rms_norm_eps" if self.llama else "layer_norm_epsilon"]
+        self.tensors = {_plain(name) if self.llama else name.removeprefix("transformer."): tensor
+                        for name, tensor in tensors.items()}
 
     def __call__(self, ids, drops=lambda layer: (None, None, None)):
         """int64 (B, S) → logits (B, S, V); drops(layer): masks for attention and the two outputs."""
@@ -37,6 +39,7 @@ class TorchTeleChat:
             attention_drop, dense_drop, down_drop = drops(layer)
             normed = self._norm(x, t[f"h.{layer}.{'ln_1' if self.gpt2 else 'input_layernorm'}.weight"])
             q, k, v = (part.transpose(1, 2) for part in self._qkv(layer, normed))
+            k, v = (part.repeat_interleave(self.heads // part.shape[1], 1) for part in (k, v))
             if self.config.get("position_embedding") == "alibi":
                 scores = q @ k.transpose(2, 3) / math.sqrt(self.dim) + self._alibi(length)
             else:
@@ -61,12 +64,15 @@ class TorchTeleChat:
                                                  ignore_index=IGNORED)
 
     def _qkv(self, layer, x):
-        shape = (*x.shape[:2], self.heads, -1)
+        shape = (*x.shape[:2], -1, self.dim)
         if self.gpt2:
             return [part.reshape(shape) for part in (x @ self.tensors[f"h.{layer}.attn.c_attn.weight"]).chunk(3, -1)]
         prefix = f"h.{layer}.self_attention."
         query = (x @ self.tensors[prefix + "query.weight"].T).reshape(shape)
-        return [query, *(x @ self.tensors[prefix + "key_value.weight"].T).reshape(shape).chunk(2, -1)]
+        if self.llama:
+            return [query, *((x @ self.tensors[f"{prefix}{part}_proj.weight"].T).reshape(shape) for part in "kv")]
+        key_value = (x @ self.tensors[prefix + "key_value.weight"].T).reshape(*x.shape[:2], -1, 2 * self.dim)
+        return [query, *key_value.chunk(2, -1)]
 
     def _dense(self, layer, x):
         if self.gpt2:
@@ -83,10 +89,12 @@ class TorchTeleChat:
         return hidden @ t[prefix + "down_proj.weight"].T + t.get(prefix + "down_proj.bias", 0.0)
 
     def _norm(self, x, weight):
-        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.config["layer_norm_epsilon"]) * weight
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.epsilon) * weight
 
     def _rotary(self, length):
         """Within the training length, where no NTK factor of 12B or 52B applies; 7B's is 3 from 4,097 on."""
+        if self.llama:
+            return self._yarn(length)
         base = 10000.0
         if not self.gpt2 and self.config.get("tie_word_embeddings", True):
             context = max(length, self.config["training_seqlen"])
@@ -95,6 +103,22 @@ class TorchTeleChat:
         angles = torch.cat((angles, angles), -1)
         cos, sin = angles.cos(), angles.sin()
         return (cos, sin) if self.gpt2 else (cos.half().float(), sin.half().float())
+
+    def _yarn(self, length):
+        """TeleChat3's: its attention factor has 0.07; a ramp between the two ends, which are truncated."""
+        scaling, theta, dim = self.config.get("rope_scaling"), self.config["rope_theta"], self.dim
+        frequencies, factor = 1.0 / theta ** (torch.arange(0, dim, 2) / dim), 1.0
+        if scaling:
+            original = scaling["original_max_position_embeddings"]
+            stretch = self.config["max_position_embeddings"] / original
+            low, high = (dim * math.log(original / (2 * math.pi * turns)) / (2 * math.log(theta))
+                         for turns in (scaling["beta_fast"], scaling["beta_slow"]))
+            low, high = max(math.floor(low), 0), min(math.ceil(high), dim - 1)
+            ramp = ((torch.arange(dim // 2) - low) / (high - low)).clamp(0, 1)
+            frequencies, factor = frequencies * (ramp / stretch + 1 - ramp), 1 + 0.07 * math.log(stretch)
+        angles = torch.outer(torch.arange(length).float(), frequencies)
+        angles = torch.cat((angles, angles), -1)
+        return angles.cos() * factor, angles.sin() * factor
 
     def _rotate(self, x, cos, sin):
         first, second = x.chunk(2, -1)
@@ -108,6 +132,15 @@ class TorchTeleChat:
     @staticmethod
     def _dropped(x, mask):
         return x if mask is None else x * mask.reshape(x.shape)
+
+
+def _plain(name):
+    """A name of Llama's as 12B's without its prefix; keys and values stay apart."""
+    for theirs, ours in (("model.", ""), ("layers.", "h."), ("embed_tokens", "word_embeddings"),
+                         ("self_attn.q_proj", "self_attention.query"), ("self_attn.o_proj", "self_attention.dense"),
+                         ("self_attn.", "self_attention.")):
+        name = name.replace(theirs, ours, 1)
+    return "ln_f.weight" if name == "norm.weight" else name
 
 
 def torch_adamw(tensors, weight_decay):

@@ -1,5 +1,6 @@
 """Answer prompts or chat: python tools/generate.py --load_checkpoint DIR [--predict_data TEXT]"""
 
+import contextlib
 import pathlib
 import secrets
 import signal
@@ -34,6 +35,7 @@ def main(argv=None):
     # Under msrun every process computes; the first one reads and prints.
     model, world = load_for_inference(arguments.load_checkpoint, arguments.dtype)
     terminal = Terminal(world)
+    status = 0
     batch_size = arguments.batch_size if arguments.independent else 1
     generator = Generator(model, arguments.max_length or settings.max_length, batch_size)
     seed = terminal.share(arguments.seed if arguments.seed is not None else secrets.randbits(32))
@@ -43,7 +45,7 @@ def main(argv=None):
     if arguments.predict_data is not None:
         predict(terminal, generator, settings, params, arguments.predict_data)
     elif arguments.independent:
-        answer_each(terminal, generator, settings, params, questions)
+        status = answer_each(terminal, generator, settings, params, questions)
     elif arguments.input_file:
         session = ChatSession(generator, settings, params)
         for question in questions:
@@ -51,7 +53,7 @@ def main(argv=None):
             terminal.show(session.ask(question))
     else:
         chat(terminal, ChatSession(generator, settings, params, honour_leading_marker=False))
-    return 0
+    return status
 
 
 def parse_arguments(argv):
@@ -86,18 +88,30 @@ def predict(terminal, generator, settings, params, text):
 
 
 def answer_each(terminal, generator, settings, params, questions):
-    """Answer separate prompts and print them in order: streamed one at a time, or several at once."""
+    """Answer separate prompts: streamed one at a time, or several at once and each printed when it is complete.
+
+    Returns:
+        int: exit status, 1 where an answer failed; the others are printed all the same.
+    """
     from telechat.generation.chat import parse_prompt
     from telechat.generation.session import stream_text
 
     prompts = [parse_prompt(settings.tokenizer, question, settings.chat_format) for question in questions]
+    status = 0
     if generator.batch_size == 1:
         for question, prompt in zip(questions, prompts):
             terminal.print(f"> {question}")
-            terminal.show(stream_text(generator, settings.tokenizer, prompt, params))
-        return
-    for question, answer in zip(questions, generator.generate(prompts, params)):
-        terminal.print(f"> {question}\n{settings.tokenizer.decode(answer, skip_control_tokens=True)}\n")
+            try:
+                terminal.show(stream_text(generator, settings.tokenizer, prompt, params))
+            except (ArithmeticError, ValueError) as error:
+                status = terminal.complain(question, error)
+        return status
+    for index, answer, error in generator.answers(prompts, params):
+        text = settings.tokenizer.decode(answer, skip_control_tokens=True)
+        terminal.print(f"> {questions[index]}\n{text}\n")
+        if error is not None:
+            status = terminal.complain(questions[index], error)
+    return status
 
 
 class Terminal:
@@ -110,6 +124,10 @@ class Terminal:
     def __init__(self, world):
         self.world = world
         self.lead = world.rank == 0
+        if self.lead and sys.stdin.isatty():
+            # From here on input() edits lines: whole characters, arrow keys, the lines before.
+            with contextlib.suppress(ImportError):
+                import readline  # noqa: F401
         if world.size > 1:
             # An answer broken off in one process would leave the others waiting for it.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -125,6 +143,12 @@ class Terminal:
         """Print on the first process."""
         if self.lead:
             print(text, end=end, flush=True)
+
+    def complain(self, question, error):
+        """Say on the first process that an answer failed; the exit status of that."""
+        if self.lead:
+            print(f"error: the answer to {question[:40]!r} failed: {error}", file=sys.stderr, flush=True)
+        return 1
 
     def ask(self):
         """A line typed at the first process; None at the end of input."""
@@ -161,7 +185,7 @@ def chat(terminal, session):
         elif question:
             try:
                 terminal.show(session.ask(question))
-            except InputError as error:
+            except (ArithmeticError, ValueError) as error:  # an InputError, or the fault of this answer alone
                 terminal.print(f"error: {error}\n")
 
 

@@ -3,22 +3,24 @@
 import ipaddress
 import os
 import pathlib
-import signal
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from telechat.cli import ArgumentParser, path_argument, run  # noqa: E402
 from telechat.errors import InputError  # noqa: E402
+from telechat.serving.api_key import hide_argument, read_api_key  # noqa: E402
 
 
 def main(argv=None):
     arguments = parse_arguments(argv)
     try:
+        from telechat.serving.access import read_origin
         from telechat.serving.app import App
         from telechat.serving.http_server import HttpServer
     except ImportError as error:
         raise InputError(f"serving needs the package {error.name}; pip install 'telechat[serve]'") from None
+    origins = [read_origin(origin) for origin in arguments.allow_origin]
     from telechat.config import TeleChatConfig
     from telechat.generation.settings import GenerationSettings
 
@@ -35,7 +37,11 @@ def main(argv=None):
     from telechat.serving.metrics import Metrics
     from telechat.serving.protocol import Model
     from telechat.serving.service import Service
+    from telechat.serving.stopping import StopSignals
 
+    if arguments.key_shows and process_count() > 1:
+        raise InputError("--api_key would show in the list of processes, where the launcher's arguments stay; give "
+                         "--api_key_file or the variable TELECHAT_API_KEY")
     if on_cpu():  # a card's memory shows only when it is taken
         check_room(config, arguments.max_batch, max_length, arguments.dtype, process_count(), available_bytes())
     lead = process_count() == 1 or os.environ.get("RANK_ID", "0") == "0"
@@ -46,7 +52,7 @@ def main(argv=None):
     cache = cache_bytes(config, arguments.max_batch, max_length, width, process_count())
     reserve(engine, arguments.max_batch, max_length, cache)
     service = Service(engine, world, Metrics(), arguments.max_queue, arguments.time_limit)
-    handle_signals(service, world)
+    StopSignals(service, world)
     if http is None:
         service.warm_up()
         service.run()
@@ -55,9 +61,11 @@ def main(argv=None):
           f"{cache / 1e9:.3g} GB of key-value cache; compiling", flush=True)
     service.warm_up()
     name = arguments.model_name or pathlib.Path(arguments.load_checkpoint).absolute().name
-    app = App(service, Model(name, settings, engine.length, config.vocab_size, arguments.system), arguments.api_key)
+    app = App(service, Model(name, settings, engine.length, config.vocab_size, arguments.system), arguments.api_key,
+              origins)
     if arguments.api_key is None and not is_loopback(arguments.host):
-        print(f"warning: --host {arguments.host} lets other machines in, and there is no --api_key", file=sys.stderr)
+        print(f"warning: --host {arguments.host} lets other machines in, and there is no key; give --api_key_file",
+              file=sys.stderr)
     http.start(app.asgi)
     print(f"chat with {name!r} at {http.url}/ (interface for programs: {http.url}/v1); Ctrl-C stops", flush=True)
     try:
@@ -86,7 +94,13 @@ def parse_arguments(argv):
                         help="checkpoint directory with its tokenizer")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 lets other machines in")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
-    parser.add_argument("--api_key", help="key that clients must send")
+    parser.add_argument("--api_key_file", type=path_argument,
+                        help="file with the key that clients must send in its only line; or set the variable "
+                             "TELECHAT_API_KEY")
+    parser.add_argument("--api_key", help="the key itself, which others may see in the list of processes until the "
+                                          "server has read it")
+    parser.add_argument("--allow_origin", nargs="+", default=[], metavar="URL",
+                        help="origins whose pages may use the server in a browser, as http://localhost:3000; * is any")
     parser.add_argument("--model_name", help="name that clients use; the directory's name if left out")
     parser.add_argument("--max_batch", type=int, default=8, help="sequences answered at a time")
     parser.add_argument("--max_length", type=int, help="longest sequence, prompt and answer together")
@@ -98,6 +112,10 @@ def parse_arguments(argv):
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32",
                         help="of the weights in memory; bfloat16 on Ascend")
     arguments = parser.parse_args(argv)
+    arguments.key_shows = bool(arguments.api_key)
+    if arguments.key_shows:
+        hide_argument(arguments.api_key)
+    arguments.api_key = read_api_key(arguments.api_key, arguments.api_key_file)
     for name, least in (("max_batch", 1), ("max_length", 8), ("max_queue", 0), ("port", 0)):
         value = getattr(arguments, name)
         if value is not None and value < least:
@@ -106,9 +124,6 @@ def parse_arguments(argv):
         raise InputError(f"--port must be at most 65535, not {arguments.port}")
     if not arguments.time_limit > 0:
         raise InputError(f"--time_limit must be above 0 seconds, not {arguments.time_limit}")
-    if arguments.api_key is not None and not (arguments.api_key.isascii() and arguments.api_key.isprintable()
-                                              and arguments.api_key.strip()):
-        raise InputError("--api_key must be printable ASCII characters, and not empty")
     return arguments
 
 
@@ -118,18 +133,6 @@ def is_loopback(host):
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def handle_signals(service, world):
-    """SIGTERM and SIGINT end the service: after the running answers, or at the second signal at once."""
-    def stop(number, frame):
-        if service.stopping:
-            service.hurry()
-        service.stopping = True
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        # The first process decides for all; one that ended on its own would leave the others waiting.
-        signal.signal(number, stop if world.rank == 0 else signal.SIG_IGN)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from telechat.config import TeleChatConfig
 from telechat.errors import InputError
 from telechat.foreign import refuse_foreign_names
 
-MODEL_NAMES = ("telechat_7b", "telechat_12b", "telechat_52b")
+MODEL_NAMES = ("telechat_7b", "telechat_12b", "telechat_52b", "telechat2", "telechat3")
 TORCH_SHARD_BYTES = 2 * 2**30  # a .bin file is in memory while it is written
 
 
@@ -50,10 +50,12 @@ def torch_to_ms(torch_path, mindspore_path, dtype=None, model_name=None):
     files = _open_weights(torch_path)
     stored = _recognise(files, config, torch_path)
 
+    shares = {}  # of parameters that several tensors make up, until the last of them is read
+
     def convert(file):
         for name, array in files.tensors(file):
             if name in stored:
-                yield from _parameters(stored[name], array, dtype)
+                yield from _parameters(stored[name], array, dtype, shares)
 
     with tqdm(files.files, desc="converting", unit="shard") as shards:
         # A generator a file: what one file's tensors hold is let go before the next is opened.
@@ -61,9 +63,18 @@ def torch_to_ms(torch_path, mindspore_path, dtype=None, model_name=None):
         return write_checkpoint(mindspore_path, config, tensors, extra_from=torch_path)
 
 
-def _parameters(tensor, array, dtype):
-    """Iterate over (canonical name, array) of what `array`, the StoredTensor `tensor`, holds."""
-    for parameter, part in zip(tensor.parameters, tensor.split(array)):
+def _parameters(tensor, array, dtype, shares=None):
+    """Iterate over (canonical name, array) of what `array`, the StoredTensor `tensor`, completes.
+
+    shares: name → array of the tensors read so far whose partners were not.
+    """
+    if tensor.partners:
+        shares[tensor.name], = tensor.split(array)
+        if not all(name in shares for name in tensor.partners):
+            return
+        array = tensor.combine(*(shares.pop(name) for name in tensor.partners))
+    parts = (array,) if tensor.partners else tensor.split(array)
+    for parameter, part in zip(tensor.parameters, parts):
         yield parameter, cast(part, dtype, parameter)
 
 

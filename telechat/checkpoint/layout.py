@@ -2,11 +2,13 @@
 
 Ours are the canonical names: those of the published 12B. The published 7B omits the prefix
 ``transformer.`` and has no head of its own; the published 52B has GPT-2's names, stores its
-matrices as (in, out), and fuses more of them. Every canonical parameter is a slice of exactly one
-published tensor, so conversion in either direction moves bits and computes nothing.
+matrices as (in, out), and fuses more of them; TeleChat3 has Llama's names, and keys and values apart.
+A canonical parameter is a slice of one published tensor or a few of them interleaved, so conversion in
+either direction moves bits and computes nothing.
 """
 
 import dataclasses
+import functools
 import re
 from typing import Callable, Tuple
 
@@ -36,14 +38,14 @@ def parameter_shapes(config):
     head 0, the key rows of head 1, and so on.
     """
     hidden, inner = config.hidden_size, config.ffn_hidden_size
-    key_value = 2 * config.num_key_value_heads * config.head_dim
+    heads, key_value = config.n_head * config.head_dim, 2 * config.num_key_value_heads * config.head_dim
     shapes = {"transformer.word_embeddings.weight": (config.vocab_size, hidden)}
     for layer in range(config.n_layer):
         block = {
             "input_layernorm.weight": (hidden,),
-            "self_attention.query.weight": (hidden, hidden),
+            "self_attention.query.weight": (heads, hidden),
             "self_attention.key_value.weight": (key_value, hidden),
-            "self_attention.dense.weight": (hidden, hidden),
+            "self_attention.dense.weight": (hidden, heads),
             "self_attention.dense.bias": (hidden,),
             "post_attention_layernorm.weight": (hidden,),
             "mlp.gate_proj.weight": (inner, hidden),
@@ -70,6 +72,9 @@ class StoredTensor:
         parameters: canonical names, in the order that `split` returns and `join` takes.
         split: array of `shape` → tuple of arrays, one a parameter (views where possible).
         join: the inverse of `split`, taking the arrays as arguments.
+        partners: where several tensors make up the one parameter, their names in order, this one's among
+            them; `split` then gives this tensor's share of it.
+        combine: the shares of all partners, in order → the parameter.
     """
 
     name: str
@@ -77,6 +82,8 @@ class StoredTensor:
     parameters: Tuple[str, ...]
     split: Callable = lambda array: (array,)
     join: Callable = lambda array: array
+    partners: Tuple[str, ...] = ()
+    combine: Callable = None
 
 
 def canonical_tensors(config):
@@ -91,6 +98,8 @@ def official_parameters(config):
     """
     if config.style == "gpt2":
         return _gpt2_tensors(config)
+    if config.style == "llama":
+        return _llama_tensors(config)
     tensors = canonical_tensors(config)
     if config.tie_word_embeddings:
         tensors = [dataclasses.replace(tensor, name=tensor.name[len(_PREFIX):]) for tensor in tensors]
@@ -146,6 +155,39 @@ def _gpt2_tensors(config):
                       same("lm_head.weight", "lm_head.weight")]
 
 
+def _llama_tensors(config):
+    heads, key = config.num_key_value_heads, config.num_key_value_heads * config.head_dim
+    shapes = parameter_shapes(config)
+
+    def same(name, parameter):
+        return StoredTensor(name, shapes[parameter], (parameter,))
+
+    tensors = [same("model.embed_tokens.weight", "transformer.word_embeddings.weight")]
+    for layer in range(config.n_layer):
+        block, theirs = f"transformer.h.{layer}.", f"model.layers.{layer}."
+        attention, their_attention = block + "self_attention.", theirs + "self_attn."
+        key_value = tuple(their_attention + name for name in ("k_proj.weight", "v_proj.weight"))
+        tensors += [
+            same(their_attention + "q_proj.weight", attention + "query.weight"),
+            *(StoredTensor(name, (key, config.hidden_size), (attention + "key_value.weight",),
+                           join=functools.partial(_share, heads, index), partners=key_value,
+                           combine=functools.partial(interleave_heads, heads=heads))
+              for index, name in enumerate(key_value)),
+            same(their_attention + "o_proj.weight", attention + "dense.weight"),
+            *(same(f"{theirs}mlp.{name}.weight", f"{block}mlp.{name}.weight")
+              for name in ("gate_proj", "up_proj", "down_proj")),
+            *(same(f"{theirs}{name}.weight", f"{block}{name}.weight")
+              for name in ("input_layernorm", "post_attention_layernorm")),
+        ]
+    tensors.append(same("model.norm.weight", "transformer.ln_f.weight"))
+    return tensors if config.tie_word_embeddings else [*tensors, same("lm_head.weight", "lm_head.weight")]
+
+
+def _share(heads, index, key_value):
+    """Keys (index 0) or values (1) of a canonical key_value."""
+    return separate_heads(key_value, heads)[index]
+
+
 def interleave_heads(keys, values, heads):
     """(heads·D, H) keys and values → canonical key_value rows (2·heads·D, H): k0, v0, k1, v1, …"""
     width = keys.shape[1]
@@ -180,9 +222,14 @@ def is_buffer(name):
 
 
 def published_name(config):
-    """Whose published layout it is: "telechat_7b", "telechat_12b" or "telechat_52b" (of any size)."""
-    if config.style == "gpt2":
-        return "telechat_52b"
+    """Whose published layout it is, of any size: "telechat_7b", "telechat_12b", "telechat_52b", "telechat2", "telechat3".
+
+    TeleChat2's is 12B's; its config.json tells the base of its NTK extension.
+    """
+    if config.style != "telechat":
+        return {"gpt2": "telechat_52b", "llama": "telechat3"}[config.style]
+    if "base_seqlen" in config.extra:
+        return "telechat2"
     return "telechat_7b" if config.tie_word_embeddings else "telechat_12b"
 
 

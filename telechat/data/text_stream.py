@@ -19,6 +19,11 @@ class TextStream:
         # Tokens from which no text has come yet: the next one is still the first of its stretch.
         self._first = [] if self._model.has_leading_space else None
 
+    @property
+    def drops_space(self):
+        """Whether the next token is the first of its stretch, whose leading space is no part of the text."""
+        return self._first is not None
+
     def put(self, token_id):
         """Take one token id; return the text that is final now, possibly ""."""
         token_id = self._tokenizer._check_id(token_id)

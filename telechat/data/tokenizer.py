@@ -142,6 +142,10 @@ class Tokenizer:
         """The spelling of one id as it stands in the vocabulary, or InputError out of its range."""
         return self._model.spelling(self._check_id(index))
 
+    def token_bytes(self, index):
+        """The UTF-8 bytes that one id stands for behind another one, perhaps half a character; InputError as above."""
+        return self._model.token_bytes(self._check_id(index))
+
     def save(self, directory):
         """Write the tokenizer file, byte for byte, into a directory (made if need be).
 

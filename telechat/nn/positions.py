@@ -4,7 +4,7 @@ import numpy as np
 
 from telechat.nn.alibi import alibi_bias
 from telechat.nn.portable_kernels import MASKED
-from telechat.nn.rotary import rotary_tables
+from telechat.nn.rotary import fixed_tables_length, rotary_tables
 
 
 def sequence_tables(config, length):
@@ -20,8 +20,7 @@ def decoding_tables(config, max_length):
     official code caches keys rotated like that: beyond training_seqlen each token keeps the table
     of the length at which it was generated.
     """
-    limit = config.rotary_ntk_context if config.rotary_ntk_scales_theta else config.training_seqlen
-    first = min(limit, max_length)
+    first = min(fixed_tables_length(config), max_length)
     tables = [rotary_tables(config, np.arange(first), first)]
     tables += [rotary_tables(config, [position], position + 1) for position in range(first, max_length)]
     cos, sin = (np.concatenate(parts) for parts in zip(*tables))

@@ -14,10 +14,12 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 
 from telechat.errors import InputError
+from telechat.serving.access import AccessMiddleware, page_headers
 from telechat.serving.answer_text import AnswerText
-from telechat.serving.door import Door, page_headers
+from telechat.serving.api_error import APIError
+from telechat.serving.log import describe_failure, log
+from telechat.serving.logprobs import chat_logprobs, completion_logprobs
 from telechat.serving.protocol import parse_body, read_chat, read_completion
-from telechat.serving.refusal import Refusal
 from telechat.serving.service import Choice
 
 LARGEST_BODY = 1 << 20  # bytes
@@ -32,9 +34,10 @@ class App:
         service (Service): answers.
         model (Model): what is served.
         api_key (str): wanted with every request but /health; None: no key.
+        origins (sequence of str): whose pages may use the server besides its own; of `read_origin`.
     """
 
-    def __init__(self, service, model, api_key=None):
+    def __init__(self, service, model, api_key=None, origins=()):
         self.service = service
         self.model = model
         self.created = int(time.time())
@@ -47,8 +50,8 @@ class App:
                   Route("/v1/chat/completions", self._post_chat, methods=["POST"]),
                   Route("/v1/completions", self._post_completion, methods=["POST"])]
         starlette = Starlette(routes=routes, exception_handlers={
-            Refusal: _refused, InputError: _bad_input, HTTPException: _http_error, Exception: _failure})
-        self.asgi = Door(starlette, api_key, service.metrics, {route.path for route in routes})
+            APIError: _refused, InputError: _bad_input, HTTPException: _http_error, Exception: _failure})
+        self.asgi = AccessMiddleware(starlette, api_key, service.metrics, {route.path for route in routes}, origins)
 
     def _deliver(self, events):
         """Called in the loop's thread: hand events to the requests, which live in the HTTP thread."""
@@ -76,7 +79,7 @@ class App:
 
     async def _get_model(self, request):
         if request.path_params["name"] != self.model.name:
-            raise Refusal(404, f"this server has {self.model.name!r} alone", "model", "model_not_found")
+            raise APIError(404, f"this server has {self.model.name!r} alone", "model", "model_not_found")
         return JSONResponse(self._card())
 
     async def _post_chat(self, request):
@@ -99,7 +102,10 @@ class App:
 
 def _hand_out(events):
     for event in events:
-        event[0].listener.put_nowait(event)
+        try:
+            event.choice.listener.put_nowait(event)
+        except Exception as error:  # of this client
+            log(f"an answer could not be delivered: {describe_failure(error)}")
 
 
 class _Answer:
@@ -128,7 +134,7 @@ class _Answer:
             await asyncio.wait({collected, gone}, return_when=asyncio.FIRST_COMPLETED)
             if not collected.done():
                 return Response(status_code=GONE)  # nobody reads it
-            texts, reasons = collected.result()
+            texts, reasons, chances = collected.result()
         finally:
             collected.cancel()
             gone.cancel()
@@ -137,20 +143,28 @@ class _Answer:
         for choice in self.choices:
             text = texts[choice.index]
             content = {"message": {"role": "assistant", "content": text}} if self.ask.chat else {"text": text}
-            choices.append({"index": choice.index, **content, "finish_reason": reasons[choice.index], "logprobs": None})
+            choices.append({"index": choice.index, **content, "finish_reason": reasons[choice.index],
+                            "logprobs": self._logprobs(chances[choice.index])})
         return JSONResponse({**self._head(self.kind), "choices": choices, "usage": self._usage()})
 
     async def _collect(self):
         texts = {choice.index: "" for choice in self.choices}
+        chances = {choice.index: [] for choice in self.choices}
         reasons = {}
         while len(reasons) < len(texts):
-            choice, text, reason = await self.events.get()
+            choice, text, reason, more = await self.events.get()
             texts[choice.index] += text
+            chances[choice.index] += more
             if reason in _FAILURES:
                 raise _FAILURES[reason]
             if reason is not None:
                 reasons[choice.index] = reason
-        return texts, reasons
+        return texts, reasons, chances
+
+    def _logprobs(self, chances):
+        if self.ask.params.logprobs is None:
+            return None
+        return chat_logprobs(chances) if self.ask.chat else completion_logprobs(chances)
 
     async def stream(self):
         """Server-sent events."""
@@ -162,14 +176,14 @@ class _Answer:
         try:
             if self.ask.chat:
                 for choice in self.choices:
-                    yield self._piece(head, choice, {"role": "assistant", "content": ""}, None)
+                    yield self._piece(head, choice, {"role": "assistant", "content": ""})
             while open_choices:
-                choice, text, reason = await self.events.get()
+                choice, text, reason, chances = await self.events.get()
                 if reason in _FAILURES:
                     yield _event(_FAILURES[reason].body())
                     return
-                if text:
-                    yield self._piece(head, choice, {"content": text}, None)
+                if text or chances:
+                    yield self._piece(head, choice, {"content": text}, logprobs=self._logprobs(chances))
                 if reason is not None:
                     open_choices -= 1
                     yield self._piece(head, choice, {}, reason)
@@ -179,10 +193,10 @@ class _Answer:
         finally:
             self.service.cancel(self.choices)
 
-    def _piece(self, head, choice, delta, reason):
+    def _piece(self, head, choice, delta, reason=None, logprobs=None):
         content = {"delta": delta} if self.ask.chat else {"text": delta.get("content", "")}
         return _event({**head, "choices": [{"index": choice.index, **content, "finish_reason": reason,
-                                            "logprobs": None}]})
+                                            "logprobs": logprobs}]})
 
     def _head(self, kind):
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model.name}
@@ -193,12 +207,18 @@ class _Answer:
         return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
-_FAILURES = {"timeout": Refusal(504, "the answer took longer than this server's time limit", code="timeout"),
-             "failure": Refusal(500, "the server failed; its operator finds the reason in its output", code="failure")}
+_FAILURES = {"timeout": APIError(504, "the answer took longer than this server's time limit", code="timeout"),
+             "error": APIError(500, "this answer failed, and no other one; the server's operator finds the reason in its "
+                                    "output", code="answer_failed"),
+             "failure": APIError(500, "the server failed; its operator finds the reason in its output", code="failure")}
+
+
+# What JSON may hold as it is, and clients that cut a stream into lines as Python's str.splitlines does break at.
+_LINE_ENDS = {ord(character): f"\\u{ord(character):04x}" for character in "\x85\u2028\u2029"}
 
 
 def _event(value):
-    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
+    return f"data: {json.dumps(value, ensure_ascii=False).translate(_LINE_ENDS)}\n\n"
 
 
 class _EventStream(StreamingResponse):
@@ -219,8 +239,8 @@ async def _until_gone(receive):
 
 async def _read_body(request):
     if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
-        raise Refusal(415, "the request needs the header Content-Type: application/json")
-    too_large = Refusal(413, f"the body is larger than {LARGEST_BODY} bytes")
+        raise APIError(415, "the request needs the header Content-Type: application/json")
+    too_large = APIError(413, f"the body is larger than {LARGEST_BODY} bytes")
     length = request.headers.get("content-length", "")
     if length.isdigit() and len(length) < 20 and int(length) > LARGEST_BODY:
         raise too_large
@@ -237,25 +257,28 @@ async def _read_body(request):
     try:
         return await asyncio.wait_for(read(), PATIENCE)
     except ClientDisconnect:
-        raise Refusal(GONE, "the client went away while it sent the body") from None  # nobody reads it; metrics count it
+        raise APIError(GONE, "the client went away while it sent the body") from None  # nobody reads it; metrics count it
     except asyncio.TimeoutError:
-        raise Refusal(408, f"the body did not arrive within {PATIENCE:.0f} seconds") from None
+        raise APIError(408, f"the body did not arrive within {PATIENCE:.0f} seconds") from None
 
 
-async def _refused(request, refusal):
-    headers = {"retry-after": "1"} if refusal.status in (429, 503) else None
-    return JSONResponse(refusal.body(), refusal.status, headers)
+async def _refused(request, error):
+    headers = {"retry-after": "1"} if error.status in (429, 503) else None
+    return JSONResponse(error.body(), error.status, headers)
 
 
 async def _bad_input(request, error):
-    return await _refused(request, Refusal(400, str(error)))
+    return await _refused(request, APIError(400, str(error)))
 
 
 async def _http_error(request, error):
-    words = {404: f"there is no {request.url.path[:80]} here", 405: f"{request.method[:20]} is not allowed here"}
-    return JSONResponse(Refusal(error.status_code, words.get(error.status_code, error.detail)).body(),
+    path = request.url.path[:80]
+    hint = "" if path.startswith("/v1/") else "; the interface for programs begins with /v1/"
+    words = {404: f"there is no {path} here{hint}", 405: f"{request.method[:20]} is not allowed here"}
+    return JSONResponse(APIError(error.status_code, words.get(error.status_code, error.detail)).body(),
                         error.status_code, error.headers)
 
 
 async def _failure(request, error):
+    log(f"a request failed: {describe_failure(error)}")
     return await _refused(request, _FAILURES["failure"])

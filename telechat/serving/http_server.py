@@ -1,5 +1,6 @@
 """uvicorn in a thread of its own: the main thread belongs to the engine."""
 
+import asyncio
 import json
 import socket
 import threading
@@ -10,11 +11,12 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from telechat.errors import InputError
-from telechat.serving.refusal import Refusal
+from telechat.serving.api_error import APIError
+from telechat.serving.connections import Connections, connection_limit
+from telechat.serving.log import log
 
 HEAD_SECONDS = 15.0  # that a client may take to send a request's head
 TAKE_SECONDS = 30.0  # that a client may leave what was sent to it untaken
-MOST_CONNECTIONS = 1024
 SEND_BUFFER = 1 << 16  # bytes that the system takes for a client that does not; it would take megabytes by itself
 
 
@@ -23,6 +25,10 @@ class _Protocol(H11Protocol):
 
     _timer = _sending = None
     _untaken = 0  # bytes, when `_sending` was set
+
+    def __init__(self, held, **arguments):
+        super().__init__(**arguments)
+        self._held = held  # Connections
 
     def connection_made(self, transport):
         # Writing pauses while anything is left to send, so that until it is resumed what is left only shrinks.
@@ -55,14 +61,19 @@ class _Protocol(H11Protocol):
     def send_400_response(self, msg):
         """What is no HTTP is refused in OpenAI's form; uvicorn's own is plain text, and fails where an answer has begun."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            body = json.dumps(Refusal(400, "this is not an HTTP request that can be read").body()).encode()
+            body = json.dumps(APIError(400, "this is not an HTTP request that can be read").body()).encode()
             headers = [("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")]
             for event in (h11.Response(status_code=400, headers=headers, reason=b"Bad Request"), h11.Data(data=body),
                           h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event))
         self.transport.close()
 
+    def on_response_complete(self):
+        super().on_response_complete()
+        self._watch()
+
     def connection_lost(self, exc):
+        self._held.closed(self)
         for timer in (self._timer, self._sending):
             if timer:
                 timer.cancel()
@@ -70,6 +81,12 @@ class _Protocol(H11Protocol):
 
     def _watch(self):
         answering = self.cycle is not None and not self.cycle.response_complete
+        if self.transport.is_closing():
+            return
+        if answering:
+            self._held.is_busy(self)
+        else:
+            self._held.is_idle(self)
         if answering and self._timer:
             self._timer.cancel()
             self._timer = None
@@ -80,6 +97,30 @@ class _Protocol(H11Protocol):
         self._timer = None
         if self.cycle is None or self.cycle.response_complete:
             self.transport.close()
+
+
+class _Server(uvicorn.Server):
+    """Has its connections from `Connections`."""
+
+    def __init__(self, config, connections):
+        super().__init__(config)
+        self._connections = connections
+
+    async def startup(self, sockets=None):
+        asyncio.get_running_loop().set_exception_handler(_report)
+        await super().startup(sockets=[])
+        self._connections.start(lambda: _Protocol(self._connections, config=self.config, server_state=self.server_state,
+                                                  app_state=self.lifespan.state))
+
+    async def shutdown(self, sockets=None):
+        self._connections.stop()
+        await super().shutdown()
+
+
+def _report(loop, context):
+    """A line where asyncio would print a traceback."""
+    error = context.get("exception")
+    log(f"{context['message']}{'' if error is None else f': {type(error).__name__}: {error}'}")
 
 
 class HttpServer:
@@ -110,10 +151,9 @@ class HttpServer:
     def start(self, app):
         """Serve an ASGI application in a daemon thread; returns when connections are taken."""
         config = uvicorn.Config(app, http=_Protocol, ws="none", lifespan="off", log_level="critical", access_log=False,
-                                server_header=False, limit_concurrency=MOST_CONNECTIONS, timeout_keep_alive=HEAD_SECONDS,
-                                timeout_graceful_shutdown=10)
-        self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._server.run, args=([self._socket],), name="http", daemon=True)
+                                server_header=False, timeout_keep_alive=HEAD_SECONDS, timeout_graceful_shutdown=10)
+        self._server = _Server(config, Connections(self._socket, connection_limit()))
+        self._thread = threading.Thread(target=self._server.run, name="http", daemon=True)
         self._thread.start()
         while self._thread.is_alive() and not self._server.started:
             time.sleep(0.01)

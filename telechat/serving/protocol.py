@@ -10,23 +10,23 @@ import secrets
 
 from telechat.generation.chat import build_prompt
 from telechat.generation.sampling import SamplingParams
-from telechat.serving.refusal import Refusal
+from telechat.serving.api_error import APIError
 
 MOST_CHOICES = 16
 MOST_STOPS = 4
 LONGEST_STOP = 256  # characters
+MOST_LOGPROBS = 20
 COMPLETION_TOKENS = 16  # max_tokens of /v1/completions where it is not given, as in OpenAI's interface
 
 _SHARED = {"model", "stream", "stream_options", "max_tokens", "temperature", "top_p", "top_k", "repetition_penalty",
-           "presence_penalty", "frequency_penalty", "stop", "n", "seed"}
-_CHAT = _SHARED | {"messages", "max_completion_tokens", "drop_oldest"}
+           "presence_penalty", "frequency_penalty", "stop", "n", "seed", "logprobs", "response_format"}
+_CHAT = _SHARED | {"messages", "max_completion_tokens", "drop_oldest", "top_logprobs"}
 _COMPLETION = _SHARED | {"prompt"}
 _WITHOUT_EFFECT = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
                    "parallel_tool_calls"}
 # Fields that are not supported, with the values that ask for nothing.
-_NEUTRAL = {"logprobs": (False, 0), "top_logprobs": (0,), "logit_bias": ({},), "echo": (False,), "suffix": ("",),
-            "best_of": (1,), "tools": ([],), "functions": ([],), "tool_choice": ("none", "auto"),
-            "function_call": ("none", "auto"), "response_format": ({"type": "text"},), "modalities": (["text"],)}
+_NEUTRAL = {"top_logprobs": (0,), "logit_bias": ({},), "echo": (False,), "suffix": ("",), "best_of": (1,), "tools": ([],),
+            "functions": ([],), "tool_choice": ("none", "auto"), "function_call": ("none", "auto"), "modalities": (["text"],)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,21 +57,21 @@ def parse_body(data):
     """The JSON object in a request's body, bytes → dict.
 
     Raises:
-        Refusal: it is not one, or holds what UTF-8 cannot express.
+        APIError: it is not one, or holds what UTF-8 cannot express.
     """
     try:
         body = json.loads(data.decode("utf-8"), parse_constant=_no_constant)
         json.dumps(body, ensure_ascii=False).encode("utf-8")
     except UnicodeDecodeError as error:
-        raise Refusal(400, f"the body is not UTF-8 (byte {error.start})") from None
+        raise APIError(400, f"the body is not UTF-8 (byte {error.start})") from None
     except UnicodeEncodeError:
-        raise Refusal(400, "the body holds half of a surrogate pair; write the whole character") from None
+        raise APIError(400, "the body holds half of a surrogate pair; write the whole character") from None
     except RecursionError:
-        raise Refusal(400, "the body is nested too deeply") from None
+        raise APIError(400, "the body is nested too deeply") from None
     except ValueError as error:
-        raise Refusal(400, f"the body is not JSON: {error}"[:200]) from None
+        raise APIError(400, f"the body is not JSON: {error}"[:200]) from None
     if not isinstance(body, dict):
-        raise Refusal(400, "the body must be a JSON object")
+        raise APIError(400, "the body must be a JSON object")
     return body
 
 
@@ -86,7 +86,7 @@ def read_chat(body, model):
     long, as the official chat does; without it such a conversation is refused.
 
     Raises:
-        Refusal: a field is wrong.
+        APIError: a field is wrong.
     """
     _check_fields(body, _CHAT, model)
     history, question = _messages(body, model)
@@ -101,7 +101,8 @@ def read_chat(body, model):
     else:
         everything = 1 << 40
         prompt = build_prompt(tokenizer, history, question, everything, chat_format, honour_leading_marker=False)
-    return _ask(body, model, [prompt], None if drop_oldest else limit, limit or model.max_length, "messages", True)
+    return _ask(body, model, [prompt], None if drop_oldest else limit, limit or model.max_length, "messages", True,
+                _chat_logprobs(body))
 
 
 def read_completion(body, model):
@@ -111,18 +112,28 @@ def read_completion(body, model):
     lists of token ids may hold them.
 
     Raises:
-        Refusal: a field is wrong.
+        APIError: a field is wrong.
     """
     _check_fields(body, _COMPLETION, model)
     given = body.get("prompt")
     if isinstance(given, str) or (isinstance(given, list) and given and all(map(_is_int, given))):
         given = [given]
     if not isinstance(given, list) or not given or len(given) > MOST_CHOICES:
-        raise Refusal(400, f"prompt must be a text, a list of token ids, or a list of 1 to {MOST_CHOICES} of these",
+        raise APIError(400, f"prompt must be a text, a list of token ids, or a list of 1 to {MOST_CHOICES} of these",
                       "prompt")
     prompts = [_completion_prompt(prompt, model) for prompt in given]
     limit = _max_tokens(body, "max_tokens", model)
-    return _ask(body, model, prompts, limit, limit or COMPLETION_TOKENS, "prompt", False)
+    logprobs = None if body.get("logprobs") is False else _whole(body, "logprobs", 0, MOST_LOGPROBS)
+    return _ask(body, model, prompts, limit, limit or COMPLETION_TOKENS, "prompt", False, logprobs)
+
+
+def _chat_logprobs(body):
+    """How many tokens to tell the log-probabilities of beside each one's own; None: of none."""
+    top = _whole(body, "top_logprobs", 0, MOST_LOGPROBS)
+    wanted = _flag(body, "logprobs")
+    if top and not wanted:
+        raise APIError(400, f"top_logprobs {top} goes with logprobs true", "top_logprobs")
+    return (top or 0) if wanted else None
 
 
 def _completion_prompt(prompt, model):
@@ -132,34 +143,39 @@ def _completion_prompt(prompt, model):
         ids = prompt
         wrong = [token for token in ids if not 0 <= token < model.vocab_size]
         if wrong:
-            raise Refusal(400, f"token id {str(wrong[0])[:40]} is outside the vocabulary of {model.vocab_size}", "prompt")
+            raise APIError(400, f"token id {str(wrong[0])[:40]} is outside the vocabulary of {model.vocab_size}", "prompt")
     else:
-        raise Refusal(400, "each prompt must be a text or a list of token ids", "prompt")
+        raise APIError(400, "each prompt must be a text or a list of token ids", "prompt")
     if not ids:
-        raise Refusal(400, "a prompt must hold at least one token", "prompt")
+        raise APIError(400, "a prompt must hold at least one token", "prompt")
     return ids
 
 
-def _ask(body, model, prompts, must_fit, max_tokens, field, chat):
+def _ask(body, model, prompts, must_fit, max_tokens, field, chat, logprobs):
     for prompt in prompts:
         if len(prompt) + (must_fit or 1) > model.max_length:
             answer = f" and max_tokens {must_fit}" if must_fit else ""
-            raise Refusal(400, f"{field} of {len(prompt)} tokens{answer} exceed the {model.max_length} that this server "
+            raise APIError(400, f"{field} of {len(prompt)} tokens{answer} exceed the {model.max_length} that this server "
                                "has for prompt and answer together; shorten them",
                           field, "context_length_exceeded")
     n = _whole(body, "n", 1, MOST_CHOICES)
     n = 1 if n is None else n
     if n * len(prompts) > MOST_CHOICES:
-        raise Refusal(400, f"n times the number of prompts must be at most {MOST_CHOICES}", "n")
+        raise APIError(400, f"n times the number of prompts must be at most {MOST_CHOICES}", "n")
     options = body.get("stream_options")
     if options is not None and (not isinstance(options, dict) or not isinstance(
             options.get("include_usage", False), bool)):
-        raise Refusal(400, 'stream_options must be {"include_usage": true or false}', "stream_options")
-    return Ask(chat, prompts, n, _params(body, model, max_tokens), _stops(body), _flag(body, "stream"),
+        raise APIError(400, 'stream_options must be {"include_usage": true or false}', "stream_options")
+    form = body.get("response_format")
+    if form is not None and form != {"type": "text"}:
+        kind = form.get("type") if isinstance(form, dict) else form
+        raise APIError(400, f'response_format {_short(kind)} is not supported, {{"type": "text"}} alone; ask for the '
+                            "form you want in the question", "response_format", "unsupported_parameter")
+    return Ask(chat, prompts, n, _params(body, model, max_tokens, logprobs), _stops(body), _flag(body, "stream"),
                bool(options and options.get("include_usage")))
 
 
-def _params(body, model, max_tokens):
+def _params(body, model, max_tokens, logprobs):
     given = {"temperature": _number(body, "temperature", 0, 2), "top_p": _number(body, "top_p", 0, 1),
              "top_k": _whole(body, "top_k", 0, 1 << 31),
              "repetition_penalty": _number(body, "repetition_penalty", 0.01, 100),
@@ -172,34 +188,35 @@ def _params(body, model, max_tokens):
     # Drawn here, so that every process gets the same.
     seed = secrets.randbits(63) if seed is None else seed % (1 << 64)
     values = {**model.settings.sampling, **{name: value for name, value in given.items() if value is not None}}
-    return SamplingParams(max_tokens, stop_ids=model.settings.stop_ids, seed=seed, **values)
+    return SamplingParams(max_tokens, stop_ids=model.settings.stop_ids, excluded_ids=model.settings.excluded_ids,
+                          seed=seed, logprobs=logprobs, **values)
 
 
 def _messages(body, model):
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
-        raise Refusal(400, "messages must be a list with at least one message", "messages")
+        raise APIError(400, "messages must be a list with at least one message", "messages")
     turns, system = [], []
     for number, message in enumerate(messages):
         place = f"messages[{number}]"
         if not isinstance(message, dict):
-            raise Refusal(400, f"{place} must be an object with role and content", place)
+            raise APIError(400, f"{place} must be an object with role and content", place)
         role, text = message.get("role"), _content(message.get("content"), place)
         if role in ("system", "developer"):
             if model.system == "refuse":
-                raise Refusal(400, f"{place} is a system message, and TeleChat was not trained with one; put it into the "
+                raise APIError(400, f"{place} is a system message, and TeleChat was not trained with one; put it into the "
                                    "question, or start the server with --system prepend", place)
             if turns:
-                raise Refusal(400, f"{place}: system messages must come first", place)
+                raise APIError(400, f"{place}: system messages must come first", place)
             system.append(text)
         elif role in ("user", "assistant"):
             turns.append({"role": "user" if role == "user" else "bot", "content": text})
         else:
-            raise Refusal(400, f'{place}.role must be "user", "assistant" or "system", not {str(role)[:40]!r}', place)
+            raise APIError(400, f'{place}.role must be "user", "assistant" or "system", not {str(role)[:40]!r}', place)
     if not turns or turns[-1]["role"] != "user":
-        raise Refusal(400, "the last of messages must be the user's", "messages")
+        raise APIError(400, "the last of messages must be the user's", "messages")
     if turns[0]["role"] != "user":
-        raise Refusal(400, "the first of messages must be the user's", "messages")
+        raise APIError(400, "the first of messages must be the user's", "messages")
     if system:
         turns[0] = {"role": "user", "content": "\n".join([*system, turns[0]["content"]])}
     return turns[:-1], turns[-1]["content"]
@@ -212,7 +229,7 @@ def _content(content, place):
             isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
             for part in content):
         return "".join(part["text"] for part in content)
-    raise Refusal(400, f'{place}.content must be a text, or a list of {{"type": "text", "text": …}}', place)
+    raise APIError(400, f'{place}.content must be a text, or a list of {{"type": "text", "text": …}}', place)
 
 
 def _check_fields(body, known, model):
@@ -221,15 +238,15 @@ def _check_fields(body, known, model):
             continue
         if name in _NEUTRAL:
             if value not in _NEUTRAL[name]:
-                raise Refusal(400, f"{name} is not supported; leave it out", name, "unsupported_parameter")
+                raise APIError(400, f"{name} is not supported; leave it out", name, "unsupported_parameter")
         else:
             name = name[:60]
-            raise Refusal(400, f"there is no field {name!r} here; leave it out", name, "unknown_parameter")
+            raise APIError(400, f"there is no field {name!r} here; leave it out", name, "unknown_parameter")
     name = body.get("model")
     if not isinstance(name, str):
-        raise Refusal(400, f"model must be a text: {model.name!r}", "model")
+        raise APIError(400, f"model must be a text: {model.name!r}", "model")
     if name != model.name:
-        raise Refusal(404, f"there is no model {name[:60]!r} here; this server has {model.name!r}", "model",
+        raise APIError(404, f"there is no model {name[:60]!r} here; this server has {model.name!r}", "model",
                       "model_not_found")
 
 
@@ -238,7 +255,7 @@ def _stops(body):
     stops = [] if stops is None else [stops] if isinstance(stops, str) else stops
     if not isinstance(stops, list) or len(stops) > MOST_STOPS or not all(
             isinstance(stop, str) and 0 < len(stop) <= LONGEST_STOP for stop in stops):
-        raise Refusal(400, f"stop must be a text or a list of at most {MOST_STOPS}, each of 1 to {LONGEST_STOP} "
+        raise APIError(400, f"stop must be a text or a list of at most {MOST_STOPS}, each of 1 to {LONGEST_STOP} "
                            "characters", "stop")
     return tuple(stops)
 
@@ -254,7 +271,7 @@ def _is_int(value):
 def _whole(body, name, least, most):
     value = body.get(name)
     if value is not None and not (_is_int(value) and least <= value <= most):
-        raise Refusal(400, f"{name} must be a whole number from {least} to {most}, not {_short(value)}", name)
+        raise APIError(400, f"{name} must be a whole number from {least} to {most}, not {_short(value)}", name)
     return value
 
 
@@ -263,14 +280,14 @@ def _number(body, name, least, most):
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
-        raise Refusal(400, f"{name} must be a number from {least} to {most}, not {_short(value)}", name)
+        raise APIError(400, f"{name} must be a number from {least} to {most}, not {_short(value)}", name)
     return float(value)
 
 
 def _flag(body, name):
     value = body.get(name)
     if value is not None and not isinstance(value, bool):
-        raise Refusal(400, f"{name} must be true or false, not {_short(value)}", name)
+        raise APIError(400, f"{name} must be true or false, not {_short(value)}", name)
     return bool(value)
 
 

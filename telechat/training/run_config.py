@@ -7,7 +7,7 @@ import re
 import yaml
 
 from telechat import fields
-from telechat.config import TeleChatConfig
+from telechat.config import config_keys
 from telechat.errors import InputError
 from telechat.parallel.parallel_config import ParallelConfig
 from telechat.text_files import decode, expand_path, read_file
@@ -93,7 +93,7 @@ class RunConfig:
         train_names = _field_names(TrainConfig)
         _check_keys(values, run_names | train_names, source)
         for name in ("model", "published_model"):
-            _check_keys(values.get(name), _field_names(TeleChatConfig) - {"extra", "style"}, source, name)
+            _check_keys(values.get(name), config_keys(), source, name)
         parallel = values.pop("parallel", None)
         parallel = {} if parallel is None else parallel
         _check_keys(parallel, _field_names(ParallelConfig) | {"micro_batches"}, source, "parallel")

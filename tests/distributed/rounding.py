@@ -60,9 +60,12 @@ class TorchRun:
 
     def canonical(self, get):
         """Canonical name → array of ``get(tensor)``, a copy."""
-        found = {}
+        found, taken = {}, {stored.name: get(self.tensors[stored.name]).numpy() for stored in self.layout}
         for stored in self.layout:
-            parts = stored.split(get(self.tensors[stored.name]).numpy())
+            if stored.partners:
+                parts = (stored.combine(*(taken[name] for name in stored.partners)),)
+            else:
+                parts = stored.split(taken[stored.name])
             found.update((name, np.array(part)) for name, part in zip(stored.parameters, parts))
         return found
 

@@ -14,15 +14,19 @@ from tests.distributed.rounding import rounding_reach
 
 RECIPE = dict(learning_rate=1e-3, warmup_steps=2, total_steps=8, betas=[0.9, 0.95], eps=1e-8, weight_decay=0.1,
               max_grad_norm=1.0)
-SIZES = ("7b", "12b", "52b")
+SIZES = ("telechat_7b", "telechat_12b", "telechat_52b", "telechat2", "telechat3")
 # Weights of two runs are equal within SAME, except those that float32's rounding alone carries further: they may
 # be as far apart as that, RMS of rounding taken four times, and LOOSE at most. There are FEW of them, with dropout
-# up to five times as many, depending on the seed: of 7B's, gradients are smaller where much is dropped.
+# up to five times as many, depending on the seed: of 7B's, gradients are smaller where much is dropped; and in
+# TeleChat3's checkpoint, whose logits are larger and whose gradients are therefore rounded more coarsely: two values
+# of its embedding go as far as the learning rate, their gradients being rounding alone.
 SAME, LOOSE, FEW = 1e-5, 2e-4, 1e-3
+LOOSE_OF, FEW_OF = {"telechat3": 2e-3}, {"telechat3": 1e-2}
 # On CPU this is also how long a collective waits for a neighbour that still compiles.
 PATIENT = {"MS_NODE_TIMEOUT": "120"}
 
-# Name → ParallelConfig, micro-batches, and the sizes it fits: 7B's tiny model has two layers.
+# Name → ParallelConfig, micro-batches, and the models it fits: 7B's tiny one has two layers, TeleChat2's and 3's two
+# key-value heads.
 TWO = {
     "dp2": (dict(data=2), 1, SIZES),
     "tp2": (dict(tensor=2), 1, SIZES),
@@ -30,9 +34,9 @@ TWO = {
     "tp2 sequence parallel": (dict(tensor=2, sequence_parallel=True), 1, SIZES),
     "dp2 sharded optimizer": (dict(data=2, shard_optimizer=True), 1, SIZES),
 }
-THREE = {"pp3": (dict(pipeline=3), 2, ("12b", "52b"))}
+THREE = {"pp3": (dict(pipeline=3), 2, SIZES[1:])}
 FOUR = {
-    "tp4": (dict(tensor=4), 1, SIZES),
+    "tp4": (dict(tensor=4), 1, SIZES[:3]),
     "dp2 tp2": (dict(data=2, tensor=2), 1, SIZES),
     "tp2 pp2": (dict(tensor=2, pipeline=2), 4, SIZES),
 }
@@ -73,7 +77,7 @@ def single(shared, tmp_path_factory):
             if size == "8 heads":
                 TeleChat(TeleChatConfig.from_dict(EIGHT_HEADS), seed=3).save_pretrained(folder / "checkpoint")
             else:
-                official = shared / "reference" / f"telechat_{size}_tiny"
+                official = shared / "reference" / f"{size}_tiny"
                 torch_to_ms(str(official), str(folder / "checkpoint"))
                 golden = np.load(official / "golden.npz") if rows == 2 and not dropout else None
             if dropout:
@@ -92,8 +96,9 @@ def single(shared, tmp_path_factory):
             train = TrainConfig(**RECIPE)
             start = {parameter.name: parameter.asnumpy().copy() for parameter in model.get_parameters()}
             reach, exact = rounding_reach(model.config, start, list(zip(ids, labels)), train)
-            allowed = {name: np.clip(4 * far, SAME, LOOSE) for name, far in reach.items()}
-            assert np.mean(np.concatenate([far.ravel() for far in allowed.values()]) > SAME) < (5 if dropout else 1) * FEW
+            allowed = {name: np.clip(4 * far, SAME, LOOSE_OF.get(size, LOOSE)) for name, far in reach.items()}
+            few = FEW_OF.get(size, FEW) * (5 if dropout else 1)
+            assert np.mean(np.concatenate([far.ravel() for far in allowed.values()]) > SAME) < few
             trainer = Trainer(model, train)
             steps = [trainer.train_step(*batch) for batch in zip(ids, labels)]
             if golden is not None:
@@ -162,27 +167,29 @@ def some(meshes, **sizes):
 
 
 def test_two_processes(single, msrun, tmp_path):
-    check(some(TWO, dp2=("12b",), tp2=("7b", "52b"), pp2=("7b",), tp2_sequence_parallel=("52b",),
-               dp2_sharded_optimizer=("7b",)), 2, single, msrun, tmp_path)
+    check(some(TWO, dp2=("telechat_12b",), tp2=("telechat_7b", "telechat_52b", "telechat2"), pp2=("telechat_7b",),
+               tp2_sequence_parallel=("telechat_52b", "telechat3"), dp2_sharded_optimizer=("telechat_7b",)),
+          2, single, msrun, tmp_path)
 
 
 def test_three_stages(single, msrun, tmp_path):
-    check(some(THREE, pp3=("12b",)), 3, single, msrun, tmp_path)
+    check(some(THREE, pp3=("telechat_12b",)), 3, single, msrun, tmp_path)
 
 
 def test_four_processes(single, msrun, tmp_path):
-    check(some(FOUR, tp4=("52b",), dp2_tp2=("7b",), tp2_pp2=("12b",)), 4, single, msrun, tmp_path)
+    check(some(FOUR, tp4=("telechat_52b",), dp2_tp2=("telechat_7b",), tp2_pp2=("telechat_12b", "telechat3")),
+          4, single, msrun, tmp_path)
 
 
 def test_dropout_masks_do_not_depend_on_the_mesh(single, msrun, tmp_path):
     """A mask belongs to a sequence of the whole batch, a layer and a head, wherever these are computed."""
-    check(some(TWO, dp2=("12b",), tp2=("7b",), pp2=("12b",), tp2_sequence_parallel=("12b",)), 2, single, msrun,
-          tmp_path, dropout=0.2)
+    check(some(TWO, dp2=("telechat_12b",), tp2=("telechat_7b",), pp2=("telechat_12b",),
+               tp2_sequence_parallel=("telechat_12b",)), 2, single, msrun, tmp_path, dropout=0.2)
 
 
 def test_two_nodes_on_one_machine(single, tmp_path):
     """Two msrun of two processes each, as on two machines: one job, and both end well."""
-    cases, expected = prepare(some(FOUR, dp2_tp2=("12b",)), single, tmp_path)
+    cases, expected = prepare(some(FOUR, dp2_tp2=("telechat_12b",)), single, tmp_path)
     port = free_port()
     jobs = [RunningJob(tmp_path, 4, "trace.py", tmp_path / "cases.json", environment=PATIENT,
                        flags=("--local_worker_num=2", f"--node_rank={node}", f"--master_port={port}"))

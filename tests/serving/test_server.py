@@ -1,9 +1,12 @@
 """The running server through OpenAI's own client: answers are those of the library, alone or in company."""
 
 import concurrent.futures
+import signal
 import time
 
+import numpy as np
 import openai
+import psutil
 import pytest
 
 from telechat.generation import chat
@@ -109,6 +112,48 @@ def test_completions_of_texts_and_of_token_ids(client, generator, tokenizer):
     assert client.completions.create(model="tiny", prompt=ids[1]).usage.completion_tokens == 16, "as OpenAI's default"
 
 
+def exact_logprobs(generator, prompt, answer):
+    """float64 log-softmax of the whole model's logits where each of the answer's tokens is chosen."""
+    ids = [*prompt, *answer]
+    ids = ids + [0] * (128 - len(ids))  # one length for all, filled up behind
+    logits = generator.model([ids]).asnumpy()[0, len(prompt) - 1:len(prompt) - 1 + len(answer)].astype(np.float64)
+    shifted = logits - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def test_log_probabilities_are_those_of_the_models_logits(client, generator, tokenizer):
+    """Greedy and sampled with penalties, whole and streamed, of chat and completions."""
+    for fields in ({}, dict(temperature=1.5, seed=3, frequency_penalty=1.0, presence_penalty=-1.0)):
+        prompt = question(tokenizer)
+        params = SamplingParams(12, stop_ids=STOP, **fields)
+        answer, = generator.generate([prompt], params)
+        exact = exact_logprobs(generator, prompt, answer)
+        whole = ask(client, max_tokens=12, logprobs=True, top_logprobs=20, **fields).choices[0]
+        entries = whole.logprobs.content
+        assert b"".join(bytes(entry.bytes or ()) for entry in entries).decode(errors="replace") == whole.message.content
+        for entry, token, row in zip(entries, answer, exact, strict=True):
+            assert abs(entry.logprob - row[token]) < 1e-4
+            likeliest = np.argsort(-row)[:20]
+            np.testing.assert_allclose([top.logprob for top in entry.top_logprobs], row[likeliest], rtol=0, atol=1e-4)
+            texts = [tokenizer.id_to_token(int(index)) for index in likeliest[:3]]
+            if row[likeliest[:3]].min() - row[likeliest[3]] > 1e-3 and not any("<0x" in text for text in texts):
+                assert [top.token.strip() for top in entry.top_logprobs[:3]] == [text.replace("▁", " ").strip() for text in texts]
+        streamed = [entry for chunk in ask(client, max_tokens=12, logprobs=True, top_logprobs=20, stream=True, **fields)
+                    if chunk.choices[0].logprobs for entry in chunk.choices[0].logprobs.content]
+        assert streamed == entries
+        completion = client.completions.create(model="tiny", prompt=prompt, max_tokens=12, logprobs=2, **fields).choices[0]
+        assert completion.logprobs.tokens == [entry.token for entry in entries]
+        np.testing.assert_allclose(completion.logprobs.token_logprobs, [entry.logprob for entry in entries], atol=1e-9)
+        assert [len(top) for top in completion.logprobs.top_logprobs] == [2] * len(answer)
+        for token, offset in zip(completion.logprobs.tokens, completion.logprobs.text_offset):
+            assert token.startswith(("bytes:", "<")) or completion.text[offset:].startswith(token)
+        chunks = list(client.completions.create(model="tiny", prompt=prompt, max_tokens=12, logprobs=2, stream=True, **fields))
+        assert [token for chunk in chunks if chunk.choices[0].logprobs for token in chunk.choices[0].logprobs.tokens] \
+            == completion.logprobs.tokens
+    assert ask(client, max_tokens=2).choices[0].logprobs is None
+    assert all(entry.top_logprobs == [] for entry in ask(client, max_tokens=2, logprobs=True).choices[0].logprobs.content)
+
+
 def test_company_changes_nothing(client, generator, tokenizer):
     """10 different requests at once for 4 places: greedy and sampled, long and short."""
     texts = [f"第{number}个问题" + "，请问" * number for number in range(10)]
@@ -161,6 +206,24 @@ def test_control_tokens_in_a_message_are_text(client, tokenizer):
     prompt = question(tokenizer, text)
     assert prompt.count(2) == 0 and prompt[1:-1] == tokenizer.encode(text, control_tokens=False)
     assert ask(client, text, max_tokens=1).usage.prompt_tokens == len(prompt)
+
+
+def test_ctrl_c_ends_a_server_without_clients_within_three_seconds(checkpoint, tmp_path):
+    """Its clients have gone in the middle of long answers; the key came from a file, and shows nowhere."""
+    (tmp_path / "key").write_text("sk-from-a-file\n")
+    server, output = start(checkpoint, "--api_key_file", tmp_path / "key", "--max_batch", 2, "--max_length", 2048)
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="sk-from-a-file", max_retries=0)
+    for stream in [ask(client, "一直说", stream=True) for _ in range(2)]:
+        next(stream)
+        stream.close()
+    with pytest.raises(openai.AuthenticationError):
+        ask(client.with_options(api_key="sk-wrong"))
+    assert "sk-" not in " ".join(psutil.Process(server.process.pid).cmdline())
+    begin = time.monotonic()
+    server.process.send_signal(signal.SIGINT)
+    rest, _ = server.process.communicate(timeout=60)
+    assert time.monotonic() - begin < 3 and server.process.returncode == 0
+    assert rest.endswith("stopped\n") and "sk-" not in output + rest
 
 
 def test_sigterm_lets_running_answers_finish_and_refuses_new_ones(checkpoint):

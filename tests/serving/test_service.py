@@ -8,7 +8,7 @@ import pytest
 from telechat.generation.sampling import SamplingParams
 from telechat.parallel.mesh import Mesh
 from telechat.serving.metrics import Metrics
-from telechat.serving.refusal import Refusal
+from telechat.serving.api_error import APIError
 from telechat.serving.service import Choice, Service
 from tests.serving.conftest import CountingEngine
 
@@ -20,12 +20,15 @@ class Spelling:
         self.stop_at = stop_at
         self.stopped = False
 
-    def put(self, token):
+    def put(self, token, logprobs=None):
         self.stopped = token == self.stop_at
         return "" if self.stopped else f"{token} "
 
     def end(self):
         return ""
+
+    def take_chances(self, ended=False):
+        return []
 
 
 def choice(prompt, count, stop_at=None, **params):
@@ -36,7 +39,7 @@ def collect(item):
     """The text and reason that a choice got."""
     text = ""
     while True:
-        _, piece, reason = item.listener.get(timeout=10)
+        _, piece, reason, _ = item.listener.get(timeout=10)
         text += piece
         if reason:
             return text, reason
@@ -45,7 +48,7 @@ def collect(item):
 @pytest.fixture
 def service(engine):
     made = Service(engine, Mesh.single().world, Metrics(), queue_limit=3)
-    made.deliver = lambda events: [event[0].listener.put(event) for event in events]
+    made.deliver = lambda events: [event.choice.listener.put(event) for event in events]
     return made
 
 
@@ -77,13 +80,77 @@ def test_stop_tokens_and_stop_strings_and_the_end_of_the_cache(service):
 
 def test_the_queue_has_a_limit(service):
     service.submit([choice([1], 1) for _ in range(5)])  # two slots and three that wait
-    with pytest.raises(Refusal) as refused:
+    with pytest.raises(APIError) as refused:
         service.submit([choice([1], 1)])
     assert refused.value.status == 429
     finish(service)
-    with pytest.raises(Refusal) as refused:
+    with pytest.raises(APIError) as refused:
         service.submit([choice([1], 1)])
     assert refused.value.status == 503
+
+
+def test_the_queue_has_room_beside_what_runs(service, engine):
+    """Two slots and three places: while two run, three wait and no fourth."""
+    service.submit([choice([1], 4), choice([1], 4)])
+    decode, more = engine.decode, [choice([1], 1) for _ in range(4)]
+
+    def submit_at_second(slots, tokens, positions):
+        if engine.decodes == 1:
+            assert service.running == 2
+            service.stopping = False
+            with pytest.raises(APIError) as refused:
+                service.submit(more)
+            assert (refused.value.status, refused.value.code) == (429, "queue_full")
+            service.submit(more[:3])
+            with pytest.raises(APIError, match="^3 requests are waiting, which is as many as this server lets; try again"):
+                service.submit(more[3:])
+            service.stopping = True
+        return decode(slots, tokens, positions)
+
+    engine.decode = submit_at_second
+    finish(service)
+    assert [collect(item)[1] for item in more[:3]] == ["length"] * 3
+
+
+def test_more_answers_in_one_request_than_there_are_places(service):
+    with pytest.raises(APIError, match="^6 answers in one request are more than the 5 that this server takes at a time"):
+        service.submit([choice([1], 1) for _ in range(6)])
+
+
+def test_batch_sizes_are_compiled_while_nobody_waits(service, engine, monkeypatch):
+    monkeypatch.setattr("telechat.serving.service.IDLE", 0.05)
+    engine.uncompiled, compiled = [1, 2], []
+
+    def compile(size):
+        assert service.running == 0
+        compiled.append(size)
+        engine.uncompiled = engine.uncompiled[1:]
+        service.stopping = not engine.uncompiled
+
+    service.compile = compile
+    service.submit([choice([1], 3)])
+    service.run()
+    assert compiled == [1, 2]
+
+
+def test_deserted_is_a_service_whose_clients_have_gone(service, engine):
+    items = [choice([1], 9), choice([1], 9), choice([1], 9)]
+    assert service.deserted
+    service.submit(items)
+    assert not service.deserted
+    decode, seen = engine.decode, []
+
+    def go_at_second(slots, tokens, positions):
+        if engine.decodes == 1:
+            service.cancel(items[:1])
+            seen.append(service.deserted)
+            service.cancel(items[1:])
+            seen.append(service.deserted)
+        return decode(slots, tokens, positions)
+
+    engine.decode = go_at_second
+    finish(service)
+    assert seen == [False, True] and engine.decodes == 2 and service.over
 
 
 def test_a_cancelled_sequence_frees_its_slot_within_one_token(service, engine):
@@ -144,7 +211,7 @@ def test_a_failure_is_told_to_everyone_and_raised(service, engine):
     with pytest.raises(MemoryError):
         service.run()
     assert [collect(item)[1] for item in items] == ["failure"] * 3
-    with pytest.raises(Refusal):
+    with pytest.raises(APIError):
         service.submit([choice([1], 1)])
 
 

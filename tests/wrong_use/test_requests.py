@@ -1,13 +1,14 @@
-"""Wrong requests to a server: each is refused in one sentence that names the field."""
+"""Wrong requests to a server: each is refused in one sentence that names the field, the value and what to do."""
 
 import dataclasses
+import re
 
 import pytest
 
 from telechat import TeleChatConfig
 from telechat.generation.settings import GenerationSettings
 from telechat.serving import protocol
-from telechat.serving.refusal import Refusal
+from telechat.serving.api_error import APIError
 
 
 def chat(**fields):
@@ -18,31 +19,64 @@ def said(*roles):
     return {"messages": [{"role": role, "content": "x"} for role in roles]}
 
 
+FORM = " must be an object with role and content"
+TEXT = '.content must be a text, or a list of {"type": "text", "text": …}'
+TURNED_AWAY = " is a system message, and TeleChat was not trained with one; put it into the question, or start the server " \
+              "with --system prepend"
+STOPS = "stop must be a text or a list of at most 4, each of 1 to 256 characters"
+# What is asked for, the field that is named, and the whole reason.
 REQUESTS = [
-    ({"model": None}, "model"), ({"model": 3}, "model"), ({"model": "gpt"}, "model"), ({"messages": None}, "messages"),
-    ({"messages": []}, "messages"), ({"messages": "hi"}, "messages"), ({"messages": ["hi"]}, "messages[0]"),
-    ({"messages": [{}]}, "messages[0]"), ({"messages": [{"role": "user"}]}, "messages[0]"),
-    ({"messages": [{"role": "user", "content": 3}]}, "messages[0]"),
-    ({"messages": [{"role": "user", "content": []}]}, "messages[0]"),
-    ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]}, "messages[0]"),
-    (said("assistant"), "messages"), (said("user", "assistant"), "messages"), (said("assistant", "user"), "messages"),
-    (said("system", "user"), "messages[0]"), (said("developer", "user"), "messages[0]"), (said("tool"), "messages[0]"),
-    (said(7), "messages[0]"), (said("system"), "messages[0]"), ({"temperature": -1}, "temperature"),
-    ({"temperature": 3}, "temperature"), ({"temperature": "1"}, "temperature"), ({"temperature": True}, "temperature"),
-    ({"temperature": [1]}, "temperature"), ({"top_p": 1.1}, "top_p"), ({"top_p": -0.1}, "top_p"), ({"top_k": -1}, "top_k"),
-    ({"top_k": 1.5}, "top_k"), ({"repetition_penalty": 0}, "repetition_penalty"),
-    ({"presence_penalty": 2.5}, "presence_penalty"), ({"frequency_penalty": -3}, "frequency_penalty"),
-    ({"max_tokens": 0}, "max_tokens"), ({"max_tokens": -1}, "max_tokens"), ({"max_tokens": 129}, "max_tokens"),
-    ({"max_tokens": 10**30}, "max_tokens"), ({"max_tokens": 1.5}, "max_tokens"), ({"max_tokens": "9"}, "max_tokens"),
-    ({"max_completion_tokens": 0}, "max_completion_tokens"), ({"max_tokens": 128}, "messages"),
-    ({"messages": [{"role": "user", "content": "话" * 500}]}, "messages"), ({"n": 0}, "n"), ({"n": 17}, "n"),
-    ({"n": 1.0}, "n"), ({"seed": 1.5}, "seed"), ({"seed": 1 << 65}, "seed"), ({"stop": 3}, "stop"), ({"stop": ""}, "stop"),
-    ({"stop": ["a"] * 5}, "stop"), ({"stop": ["a", 1]}, "stop"), ({"stop": "x" * 257}, "stop"), ({"stream": 1}, "stream"),
-    ({"stream_options": 1}, "stream_options"), ({"stream_options": {"include_usage": 1}}, "stream_options"),
-    ({"drop_oldest": "yes"}, "drop_oldest"), ({"logprobs": True}, "logprobs"), ({"top_logprobs": 3}, "top_logprobs"),
-    ({"logit_bias": {"5": 1}}, "logit_bias"), ({"tools": [{}]}, "tools"), ({"functions": [1]}, "functions"),
-    ({"response_format": {"type": "json_object"}}, "response_format"), ({"modalities": ["audio"]}, "modalities"),
-    ({"temprature": 1}, "temprature"), ({"x" * 100: 1}, "x" * 60),
+    ({"model": None}, "model", "model must be a text: 'tiny'"), ({"model": 3}, "model", "model must be a text: 'tiny'"),
+    ({"model": "gpt"}, "model", "there is no model 'gpt' here; this server has 'tiny'"),
+    *[({"messages": value}, "messages", "messages must be a list with at least one message") for value in (None, [], "hi")],
+    ({"messages": ["hi"]}, "messages[0]", "messages[0]" + FORM),
+    *[({"messages": [message]}, "messages[0]", "messages[0]" + TEXT)
+      for message in ({}, {"role": "user"}, {"role": "user", "content": 3}, {"role": "user", "content": []},
+                      {"role": "user", "content": [{"type": "image_url", "image_url": "x"}]})],
+    (said("assistant"), "messages", "the last of messages must be the user's"),
+    (said("user", "assistant"), "messages", "the last of messages must be the user's"),
+    (said("assistant", "user"), "messages", "the first of messages must be the user's"),
+    (said("system", "user"), "messages[0]", "messages[0]" + TURNED_AWAY),
+    (said("developer", "user"), "messages[0]", "messages[0]" + TURNED_AWAY),
+    (said("system"), "messages[0]", "messages[0]" + TURNED_AWAY),
+    (said("tool"), "messages[0]", 'messages[0].role must be "user", "assistant" or "system", not \'tool\''),
+    (said(7), "messages[0]", 'messages[0].role must be "user", "assistant" or "system", not \'7\''),
+    *[({"temperature": value}, "temperature", f"temperature must be a number from 0 to 2, not {shown}")
+      for value, shown in ((-1, "-1"), (3, "3"), ("1", '"1"'), (True, "true"), ([1], "[1]"))],
+    *[({"top_p": value}, "top_p", f"top_p must be a number from 0 to 1, not {value}") for value in (1.1, -0.1)],
+    *[({"top_k": value}, "top_k", f"top_k must be a whole number from 0 to 2147483648, not {value}") for value in (-1, 1.5)],
+    ({"repetition_penalty": 0}, "repetition_penalty", "repetition_penalty must be a number from 0.01 to 100, not 0"),
+    ({"presence_penalty": 2.5}, "presence_penalty", "presence_penalty must be a number from -2 to 2, not 2.5"),
+    ({"frequency_penalty": -3}, "frequency_penalty", "frequency_penalty must be a number from -2 to 2, not -3"),
+    *[({"max_tokens": value}, "max_tokens", f"max_tokens must be a whole number from 1 to 128, not {shown}")
+      for value, shown in ((0, "0"), (-1, "-1"), (129, "129"), (10**30, str(10**30)), (1.5, "1.5"), ("9", '"9"'))],
+    ({"max_completion_tokens": 0}, "max_completion_tokens",
+     "max_completion_tokens must be a whole number from 1 to 128, not 0"),
+    ({"max_tokens": 128}, "messages", " and max_tokens 128 exceed the 128 that this server has for prompt and answer "
+                                      "together; shorten them"),
+    ({"messages": [{"role": "user", "content": "话" * 500}]}, "messages",
+     " tokens exceed the 128 that this server has for prompt and answer together; shorten them"),
+    *[({"n": value}, "n", f"n must be a whole number from 1 to 16, not {value}") for value in (0, 17, 1.0)],
+    ({"seed": 1.5}, "seed", "seed must be a whole number from -9223372036854775808 to 18446744073709551615, not 1.5"),
+    ({"seed": 1 << 65}, "seed", "seed must be a whole number from -9223372036854775808 to 18446744073709551615, not "
+                                "36893488147419103232"),
+    *[({"stop": value}, "stop", STOPS) for value in (3, "", ["a"] * 5, ["a", 1], "x" * 257)],
+    ({"stream": 1}, "stream", "stream must be true or false, not 1"),
+    *[({"stream_options": value}, "stream_options", 'stream_options must be {"include_usage": true or false}')
+      for value in (1, {"include_usage": 1})],
+    ({"drop_oldest": "yes"}, "drop_oldest", 'drop_oldest must be true or false, not "yes"'),
+    ({"logprobs": 5}, "logprobs", "logprobs must be true or false, not 5"),
+    ({"top_logprobs": 3}, "top_logprobs", "top_logprobs 3 goes with logprobs true"),
+    ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "top_logprobs must be a whole number from 0 to 20, not 21"),
+    ({"logprobs": True, "top_logprobs": -1}, "top_logprobs", "top_logprobs must be a whole number from 0 to 20, not -1"),
+    *[({name: value}, name, f"{name} is not supported; leave it out")
+      for name, value in (("logit_bias", {"5": 1}), ("tools", [{}]), ("functions", [1]), ("modalities", ["audio"]))],
+    *[({"response_format": value}, "response_format", f'response_format {shown} is not supported, {{"type": "text"}} alone; '
+       "ask for the form you want in the question")
+      for value, shown in (({"type": "json_object"}, '"json_object"'), ("text", '"text"'), ({}, "null"), ([], "[]"),
+                           ({"type": "json_schema", "json_schema": {}}, '"json_schema"'))],
+    ({"temprature": 1}, "temprature", "there is no field 'temprature' here; leave it out"),
+    ({"x" * 100: 1}, "x" * 60, f"there is no field '{'x' * 60}' here; leave it out"),
 ]
 
 
@@ -52,22 +86,57 @@ def model(places):
     return protocol.Model("tiny", GenerationSettings.load(places["ckpt"], config), 128, config.vocab_size)
 
 
-@pytest.mark.parametrize("fields, param", REQUESTS, ids=range(len(REQUESTS)))
-def test_wrong_requests(fields, param, model):
-    with pytest.raises(Refusal) as refused:
+@pytest.mark.parametrize("fields, param, reason", REQUESTS, ids=range(len(REQUESTS)))
+def test_wrong_requests(fields, param, reason, model):
+    with pytest.raises(APIError) as refused:
         protocol.read_chat(chat(**fields), model)
     assert refused.value.status == (404 if fields == {"model": "gpt"} else 400)
     assert refused.value.param == param
-    assert param.split("[")[0] in refused.value.message and "\n" not in refused.value.message
-    assert len(refused.value.message) < 300
+    if reason.startswith(" "):  # the number of tokens goes before
+        assert re.fullmatch(r"messages of \d+( tokens)?" + re.escape(reason), refused.value.message)
+    else:
+        assert refused.value.message == reason
 
 
-@pytest.mark.parametrize("prompt", [None, 3, [], "", [[]], ["a", 3], [1664], [-1], [True], {"a": 1}, ["a"] * 17, "话" * 500])
-def test_wrong_prompts(prompt, model):
-    with pytest.raises(Refusal) as refused:
+ONE_OF = "prompt must be a text, a list of token ids, or a list of 1 to 16 of these"
+WRONG_PROMPTS = [
+    *[(prompt, re.escape(ONE_OF)) for prompt in (None, 3, [], {"a": 1}, ["a"] * 17)],
+    *[(prompt, "a prompt must hold at least one token") for prompt in ("", [[]])],
+    *[(prompt, "each prompt must be a text or a list of token ids") for prompt in (["a", 3], [True])],
+    *[([token], f"token id {token} is outside the vocabulary of 1664") for token in (1664, -1)],
+    ("话" * 500, r"prompt of \d+ tokens exceed the 128 that this server has for prompt and answer together; shorten them"),
+]
+
+
+@pytest.mark.parametrize("prompt, reason", WRONG_PROMPTS, ids=range(len(WRONG_PROMPTS)))
+def test_wrong_prompts(prompt, reason, model):
+    with pytest.raises(APIError) as refused:
         protocol.read_completion({"model": "tiny", "prompt": prompt}, model)
-    assert refused.value.status == 400 and refused.value.param == "prompt" and "prompt" in refused.value.message \
-        or "token id" in refused.value.message
+    assert refused.value.status == 400 and refused.value.param == "prompt"
+    assert re.fullmatch(reason, refused.value.message)
+
+
+@pytest.mark.parametrize("fields, reason", [
+    ({"logprobs": True}, "logprobs must be a whole number from 0 to 20, not true"),
+    ({"logprobs": 21}, "logprobs must be a whole number from 0 to 20, not 21"),
+    ({"top_logprobs": 2}, "top_logprobs is not supported; leave it out"),
+    ({"n": 9, "prompt": ["a", "b"]}, "n times the number of prompts must be at most 16"),
+])
+def test_wrong_completions(fields, reason, model):
+    with pytest.raises(APIError) as refused:
+        protocol.read_completion({"model": "tiny", "prompt": "hi", **fields}, model)
+    assert refused.value.message == reason
+
+
+def test_what_is_asked_for_reaches_the_sampler(model):
+    asked = protocol.read_chat(chat(response_format={"type": "text"}), model).params
+    assert asked.logprobs is None and asked.excluded_ids == model.settings.excluded_ids
+    assert protocol.read_chat(chat(logprobs=True), model).params.logprobs == 0
+    assert protocol.read_chat(chat(logprobs=True, top_logprobs=20), model).params.logprobs == 20
+    assert protocol.read_chat(chat(logprobs=False, top_logprobs=0), model).params.logprobs is None
+    for given, wanted in ((None, None), (False, None), (0, 0), (20, 20)):
+        body = {"model": "tiny", "prompt": "hi", "logprobs": given}
+        assert protocol.read_completion(body, model).params.logprobs == wanted
 
 
 def test_a_system_message_may_be_put_before_the_question(model):
@@ -75,5 +144,5 @@ def test_a_system_message_may_be_put_before_the_question(model):
     messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}]
     asked = protocol.read_chat({"model": "tiny", "messages": messages}, prepending).prompts
     assert asked == protocol.read_chat(chat(messages=[{"role": "user", "content": "be brief\nhi"}]), model).prompts
-    with pytest.raises(Refusal, match="first"):
+    with pytest.raises(APIError, match="first"):
         protocol.read_chat({"model": "tiny", "messages": [messages[1], messages[0], messages[1]]}, prepending)

@@ -1,7 +1,7 @@
 """What a client is told when a request is not answered."""
 
 
-class Refusal(Exception):
+class APIError(Exception):
     """An answer of status 4xx or 5xx in the form of OpenAI's interface.
 
     Args:
