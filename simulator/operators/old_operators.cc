@@ -75,6 +75,39 @@ OldOperator assign(Function function) {
   };
 }
 
+// out = the function over the axes that the second input names (all, if none): starts from the first element.
+template <class Function>
+OldOperator reduction(Function function) {
+  return [=](Op &op, const Indices &in, const Indices &out, const Attributes &attributes) {
+    require_inputs(op, in, 2);
+    const int x = in[0], y = out[0];
+    const int64_t rank = op[x].rank();
+    const bool keep = attribute_of(attributes, "keep_dims", 0) != 0;
+    std::vector<bool> is_reduced(rank, constant(op, in[1]).empty());
+    for (int64_t axis : constant(op, in[1])) is_reduced[axis_of(op, axis, rank)] = true;
+    Shape order, expected;
+    int64_t length = 1;
+    for (int64_t i = 0; i < rank; ++i) {
+      if (!is_reduced[i]) order.push_back(i);
+      if (!is_reduced[i] || keep) expected.push_back(is_reduced[i] ? 1 : op[x].dim(i));
+    }
+    for (int64_t i = 0; i < rank; ++i) {
+      if (is_reduced[i]) order.push_back(i), length *= op[x].dim(i);
+    }
+    op.shape(y, expected);
+    op.run([=](const Tensors &t) {
+      in_arithmetic(arithmetic_of({t[x].type}), [&](auto zero) {
+        const auto values = read<decltype(zero)>(permute(t[x], order));
+        std::vector<decltype(zero)> results;
+        for (size_t row = 0; row < values.size(); row += length) {
+          results.push_back(std::accumulate(values.begin() + row + 1, values.begin() + row + length, values[row], function));
+        }
+        write(t[y], results);
+      });
+    });
+  };
+}
+
 void add_n(Op &op, const Indices &in, const Indices &out, const Attributes &) {
   require_inputs(op, in, 1);
   for (int i : in) op.shape(i, op[out[0]].shape), op.types(i, {op[out[0]].type});
@@ -331,6 +364,7 @@ const std::map<std::string, OldOperator> &old_operators() {
       {"Minimum", binary([](auto x, auto y) { return x < y ? x : y; })},
       {"Cast", move},
       {"TensorMove", move},
+      {"Identity", move},
       {"Sin", unary([](auto x) { return std::sin(x); })},
       {"Cos", unary([](auto x) { return std::cos(x); })},
       {"Exp", unary([](auto x) { return std::exp(x); })},
@@ -338,6 +372,9 @@ const std::map<std::string, OldOperator> &old_operators() {
       {"Assign", assign([](auto, auto y) { return y; })},
       {"AssignAdd", assign([](auto x, auto y) { return x + y; })},
       {"AssignSub", assign([](auto x, auto y) { return x - y; })},
+      {"ReduceSum", reduction([](auto x, auto y) { return x + y; })},
+      {"ReduceMax", reduction([](auto x, auto y) { return x > y ? x : y; })},
+      {"ReduceMin", reduction([](auto x, auto y) { return x < y ? x : y; })},
       {"AddN", add_n},
       {"BatchMatMul", matrix("adj_x1", "adj_x2")},
       {"BatchMatMulV2", matrix("adj_x1", "adj_x2")},
