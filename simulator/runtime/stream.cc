@@ -180,6 +180,17 @@ void drain() {
   }
 }
 
+void reset_device() {
+  drain();
+  for (void *handle : all_streams()) {
+    auto *stream = static_cast<Stream *>(handle);
+    std::lock_guard hold(stream->lock);
+    stream->failure.clear();
+  }
+  std::lock_guard hold(failure_of_device().lock);
+  failure_of_device().text.clear();
+}
+
 bool is_idle(void *handle) {
   Stream *stream = get(handle);
   std::lock_guard hold(stream->lock);
@@ -225,6 +236,10 @@ int aclrtSynchronizeDevice() {
   return sim::guard([] { sim::synchronize_all(); });
 }
 int aclrtSynchronizeDeviceWithTimeout(int32_t milliseconds) { return aclrtSynchronizeDevice(); }
+int aclrtResetDeviceForce(int32_t device) {
+  sim::reset_device();
+  return 0;
+}
 int aclrtStreamQuery(void *stream, int32_t *status) {  // 0 complete, 1 not ready
   *status = sim::is_idle(stream) ? 0 : 1;
   return 0;

@@ -22,6 +22,7 @@ void enqueue(void *stream, Task task);
 // Waits until all that was queued so far has run. Fails with the device's first failure, in whichever stream it was.
 void synchronize(void *stream);
 void check_device();  // fails likewise, without waiting
+void reset_device();  // forgets failures, as a reset of the card does
 void synchronize_all();
 void drain();                          // waits for all streams, failed or not
 bool is_idle(void *stream);

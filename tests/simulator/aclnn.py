@@ -164,7 +164,7 @@ class Card:
 
 
 def serve():
-    """Answer calls from standard input until it ends. A stream that failed is replaced."""
+    """Answer calls from standard input until it ends. After a failure the card is reset."""
     answers = sys.stdout.buffer
     sys.stdout = sys.stderr
     card = Card()
@@ -177,7 +177,7 @@ def serve():
             answer = None, card.call(name, arguments)
         except Refused as error:
             answer = str(error), []
-            card.library.aclrtCreateStream(ctypes.byref(card.stream))
+            card.library.aclrtResetDeviceForce(0)
         pickle.dump(answer, answers)
         answers.flush()
 
