@@ -36,7 +36,7 @@ simulator: .venv/installed
 	$(MAKE) --no-print-directory -j 2 -C simulator PYTHON=$(CURDIR)/$(BIN)/python
 
 # Two files of tests at a time: compiling keeps one core busy.
-test: .venv/installed-dev
+test: .venv/installed-dev simulator
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests
 
 # The meshes that take too long for every change.

@@ -15,8 +15,8 @@ MINDSPORE_VERSION = "2.10.0"  # the private classes and symbols stood in for are
 BUILD = Path(__file__).resolve().parent.parent / "build" / "simulator"
 
 
-def unavailable() -> str | None:
-    """Why nothing can run on the simulated card here; None if it can."""
+def unsupported() -> str | None:
+    """Why the simulated card cannot be built here; None if it can."""
     if sys.platform != "linux" or platform.machine() != "x86_64":
         return f"the simulated card is for Linux on x86-64, this is {sys.platform} on {platform.machine()}"
     try:
@@ -25,9 +25,15 @@ def unavailable() -> str | None:
         return f"the simulated card needs mindspore {MINDSPORE_VERSION}, which is not installed"
     if version != MINDSPORE_VERSION:
         return f"the simulated card stands in for what mindspore {MINDSPORE_VERSION} needs of CANN; installed is {version}"
-    if not (BUILD / "cann" / "lib64" / "libascendcl.so").exists():
-        return "the simulated card is not built: make simulator"
     return None
+
+
+def unavailable() -> str | None:
+    """Why nothing can run on the simulated card here; None if it can."""
+    reason = unsupported()
+    if reason is None and not (BUILD / "cann" / "lib64" / "libascendcl.so").exists():
+        return "the simulated card is not built: make simulator"
+    return reason
 
 
 def environment(base: dict[str, str] | None = None, **settings: str) -> dict[str, str]:
@@ -56,6 +62,9 @@ def environment(base: dict[str, str] | None = None, **settings: str) -> dict[str
 def main() -> None:
     if len(sys.argv) < 2:
         sys.exit("usage: python simulator/environment.py COMMAND [ARGUMENT …]")
+    if sys.argv[1] == "--unsupported":  # for the Makefile: the reason, or nothing
+        print(unsupported() or "")
+        return
     try:
         os.execvpe(sys.argv[1], sys.argv[1:], environment())
     except (RuntimeError, OSError) as error:
