@@ -48,11 +48,11 @@ def decode(parts, table, layers):
         caches = [bfloat16(*parts.kernels.cache_shape(table.count, table.block_size, 2, 16)) for _ in range(2)]
         tensors += [*caches, *caches, *parts.weights]
     return timed(DecodeBlocks(parts.model, 256), bfloat16(2, 64), bfloat16(2, 64), int32(2), int32(2),
-                 Tensor(table.table), *tensors)
+                 Tensor(table.table), int32(2), *tensors)
 
 
 def main():
-    parts, table = Parts(), BlockTable(2, 256)
+    parts, table = Parts(), BlockTable(2, 256, 128)
     caches = [bfloat16(*parts.kernels.cache_shape(table.count, table.block_size, 2, 16)) for _ in range(2)]
     passes = list(zip(parts.attention(), parts.feed_forward()))
     export(*passes[0][0])

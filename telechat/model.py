@@ -10,11 +10,12 @@ import zlib
 
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, Tensor, nn
+from mindspore import Tensor, nn
 
 from telechat.config import TeleChatConfig
 from telechat.errors import InputError
 from telechat.nn.block import Block
+from telechat.nn.device import device_parameter
 from telechat.nn.kernels import choose_kernels
 from telechat.nn.layers import Embedding, Linear, RMSNorm, scope, set_kernels
 from telechat.nn.positions import sequence_tables
@@ -50,7 +51,8 @@ class TeleChat(nn.Cell):
         tensors (callable): ``tensors(name, shape)`` → numpy array, where the weights are not to be
             random: called once for each parameter, by its published name.
         kernels (str): "ascend" or "portable" operations; None: what the device has.
-        use_flash_attention (bool): False turns it off, True refuses a model that cannot have it; None: where it is.
+        use_flash_attention, use_paged_attention (bool): False turns it off, True refuses a model that cannot have it;
+            None: where it is.
 
     Raises:
         InputError: the device cannot do what was asked for.
@@ -58,16 +60,16 @@ class TeleChat(nn.Cell):
 
     own_heads = slice(None)  # which heads are computed here: all
 
-    def __init__(self, config, dtype="float32", seed=0, tensors=None, kernels=None, use_flash_attention=None):
+    def __init__(self, config, dtype="float32", seed=0, tensors=None, kernels=None, use_flash_attention=None,
+                 use_paged_attention=None):
         super().__init__()
         self.config = config
         self.dtype = as_dtype(dtype)
-        self.kernels = choose_kernels(config, self.dtype, kernels, use_flash_attention)
+        self.kernels = choose_kernels(config, self.dtype, kernels, use_flash_attention, use_paged_attention)
         tensors = tensors or functools.partial(initial_tensor, config, seed)
 
         def make(name, shape):
-            # A parameter takes its name from the cells it sits in; Parameter copies the array once.
-            return Parameter(Tensor.from_numpy(np.ascontiguousarray(tensors(name, shape))).astype(self.dtype))
+            return device_parameter(tensors(name, shape), self.dtype)  # it takes its name from the cells it sits in
 
         self.transformer = Transformer(scope(make, "transformer"), config, self.kernels)
         self.lm_head = None
@@ -142,7 +144,8 @@ class TeleChat(nn.Cell):
         return self.head(x)
 
     @classmethod
-    def from_pretrained(cls, directory, dtype="float32", kernels=None, use_flash_attention=None):
+    def from_pretrained(cls, directory, dtype="float32", kernels=None, use_flash_attention=None,
+                        use_paged_attention=None):
         """Load a checkpoint directory (``config.json`` and ``model*.safetensors``).
 
         Weights are converted to ``dtype`` one tensor at a time; the other arguments are the class's.
@@ -158,7 +161,7 @@ class TeleChat(nn.Cell):
         reader = CheckpointReader(directory)
         reader.check(parameter_shapes(config))
         return cls(config, dtype, tensors=lambda name, shape: reader.read(name), kernels=kernels,
-                   use_flash_attention=use_flash_attention)
+                   use_flash_attention=use_flash_attention, use_paged_attention=use_paged_attention)
 
     def save_pretrained(self, directory):
         """Write ``config.json`` and safetensors under the published 12B's names, atomically.

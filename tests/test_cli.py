@@ -1,10 +1,11 @@
 """How the tools end at a failure that is not the user's."""
 
+import io
 import sys
 
 import pytest
 
-from telechat import cli
+from telechat import InputError, cli
 
 
 @pytest.fixture
@@ -58,3 +59,22 @@ def test_a_process_says_that_it_has_finished(monkeypatch, tmp_path, status, made
         cli.run(lambda: status)
     assert ended.value.code == (status or 0)
     assert [path.name for path in tmp_path.iterdir()] == made
+
+
+def test_characters_that_an_encoding_lacks_are_replaced(monkeypatch):
+    """Typed halves of a character and a terminal or pipe without Chinese, whatever the tool."""
+    typed = io.TextIOWrapper(io.BytesIO(b"\xe4\xbd ok\n"), encoding="utf-8")
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="strict"))
+    monkeypatch.setattr(sys, "stdin", typed)
+    output, errors = sys.stdout.buffer, sys.stderr.buffer
+
+    def main():
+        print(f"你好 \ud800 {sys.stdin.readline().strip()}", flush=True)
+        raise InputError("没有 file")
+
+    with pytest.raises(SystemExit) as ended:
+        cli.run(main)
+    sys.stderr.flush()
+    assert ended.value.code == 2
+    assert (output.getvalue(), errors.getvalue()) == (b"?? ? ? ok\n", b"error: ?? file\n")

@@ -6,18 +6,16 @@ last one, from wherever one is free, and a table says which blocks are its own, 
 
 import numpy as np
 
-BLOCK_SIZE = 128  # tokens
-
 
 class BlockTable:
-    """Blocks of ``slots`` sequences of up to ``length`` tokens.
+    """Blocks of ``block_size`` tokens for ``slots`` sequences of up to ``length`` tokens.
 
     Attributes:
         count: blocks of the cache.
         table: int32 (slots, blocks a sequence), the blocks of each sequence; 0 where it has none yet.
     """
 
-    def __init__(self, slots, length, block_size=BLOCK_SIZE):
+    def __init__(self, slots, length, block_size):
         self.block_size = block_size
         most = -(-length // block_size)
         self.count = slots * most

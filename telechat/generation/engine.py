@@ -18,8 +18,10 @@ from telechat.generation.block_table import BlockTable
 from telechat.nn.alibi import alibi_slopes
 from telechat.nn.block import OF_ATTENTION
 from telechat.nn.block_graphs import FeedForward
+from telechat.nn.device import device_tensor, device_zeros
 from telechat.nn.long_attention import Pieces
 from telechat.nn.long_block import LongPrefillAttention
+from telechat.nn.paged_attention import block_size
 from telechat.nn.positions import decoding_tables
 from telechat.nn.rotary import rotary_tables
 
@@ -86,25 +88,25 @@ class DecodeBlocks(nn.Cell):
         self.cos, self.sin = map(model.kernels.rotary_tensor, decoding_tables(config, max_length))
         self.slopes = None
         if config.position_embedding == "alibi":
-            self.slopes = Tensor(alibi_slopes(config.n_head)[model.own_heads].reshape(1, -1, 1, 1))
+            self.slopes = device_tensor(alibi_slopes(config.n_head)[model.own_heads].reshape(1, -1, 1, 1))
 
-    def where(self, positions, places, table, cache):
+    def where(self, positions, places, table, lengths, cache):
         """What `Kernels.cached_attention` needs to know of the tokens: their rotation and their places."""
         functions = self.functions
         rotation = None
         if functions.rotary:
             rotation = ops.gather(self.cos, positions, 0), ops.gather(self.sin, positions, 0)
-        return rotation, self.kernels.decoding_places(positions, places, table, self.slopes,
+        return rotation, self.kernels.decoding_places(positions, places, table, lengths, self.slopes,
                                                       functions.key_value_heads, cache.shape[2])
 
     @ms.jit
-    def construct(self, x, delta, positions, places, table, *tensors):
+    def construct(self, x, delta, positions, places, table, batch_valid_length, *tensors):
         """x and what is to be added to it, (B, H) each → the same behind the blocks.
 
-        positions, places, table: as `Kernels.decoding_places` takes them.
+        positions, places, table, batch_valid_length: as `Kernels.decoding_places` takes them, under that name.
         tensors: for each block the caches of its keys and its values, the same two again, and its weights.
         """
-        where = self.where(positions, places, table, tensors[CACHES - 1])
+        where = self.where(positions, places, table, batch_valid_length, tensors[CACHES - 1])
         for first in range(0, len(tensors), BLOCK_TENSORS):
             x, delta = self.functions.decode(x, delta, *where, tensors[first:first + CACHES],
                                              tensors[first + CACHES:first + BLOCK_TENSORS])
@@ -119,13 +121,13 @@ class Decode(DecodeBlocks):
         self.model = model
 
     @ms.jit
-    def construct(self, x, positions, places, table, *caches):
+    def construct(self, x, positions, places, *caches):
         """x: tokens, int32 (B, 1), or their embeddings (B, H); positions int32 (B,) → logits (B, V).
 
-        positions, places, table: as `Kernels.decoding_places` takes them; caches: four for each layer, as
-        `BlockFunctions.decode` takes them.
+        positions, places: as `Kernels.decoding_places` takes them of a cache without blocks; caches: four for each
+        layer, as `BlockFunctions.decode` takes them.
         """
-        where = self.where(positions, places, table, caches[CACHES - 1])
+        where = self.where(positions, places, None, None, caches[CACHES - 1])
         x = self.model.embed(x) if x.dtype == ms.int32 else x
         delta = None  # what is still to be added to x: the next norm does it on the way
         for layer, block in enumerate(self.model.transformer.h):
@@ -168,11 +170,11 @@ class Engine:
             config = self.model.config
             self.model.kernels.require_device()
             self._caches, self._groups = [], []  # freed before the new ones are made
-            self._table = BlockTable(slots, length) if self.model.kernels.paged else None
+            self._table = BlockTable(slots, length, block_size(config.head_dim)) if self.model.kernels.paged else None
             blocks = (slots, length) if self._table is None else (self._table.count, self._table.block_size)
             shape = self.model.kernels.cache_shape(*blocks, self._key_value_heads, config.head_dim)
             for _ in range(config.n_layer):
-                caches = [ops.zeros(shape, self.model.compute_dtype) for _ in range(2)]
+                caches = [device_zeros(shape, self.model.compute_dtype) for _ in range(2)]
                 self._caches += [*map(self.model.kernels.cache_view, caches), *caches]
             if config.n_layer > LAYERS_A_GRAPH or self._table is not None:
                 self._groups = [self._tensors(range(first, min(first + LAYERS_A_GRAPH, config.n_layer)))
@@ -275,17 +277,18 @@ class Engine:
         x = Tensor(tokens[:, None])
         if self._groups or not self.model.embeds_in_graphs:
             x = self.model.embed(x)
-        places = table = None
+        places = table = lengths = None
         if self._table is not None:
             for slot, position in zip(slots, positions):
                 self._table.grow(slot, position + 1)
             places = Tensor(np.array([self._table.places(slot, at) for slot, at in zip(slots, positions)], np.int32))
-            table = Tensor(self._table.table[slots])
+            table, lengths = Tensor(self._table.table[slots]), Tensor(positions + 1)
         elif len(slots) < self.slots:
             places = Tensor(slots)
+        positions = Tensor(positions)
         if not self._groups:
-            return self._decode(x, Tensor(positions), places, table, *self._caches).asnumpy()
+            return self._decode(x, positions, places, *self._caches).asnumpy()
         delta = ops.zeros_like(x)
         for tensors in self._groups:
-            x, delta = self._decode_blocks(x, delta, Tensor(positions), places, table, *tensors)
+            x, delta = self._decode_blocks(x, delta, positions, places, table, lengths, *tensors)
         return self._logits(x, delta).asnumpy()

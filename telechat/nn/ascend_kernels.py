@@ -9,6 +9,7 @@ from mindspore.ops import auto_generate
 
 from telechat.nn.flash_attention import flash_attention
 from telechat.nn.flash_tensors import with_filler
+from telechat.nn.paged_attention import paged_attention, write_cache
 
 _matmul = ops.MatMul(transpose_b=True)
 _dense = auto_generate.Dense()
@@ -17,7 +18,6 @@ _cross_entropy_gradient = auto_generate.CrossEntropyLossGrad()
 _adamw = auto_generate.AdamW()
 _dropout_bits = auto_generate.DropoutGenMaskExt()
 _apply_bits = auto_generate.DropoutDoMaskExt()
-_reshape_and_cache = auto_generate.ReshapeAndCache()
 # Cosine format 2: both halves of a row equal, rotate-half.
 _rotate_pair = auto_generate.ApplyRotaryPosEmb(2)
 _split = ops.Split(-1, 2)
@@ -93,20 +93,15 @@ def token_cross_entropy(logits, labels, weights):
 
 
 def adamw_scalars(updates, rate, betas, epsilon, decay):
-    """The operation adds 1 to the step: mint.optim.AdamW, which calls it, starts at 0."""
+    """The operation adds 1 to the step, a tensor of one element: mint.optim.AdamW, which calls it, starts at 0."""
     numbers = [ms.mutable(float(value)) for value in (rate, *betas, epsilon, decay, 0.0)]
-    return [Tensor(updates - 1, ms.float32), *numbers]
+    return [Tensor([updates - 1], ms.float32), *numbers]
 
 
 def adamw(parameter, first_moment, second_moment, gradient, step, rate, beta1, beta2, epsilon, decay):
     """AdamW, bias correction included; its fourth tensor is for amsgrad alone."""
     return _adamw(parameter, first_moment, second_moment, second_moment, gradient, step, rate, beta1, beta2, decay,
                   epsilon, False, False)
-
-
-def write_cache(key_cache, value_cache, key, value, slots):
-    """ReshapeAndCache of (N, m·D) into caches (blocks, block size, m, D)."""
-    return _reshape_and_cache(key, value, key_cache, value_cache, slots)
 
 
 def rotate_token(query, key, cos, sin, lengths):
@@ -125,10 +120,3 @@ def cached_attention(query, key_value, rotation, caches, places, scale):
         query, key = rotate_token(query, key, *rotation, lengths)
     written = write_cache(key_cache, value_cache, key, value, slots)
     return paged_attention(ops.depend(query, written), keys, values, table, lengths, scale)
-
-
-def paged_attention(query, key_cache, value_cache, table, lengths, scale):
-    """PagedAttention of (B, n·D) over the first ``lengths`` tokens of each sequence's blocks."""
-    kv_heads, dim = key_cache.shape[2], key_cache.shape[3]
-    operation = auto_generate.PagedAttention(query.shape[1] // dim, scale, kv_heads)
-    return operation(query, key_cache, value_cache, table, lengths)

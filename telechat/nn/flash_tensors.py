@@ -2,10 +2,12 @@
 
 import functools
 
+import mindspore as ms
 import numpy as np
-from mindspore import Tensor, ops
+from mindspore import ops
 
 from telechat.nn.alibi import alibi_slopes
+from telechat.nn.device import device_tensor
 from telechat.nn.flash_attention import MASK_SIZE, MOST_DOCUMENTS, SHIFT_ROWS, check_end_values
 from telechat.nn.positions import set_apart
 
@@ -34,26 +36,32 @@ def flash_tensors(config, length, dtype, padding, documents, heads, dropout):
     if alibi:
         rows = length if masked else min(length, SHIFT_ROWS)
         shift = _shift_tensor(tuple(alibi_slopes(config.n_head)[heads].tolist()), length, rows, dtype)
-    mask = Tensor(hidden(documents)) if masked else causal_mask_tensor()
-    return mask, shift, None if ends is None else Tensor(ends)
+    mask = hidden(documents) if masked else causal_mask_tensor()
+    return mask, shift, None if ends is None else device_tensor(ends)
 
 
 def hidden(documents):
-    """Which keys documents (B, S) hide from which queries: uint8 (B, 1, S, S), 1 hides."""
-    documents = np.asarray(documents)
-    length = documents.shape[1]
-    return ((documents[:, None, :, None] != documents[:, None, None, :]) | ~np.tri(length, dtype=bool)).astype(np.uint8)
+    """Which keys documents (B, S) hide from which queries: a Tensor, uint8 (B, 1, S, S), 1 hides."""
+    batch, length = documents.shape
+    documents = device_tensor(np.asarray(documents, np.int32))
+    others = ops.not_equal(documents.reshape(batch, 1, length, 1), documents.reshape(batch, 1, 1, length))
+    return ops.logical_or(others, _future(length)).astype(ms.uint8)
+
+
+@functools.lru_cache(maxsize=1)
+def _future(length):
+    return device_tensor(np.triu(np.ones((length, length), bool), 1))
 
 
 @functools.cache
 def causal_mask_tensor():
     """The causal mask of every length, uint8 (2048, 2048), 1 above the diagonal; one for the process."""
-    return Tensor(np.triu(np.ones((MASK_SIZE, MASK_SIZE), np.uint8), 1))
+    return device_tensor(np.triu(np.ones((MASK_SIZE, MASK_SIZE), np.uint8), 1))
 
 
 @functools.lru_cache(maxsize=1)
 def _shift_tensor(slopes, length, rows, dtype):
-    return Tensor(alibi_shift(np.array(slopes, np.float32), length, rows)).astype(dtype)
+    return device_tensor(alibi_shift(np.array(slopes, np.float32), length, rows), dtype)
 
 
 def alibi_shift(slopes, length, rows):

@@ -64,7 +64,7 @@ class HeadLoss(nn.Cell):
 
     @ms.jit
     def backward(self, x, rows, labels, weights, norm, head):
-        """The weighted losses (R,), and the gradients of their sum in x, norm and head.
+        """The weighted losses (R,), and the gradients of their sum in x, norm and head, of the latter two in float32.
 
         x (N, H); rows, labels int32 (R,); weights float32 (R,): 0 for a row that only fills up.
         """
@@ -72,27 +72,31 @@ class HeadLoss(nn.Cell):
         losses, dlogits = self.cross_entropy(self.logits(hidden, norm, head), labels, weights)
         dhidden, dnorm, dhead = _gradient(self.logits)(hidden, norm, head, dlogits.astype(x.dtype))
         dx = ops.unsorted_segment_sum(dhidden, rows, x.shape[0])
-        return self.kernels.by_workers(losses), dx, dnorm, dhead
+        return self.kernels.by_workers(losses), dx, dnorm.astype(ms.float32), dhead.astype(ms.float32)
 
 
 class Accumulate(nn.Cell):
-    """Elementwise sums of two equally long runs of tensors."""
+    """Elementwise sums of two equally long runs of tensors, in float32: of many, a lower dtype loses the small ones."""
 
     @ms.jit
     def construct(self, *tensors):
         half = len(tensors) // 2
         sums = ()
         for a, b in zip(tensors[:half], tensors[half:]):
-            sums = sums + (a + b,)
+            sums = sums + (a.astype(ms.float32) + b.astype(ms.float32),)
         return sums
 
 
 class SquaredNorm(nn.Cell):
-    """Squares of tensors (matrices or vectors) summed row by row, as one float32 vector.
+    """Squares of tensors (matrices or vectors) summed, as one float32 vector to be added up.
 
-    The caller adds the rows up: MindSpore's CPU kernel splits a sum over everything among as many
+    On CPU they are summed row by row only: MindSpore's kernel splits a sum over everything among as many
     threads as it finds fastest at the moment, so that its last bits change from run to run.
     """
+
+    def __init__(self, kernels):
+        super().__init__()
+        self.by_rows = kernels.for_cpu
 
     @ms.jit
     def construct(self, *tensors):
@@ -100,6 +104,8 @@ class SquaredNorm(nn.Cell):
         for tensor in tensors:
             tensor = tensor.astype(ms.float32)
             squares = tensor * tensor
+            if not self.by_rows:
+                squares = squares.sum().reshape(1)
             rows = rows + (squares if squares.ndim == 1 else squares.sum(axis=-1),)
         return ops.concat(rows)
 

@@ -13,22 +13,23 @@ from mindspore import Tensor, nn, ops
 from telechat.errors import InputError
 from telechat.nn import ascend_kernels as ascend
 from telechat.nn import portable_kernels as portable
+from telechat.nn.device import device_tensor, on_cpu
 from telechat.nn.dropout import dropout_mask
 from telechat.nn.flash_attention import obstacle as flash_obstacle
 from telechat.nn.flash_tensors import flash_tensors
+from telechat.nn.inference import has_inference_kernels
 from telechat.nn.long_attention import PieceAttention, Pieces, goes_in_pieces
 from telechat.nn.notes import say_once
+from telechat.nn.paged_attention import obstacle as paged_obstacle
 from telechat.nn.positions import causal_mask
 
 CHOICES = ("ascend", "portable")
 ROWS_AT_ONCE = 2048
+# Logits made at a time in training, as rows × vocabulary. On a CPU 16 MB in float32, so that a chunk stays near the
+# caches while its products are still large; on a card 512 MB: each chunk adds a whole gradient of the head.
+LOGITS_ON_CPU, LOGITS_ON_CARD = 2 ** 22, 2 ** 27
 
 _gradient = ops.GradOperation(get_all=True, sens_param=True)
-
-
-def on_cpu():
-    """Whether this process computes on a CPU."""
-    return ms.get_context("device_target") == "CPU"
 
 
 if on_cpu():
@@ -68,6 +69,7 @@ class Kernels(nn.Cell):
         self.in_pieces = PieceAttention(self.by_workers)
         # Rows of a feed-forward layer at a time: a device's fused operations are best left whole.
         self.rows_at_once = None if fused else ROWS_AT_ONCE
+        self.logits_at_once = LOGITS_ON_CPU if on_cpu() else LOGITS_ON_CARD
 
     def describe(self):
         """Which implementation each kernel has, as one line."""
@@ -121,7 +123,7 @@ class Kernels(nn.Cell):
     def rotary_tensor(self, table):
         """A float32 table of `rotary_tables` as the tensor that `rotate` takes."""
         # The fused operation takes all in one dtype, so the table is rounded to it, once for all layers.
-        return Tensor(table).astype(self.dtype) if self.fused else Tensor(table)
+        return device_tensor(table, self.dtype if self.fused else None)
 
     def rotate(self, x, cos, sin):
         """Rotary positions in the rotate-half form (arXiv:2104.09864).
@@ -130,8 +132,9 @@ class Kernels(nn.Cell):
         """
         if self.flash:
             shape = (cos.shape[0], cos.shape[2], 1, cos.shape[3])
-            cos, sin = cos.reshape(shape), sin.reshape(shape)
-        return ascend.rotate(x, cos, sin) if self.fused else portable.rotate(x, cos, sin)
+            return ascend.rotate(x, cos.reshape(shape), sin.reshape(shape))
+        # With (B, heads, S, D) CANN's operation takes no more heads than 8·S / B, and not every D.
+        return portable.rotate(x, cos, sin)
 
     def split_heads(self, x, length, dim):
         """(B·S, n·dim) → (B, n, S, dim), or (B, S, n, dim) where attention wants it so."""
@@ -181,7 +184,7 @@ class Kernels(nn.Cell):
             say_once("attention by portable operations: with dropout flash attention takes lengths of a multiple of 8")
         if goes_in_pieces(self, length, dropout):
             return Pieces(config, length, padding, documents, heads), None, None
-        return Tensor(causal_mask(config, length, padding, documents, heads)), None, None
+        return device_tensor(causal_mask(config, length, padding, documents, heads)), None, None
 
     def attention_dropout(self, length, rate, place, heads):
         """Dropout masks of some heads over sequences of ``length`` tokens, as `attention` takes them; None for rate 0.
@@ -263,15 +266,16 @@ class Kernels(nn.Cell):
             return ascend.write_cache(key_cache, value_cache, self.merge_heads(key), self.merge_heads(value), index)
         return portable.write_cache(key_cache, value_cache, key, value, index)
 
-    def decoding_places(self, positions, places, table, slopes, heads, length):
+    def decoding_places(self, positions, places, table, lengths, slopes, heads, length):
         """What `cached_attention` needs to know of one new token a sequence, the same for all layers.
 
-        positions int32 (B,); where ``paged`` places (B,) and table (B, blocks) of a `BlockTable`; else places
-        int32 (B,), the cache's sequences that these are, or None: all of them, in order; ALiBi's slopes
-        (1, n, 1, 1) or None, the number of key-value heads and the tokens that the cache holds of each.
+        positions int32 (B,); where ``paged`` places (B,) and table (B, blocks) of a `BlockTable`, and the sequences'
+        lengths with the new token as `paged_attention` takes them; else places int32 (B,), the cache's sequences that
+        these are, or None: all of them, in order; ALiBi's slopes (1, n, 1, 1) or None, the number of key-value heads
+        and the tokens that the cache holds of each.
         """
         if self.paged:
-            return places, table, positions + 1
+            return places, table, lengths
         return portable.decoding_places(positions, places, slopes, heads, length)
 
     def cached_attention(self, query, key_value, rotation, caches, places, scale):
@@ -315,10 +319,10 @@ class Kernels(nn.Cell):
 
 
 def _tensor(array):
-    return None if array is None else Tensor(array)
+    return None if array is None else device_tensor(array)
 
 
-def choose_kernels(config, dtype, kernels=None, use_flash_attention=None):
+def choose_kernels(config, dtype, kernels=None, use_flash_attention=None, use_paged_attention=None):
     """The `Kernels` of a model.
 
     Args:
@@ -328,27 +332,38 @@ def choose_kernels(config, dtype, kernels=None, use_flash_attention=None):
             kernels whose graphs can be compiled but not run (`Kernels.require_device`).
         use_flash_attention (bool): False: portable attention in training and prefill; True: refuse a
             model that flash attention cannot serve; None: flash attention where it can.
+        use_paged_attention (bool): the same of decoding on a cache in blocks, which a process that was prepared
+            for inference alone can have (`use_inference_kernels`).
 
     Raises:
-        InputError: an argument is wrong, or flash attention was asked for and cannot be had.
+        InputError: an argument is wrong, or flash or paged attention was asked for and cannot be had.
     """
     if kernels not in (None, *CHOICES):
         raise InputError(f'kernels must be "ascend" or "portable", not {kernels!r}')
-    if use_flash_attention not in (None, True, False):
-        raise InputError(f"use_flash_attention must be true or false, not {use_flash_attention!r}")
+    for name, wanted in (("use_flash_attention", use_flash_attention), ("use_paged_attention", use_paged_attention)):
+        if wanted not in (None, True, False):
+            raise InputError(f"{name} must be true or false, not {wanted!r}")
     if kernels == "portable" or (kernels is None and on_cpu()):
-        if use_flash_attention:
-            where = "a CPU has no such kernel" if on_cpu() else 'kernels is "portable"'
-            raise InputError(f"use_flash_attention is true and {where}; set it to false or leave it out")
+        where = "a CPU has no such kernel" if on_cpu() else 'kernels is "portable"'
+        _refuse_unless(use_flash_attention, "use_flash_attention", where)
+        _refuse_unless(use_paged_attention, "use_paged_attention", where)
         # A CPU has no bfloat16 product and a slow float16 one: it computes in float32.
         return Kernels(ms.float32 if on_cpu() else dtype, keep_prob=1 - config.attention_dropout)
     obstacle = flash_obstacle(dtype, config.head_dim)
-    if obstacle and use_flash_attention:
-        raise InputError(f"use_flash_attention is true and {obstacle}; set it to false or leave it out")
+    _refuse_unless(use_flash_attention, "use_flash_attention", obstacle)
     if obstacle and use_flash_attention is None:
         say_once(f"attention by portable operations: {obstacle}")
-    paged_obstacle = obstacle or ("PagedAttention takes no ALiBi" if config.position_embedding == "alibi" else None)
-    if paged_obstacle:
-        say_once(f"decoding by portable operations: {paged_obstacle}")
-    return Kernels(dtype, fused=True, flash=not obstacle and use_flash_attention is not False, paged=not paged_obstacle,
-                   keep_prob=1 - config.attention_dropout)
+    not_paged = paged_obstacle(config, dtype)
+    if not_paged is None and not has_inference_kernels():
+        not_paged = "this process was not prepared for inference alone (telechat.nn.inference)"
+    elif not_paged and use_paged_attention is None:
+        say_once(f"decoding by portable operations: {not_paged}")
+    _refuse_unless(use_paged_attention, "use_paged_attention", not_paged)
+    return Kernels(dtype, fused=True, flash=not obstacle and use_flash_attention is not False,
+                   paged=not not_paged and use_paged_attention is not False, keep_prob=1 - config.attention_dropout)
+
+
+def _refuse_unless(wanted, name, obstacle):
+    """InputError where an obstacle stands before what was asked for."""
+    if wanted and obstacle:
+        raise InputError(f"{name} is true and {obstacle}; set it to false or leave it out")

@@ -7,6 +7,7 @@ from telechat.checkpoint.layout import parameter_shapes
 from telechat.checkpoint.reader import CheckpointReader
 from telechat.config import TeleChatConfig
 from telechat.model import TeleChat
+from telechat.nn.inference import use_inference_kernels
 from telechat.parallel.agreement import together
 from telechat.parallel.collectives import GatherRows
 from telechat.parallel.mesh import Mesh
@@ -88,6 +89,7 @@ def load_for_inference(directory, dtype):
     Raises:
         InputError: as `load_tensor_parallel` and `TeleChat.from_pretrained`.
     """
+    use_inference_kernels()
     parallel = ParallelConfig(tensor=process_count())
     mesh = Mesh.create(parallel)
     if mesh.world.size == 1:

@@ -1,11 +1,11 @@
 """Stage: the layers and the parts of their weights that one process holds."""
 
 import numpy as np
-from mindspore import Parameter, Tensor
 
 from telechat.checkpoint.layout import parameter_shapes
 from telechat.model import as_dtype, initial_tensor
 from telechat.nn.block import Block
+from telechat.nn.device import device_parameter
 from telechat.nn.kernels import choose_kernels
 from telechat.nn.layers import Embedding, Linear, RMSNorm, scope, set_kernels
 from telechat.parallel.collectives import CopyTo, GatherRows, ReduceFrom, ScatterRows
@@ -89,7 +89,7 @@ class Stage:
                    transformer.ln_f, model.lm_head, parameters, slices, 0, model.dtype, model.kernels)
 
 
-def build_stage(config, dtype, mesh, parallel, read, kernels=None, use_flash_attention=None):
+def build_stage(config, dtype, mesh, parallel, read, kernels=None, use_flash_attention=None, use_paged_attention=None):
     """The share of the process at ``mesh``'s place.
 
     Args:
@@ -98,13 +98,13 @@ def build_stage(config, dtype, mesh, parallel, read, kernels=None, use_flash_att
         mesh (Mesh): this process's place.
         parallel (ParallelConfig): stages, sequence parallelism.
         read (callable): ``read(name, slices)`` → numpy array of that part of the whole parameter.
-        kernels, use_flash_attention: as `choose_kernels` takes them.
+        kernels, use_flash_attention, use_paged_attention: as `choose_kernels` takes them.
 
     Returns:
         Stage
     """
     tensor, dtype = mesh.tensor, as_dtype(dtype)
-    kernels = choose_kernels(config, dtype, kernels, use_flash_attention)
+    kernels = choose_kernels(config, dtype, kernels, use_flash_attention, use_paged_attention)
     layers = stage_layers(config, parallel)[mesh.pipeline.rank]
     first, last = layers[0] == 0, layers[-1] == config.n_layer - 1
     shapes = parameter_shapes(config)
@@ -113,11 +113,11 @@ def build_stage(config, dtype, mesh, parallel, read, kernels=None, use_flash_att
 
     def make(name, shape):
         part = local_slices(name, shapes[name], tensor.rank, tensor.size)
-        array = np.ascontiguousarray(read(name, part))
+        array = read(name, part)
         if is_vocabulary(name) and len(array) < rows:
             array = np.concatenate([array, np.zeros((rows - len(array), *array.shape[1:]), array.dtype)])
         slices[name] = part
-        parameters[name] = Parameter(Tensor.from_numpy(array).astype(dtype), name=name)
+        parameters[name] = device_parameter(array, dtype, name)
         return parameters[name]
 
     make_inner = scope(make, "transformer")

@@ -7,9 +7,10 @@ number a token each (Shoeybi et al., arXiv:1909.08053, section 3).
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, ops
+from mindspore import ops
 
 from telechat.parallel.collectives import (AllReduceMax, AllReduceSum, CopyTo, ReduceFrom, ScatterRows, all_gather_rows)
+from telechat.nn.device import device_tensor
 from telechat.nn.graphs import Embed, HeadLoss
 from telechat.nn.portable_kernels import MASKED
 
@@ -68,7 +69,7 @@ class VocabularyHeadLoss(HeadLoss):
         self.padding = None
         if first + rows > config.vocab_size:
             beyond = np.arange(first, first + rows) >= config.vocab_size
-            self.padding = Tensor(np.where(beyond, np.float32(MASKED), np.float32(0)))
+            self.padding = device_tensor(np.where(beyond, np.float32(MASKED), np.float32(0)))
 
     def cross_entropy(self, logits, labels, weights):
         """As `Kernels.token_cross_entropy`, over all ranks' logits; the gradient is that of the own ones."""

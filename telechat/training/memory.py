@@ -18,7 +18,8 @@ def workload_of(model, run, sequence_length, on_cpu=False):
     on_cpu (bool): whether it runs on CPU, where activations are float32 whatever the weights are.
     """
     width = FLOAT32 if run.train.dtype == "float32" else 2
-    rows = functools.partial(head_rows, vocab_size=model.vocab_size)
+    logits = kernels.LOGITS_ON_CPU if on_cpu else kernels.LOGITS_ON_CARD
+    rows = functools.partial(head_rows, vocab_size=model.vocab_size, logits=logits)
     piece = PIECE if on_cpu and is_long(sequence_length, model.attention_dropout) else None
     keeps = on_cpu and not piece and keeps_probabilities(sequence_length, model.head_dim)
     return Workload(sequence_length, run.batch_size, run.train.micro_batches, width,

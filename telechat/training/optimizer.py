@@ -1,11 +1,14 @@
 """AdamW over a process's parameters (Loshchilov and Hutter, arXiv:1711.05101), as torch computes it."""
 
 import mindspore as ms
-import numpy as np
-from mindspore import Tensor, ops
+from mindspore import Tensor
 
+from telechat.nn.device import device_zeros, on_cpu
 from telechat.nn.graphs import SquaredNorm, Update
 from telechat.parallel.collectives import all_gather_rows, all_reduce, reduce_scatter_rows
+from telechat.training.update_check import UpdateCheck
+
+CHECKED_UPDATES = 2  # of a process, the first ones
 
 
 class AdamW:
@@ -32,9 +35,10 @@ class AdamW:
         self.updates = 0
         self.shard = shard and data.size > 1
         self.masters = [[self._master(parameter) for parameter in group] for group in self.groups]
-        self.first = [[ops.zeros(master.shape, ms.float32) for master in group] for group in self.masters]
-        self.second = [[ops.zeros(master.shape, ms.float32) for master in group] for group in self.masters]
-        self._squared_norm = SquaredNorm()
+        self.first, self.second = ([[device_zeros(master.shape, ms.float32) for master in group] for group in self.masters]
+                                   for _ in range(2))
+        self._squared_norm = SquaredNorm(stage.kernels)
+        self._unchecked = CHECKED_UPDATES
         self._update = Update(stage.kernels)
         self._kernels = stage.kernels
 
@@ -63,33 +67,46 @@ class AdamW:
                  for parameter, gradient in zip(group, group_gradients)]
                 for group, group_gradients in zip(self.groups, gradients)]
 
-    def squared_norm(self, gradients, counts):
-        """Sum of squares of reduced gradients, each tensor only where it counts.
+    def squares(self, gradients, counts):
+        """Squares of reduced gradients, each tensor only where it counts: float32 vectors to be added up.
 
         counts (callable): ``counts(name, cut)`` → whether this process is the one that counts the
         tensor, which other processes may hold too; cut: whether its rows are spread over data ranks.
         """
-        total = 0.0
+        vectors = []
         for names, group, group_gradients in zip(self.names, self.groups, gradients):
             counted = [gradient for name, parameter, gradient in zip(names, group, group_gradients)
                        if counts(name, self.is_cut(parameter))]
             if counted:
-                total += float(self._squared_norm(*counted).asnumpy().sum(dtype=np.float64))
-        return total
+                vectors.append(self._squared_norm(*counted))
+        return vectors
 
     def update(self, gradients, rate, norm, scale=1.0):
-        """Clip by the global ``norm`` and step with learning rate ``rate``; gradients are ``scale`` times too large."""
+        """Clip by the global ``norm`` and step with learning rate ``rate``; gradients are ``scale`` times too large.
+
+        The first updates that change anything are compared with AdamW's formula.
+
+        Raises:
+            UpdateLost: the weights are not what the update gives.
+        """
         self.updates += 1
         config = self.config
         clip = min(1.0, config.max_grad_norm / (norm + 1e-6)) if config.max_grad_norm else 1.0
+        check = None
+        if rate and self._unchecked:
+            self._unchecked -= 1
+            check = UpdateCheck(self, gradients)
         scalars = [Tensor(clip / scale, ms.float32),
                    *self._kernels.adamw_scalars(self.updates, rate, config.betas, config.eps, config.weight_decay)]
         done = [self._update(*scalars, *masters, *first, *second, *grads)
                 for masters, first, second, grads in zip(self.masters, self.first, self.second, gradients) if masters]
-        # A later read of a parameter must see the update: wait for every group.
-        for result in done:
-            result.asnumpy()
+        if on_cpu():
+            # A later read of a parameter must see the update; a card does all in one order.
+            for result in done:
+                result.asnumpy()
         self.refresh_parameters()
+        if check:
+            check.finish(rate, clip / scale)
 
     def take_masters(self):
         """Copy float32 parameters into masters of their own, after the parameters were loaded."""

@@ -3,7 +3,7 @@
 import dataclasses
 
 import numpy as np
-from mindspore import Tensor
+from mindspore import Tensor, ops
 
 from telechat.nn.dropout import ATTENTION_OUTPUT, EMBEDDING_OUTPUT, FEED_FORWARD_OUTPUT, Place
 from telechat.nn.block_passes import BlockPasses
@@ -13,19 +13,16 @@ from telechat.parallel.collectives import all_gather_rows
 from telechat.parallel.plan import own_heads
 from telechat.parallel.vocabulary import embed_for, head_loss_for
 
-# Logits made at a time, as rows × vocabulary: 16 MB in float32, so that a chunk stays near the caches
-# while its products are still large; and the fewest rows of a chunk.
-HEAD_LOGITS = 2 ** 22
-HEAD_ROWS = 64
+HEAD_ROWS = 64  # the fewest rows of logits that are made at a time
 
 
-def head_rows(rows, vocab_size):
-    """How many of ``rows`` rows of logits are made at a time, a multiple of HEAD_ROWS.
+def head_rows(rows, vocab_size, logits):
+    """How many of ``rows`` rows of logits are made at a time, about ``logits`` numbers and a multiple of HEAD_ROWS.
 
     A multiple, so that no thread's share of a vector operation has a tail: there MindSpore's CPU
     kernels compute exp and log in another way, and how they share the work changes from run to run.
     """
-    return min(max(HEAD_LOGITS // vocab_size // HEAD_ROWS, 1), -(-rows // HEAD_ROWS)) * HEAD_ROWS
+    return min(max(logits // vocab_size // HEAD_ROWS, 1), -(-rows // HEAD_ROWS)) * HEAD_ROWS
 
 
 @dataclasses.dataclass
@@ -124,7 +121,7 @@ class StageCompute:
             self._accumulate(-1, [dnorm])
         else:
             self._accumulate(-1, [dnorm, dhead])
-        return losses, self._own_rows(dx)
+        return losses, self._own_rows(dx.astype(x.dtype))
 
     def backward(self, part, dx):
         """Back through the stage's layers; returns the gradient of its input, None in the first stage."""
@@ -166,8 +163,8 @@ class StageCompute:
             # Pads are a document of their own: conversations do not see them.
             cos, sin = tables[:2]
             if self.restart_positions:
-                cos, sin = (self.kernels.rotary_tensor(table[0, 0][_positions_within(documents)][:, None])
-                            for table in sequence_tables(self.config, length))
+                positions = Tensor(_positions_within(documents).astype(np.int32))
+                cos, sin = (ops.gather(table[0, 0], positions, 0).expand_dims(1) for table in (cos, sin))
             return (cos, sin, *self._visible(length, documents=documents))
         if self.mask_padding:
             # Only pads before the first other token: a pad id further on was put there by the data.
@@ -215,7 +212,7 @@ class StageCompute:
     def _chunks(self, labels, token_weight):
         """The counted rows of ``labels`` in chunks of one fixed size, filled up with rows of weight 0."""
         flat = labels.reshape(-1)
-        size = head_rows(flat.size, self.config.vocab_size)
+        size = head_rows(flat.size, self.config.vocab_size, self.kernels.logits_at_once)
         counted = np.flatnonzero(flat >= 0).astype(np.int32)
         for start in range(0, max(len(counted), 1), size):
             chosen = counted[start:start + size]

@@ -5,10 +5,12 @@ import math
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor
+from mindspore import Tensor, ops
 
 from telechat.errors import InputError
 from telechat.model import as_dtype, check_ids
+from telechat.nn.device import check_placement, device_zeros, move_to_device, on_cpu
+from telechat.nn.inference import has_inference_kernels
 from telechat.nn.kernels import choose_kernels
 from telechat.parallel.collectives import all_reduce, receive, send
 from telechat.parallel.mesh import Mesh
@@ -59,9 +61,13 @@ class Trainer:
         self.step = 0  # batches seen; skipped ones count
         dtype = as_dtype(config.dtype)
         self.loss_scale = LossScale(config.loss_scale, config.loss_scale_window) if config.dtype == "float16" else None
+        if has_inference_kernels():
+            raise InputError("this process was prepared for generation alone (telechat.nn.inference), where kernels have "
+                             "no gradient; train in another process")
         if model.dtype != dtype:
             for parameter in (model.parameters.values() if isinstance(model, Stage) else model.get_parameters()):
                 parameter.set_dtype(dtype)
+                move_to_device(parameter)
         if model.dtype != dtype or (config.kernels, config.use_flash_attention) != (None, None):
             model.dtype = dtype
             model.set_kernels(choose_kernels(model.config, dtype, config.kernels, config.use_flash_attention))
@@ -71,6 +77,7 @@ class Trainer:
         self.compute = StageCompute(self.stage, self.mesh, self.parallel, config.seed, config.mask_padding,
                                     config.restart_positions)
         self.optimizer = AdamW(self.stage, config, self.mesh.data, self.parallel.shard_optimizer)
+        check_placement({**self.stage.parameters, **self.optimizer.state()})
 
     def train_step(self, input_ids, labels, documents=None):
         """One step on one batch, cut into ``micro_batches`` on each data-parallel rank.
@@ -122,9 +129,7 @@ class Trainer:
                               self.stage.config.hidden_size,
                               lambda part: self.compute.loss_and_gradient(part, targets[part], weight * scale))
         gradients = self.optimizer.reduce(self._complete(self.compute.take_gradients()))
-        loss = float(sum(map(total, losses)))
-        loss, square = self._sum_over_world(loss if self.mesh.tensor.rank == 0 else 0.0,
-                                            self.optimizer.squared_norm(gradients, self._counts))
+        loss, square = self._totals(losses, self.optimizer.squares(gradients, self._counts))
         return loss / scale, math.sqrt(square) / scale, gradients, scale
 
     def evaluate(self, batches):
@@ -207,6 +212,18 @@ class Trainer:
         if self.mesh.tensor.rank > 0 and cut_axis(name) is None:
             return False
         return self.stage.first or not name.endswith("word_embeddings.weight")
+
+    def _totals(self, losses, squares):
+        """The sums of all losses and of all squares of gradients over all processes.
+
+        On CPU in float64; on a card in float32 and by one read of the device, the only one in a step.
+        """
+        if self.mesh.tensor.rank > 0:
+            losses = []
+        if on_cpu():
+            return self._sum_over_world(float(sum(map(total, losses))), float(sum(map(total, squares))))
+        sums = [ops.concat(vectors).sum() if vectors else device_zeros((), ms.float32) for vectors in (losses, squares)]
+        return all_reduce(ops.stack(sums), self.mesh.world).asnumpy().astype(np.float64).tolist()
 
     def _sum_over_world(self, *values):
         if self.mesh.world.size == 1:

@@ -48,6 +48,7 @@ class Parts:
     def __init__(self, batch=2, length=16, **fields):
         self.config = small_config(**{**SIZES, **fields})
         self.model = TeleChat(self.config, "bfloat16", kernels="ascend")
+        self.model.kernels.paged = self.config.position_embedding != "alibi"
         self.kernels = self.model.kernels
         self.functions = self.model.transformer.h[0].functions
         self.weights = [None if weight is None else weight.data for weight in self.model.transformer.h[0].weights()]

@@ -2,7 +2,7 @@
 
 from mindspore import Tensor
 
-from telechat.generation.block_table import BLOCK_SIZE, BlockTable
+from telechat.generation.block_table import BlockTable
 from telechat.generation.engine import DecodeBlocks, PrefillAttention
 from tests.ascend.conftest import bfloat16, int32
 from tests.ascend.mindir import export
@@ -13,19 +13,19 @@ DECODE_BUDGET = 14  # kernels of a layer
 
 def caches(parts, table, count):
     shape = parts.kernels.cache_shape(table.count, table.block_size, 2, 16)
-    assert shape == (table.count, BLOCK_SIZE, 2, 16)
+    assert shape == (table.count, 128, 2, 16)
     return [bfloat16(*shape) for _ in range(count)]
 
 
 def test_prefill(parts):
-    table = BlockTable(2, 256)
+    table = BlockTable(2, 256, 128)
     graph = export(PrefillAttention(parts.functions), bfloat16(parts.rows, 64), *parts.tables, int32(parts.rows),
                    *caches(parts, table, 2), *parts.weights[:5])
     counts = graph.counts()
     assert (counts["FlashAttentionScore"], counts["ReshapeAndCache"], counts["RmsNorm"]) == (1, 1, 1)
     assert "TensorMove" not in counts
     write = graph.named("ReshapeAndCache")[0]
-    assert [graph.types[name] for name in write.inputs[2:4]] == [("bfloat16", (4, BLOCK_SIZE, 2, 16))] * 2
+    assert [graph.types[name] for name in write.inputs[2:4]] == [("bfloat16", (4, 128, 2, 16))] * 2
     check_clean(graph)
 
 
@@ -42,7 +42,7 @@ def check_decode(graph, layers):
 
 def test_decode(parts):
     """Two and three blocks in one graph; what a layer costs is the difference."""
-    table = BlockTable(2, 256)
+    table = BlockTable(2, 256, 128)
     kernels = []
     for layers in (2, 3):
         tensors = []
@@ -50,7 +50,7 @@ def test_decode(parts):
             held = caches(parts, table, 2)
             tensors += [*held, *held, *parts.weights]
         graph = export(DecodeBlocks(parts.model, 256), bfloat16(2, 64), bfloat16(2, 64), int32(2), int32(2),
-                       Tensor(table.table), *tensors)
+                       Tensor(table.table), int32(2), *tensors)
         check_decode(graph, layers)
         kernels.append(graph.kernels())
     print(f"decode: {kernels[1] - kernels[0]} kernels a layer", graph.counts())

@@ -1,14 +1,11 @@
 """Decoding on a cache in blocks, with the Ascend operations replaced by what their documentation says they do."""
 
-import functools
-
 import mindspore as ms
 import numpy as np
 from mindspore import ops
 
 from telechat import Generator, SamplingParams, TeleChat
 from telechat.generation import engine
-from telechat.generation.block_table import BlockTable
 from telechat.nn import ascend_kernels, portable_kernels
 from telechat.nn.kernels import Kernels
 from tests.test_model import small_config
@@ -56,7 +53,7 @@ def test_answers_are_those_of_the_plain_cache(monkeypatch):
     expected = Generator(model, max_length=40, batch_size=2).generate(prompts, params)
 
     monkeypatch.setattr(Kernels, "require_device", lambda kernels: None)
-    monkeypatch.setattr(engine, "BlockTable", functools.partial(BlockTable, block_size=4))
+    monkeypatch.setattr(engine, "block_size", lambda head_dim: 4)
     monkeypatch.setattr(engine, "LAYERS_A_GRAPH", 2)
     model.set_kernels(Kernels(ms.float32, paged=True))
     generator = Generator(model, max_length=40, batch_size=2)

@@ -141,8 +141,14 @@ def test_the_device_chooses(monkeypatch):
     here = seam.choose_kernels(config, ms.bfloat16)
     assert (here.fused, here.flash, here.paged, here.dtype) == (False, False, False, ms.float32)
     monkeypatch.setattr(seam, "on_cpu", lambda: False)
+    trains = seam.choose_kernels(config, ms.bfloat16)
+    assert (trains.fused, trains.flash, trains.paged, trains.dtype) == (True, True, False, ms.bfloat16)
+    with pytest.raises(InputError, match="use_paged_attention is true and this process was not prepared for inference"):
+        seam.choose_kernels(config, ms.bfloat16, use_paged_attention=True)
+    monkeypatch.setattr(seam, "has_inference_kernels", lambda: True)
     there = seam.choose_kernels(config, ms.bfloat16)
     assert (there.fused, there.flash, there.paged, there.dtype) == (True, True, True, ms.bfloat16)
+    assert not seam.choose_kernels(config, ms.bfloat16, use_paged_attention=False).paged
     forced = seam.choose_kernels(config, ms.bfloat16, "portable")
     assert (forced.fused, forced.flash, forced.paged, forced.dtype) == (False, False, False, ms.bfloat16)
     without = seam.choose_kernels(config, ms.bfloat16, use_flash_attention=False)
@@ -168,7 +174,8 @@ def test_what_a_fused_operation_cannot_serve_is_said_once(monkeypatch, capsys, f
 
 @pytest.mark.parametrize("arguments, words", [
     (("gpu",), "kernels"), ((None, "yes"), "use_flash_attention"), ((None, True), "a CPU has no such kernel"),
-    (("portable", True), "use_flash_attention"),
+    (("portable", True), "use_flash_attention"), ((None, None, 1.5), "use_paged_attention must be true or false"),
+    ((None, None, True), "use_paged_attention is true and a CPU has no such kernel"),
 ])
 def test_wrong_choices_are_refused(arguments, words):
     with pytest.raises(InputError, match=words):

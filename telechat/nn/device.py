@@ -1,0 +1,66 @@
+"""Which device computes, and tensors in its memory.
+
+A compiled graph updates what lies in the device's memory. Of a tensor that was made from host memory it updates a
+copy: the tensor, and what else shares its memory, keep the old values, without a word. So whatever a graph writes
+to (weights, master weights, moments, caches) is made here, and so is what many graphs read (masks, tables), which
+would be copied at every call.
+"""
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, ops
+
+from telechat.errors import InputError
+
+
+def on_cpu():
+    """Whether this process computes on a CPU."""
+    return ms.get_context("device_target") == "CPU"
+
+
+def device_tensor(value, dtype=None):
+    """An array or Tensor as a Tensor in the device's memory.
+
+    Args:
+        value (array or Tensor): a Tensor that is there already is not copied.
+        dtype: a MindSpore dtype; None: value's own.
+    """
+    tensor = value if isinstance(value, Tensor) else Tensor.from_numpy(np.ascontiguousarray(value))
+    if not is_on_device(tensor):
+        tensor = tensor.to(ms.get_context("device_target"))
+    return tensor if dtype is None or tensor.dtype == dtype else tensor.astype(dtype)
+
+
+def device_zeros(shape, dtype):
+    """Zeros in the device's memory."""
+    return ops.zeros(shape, dtype)
+
+
+def device_parameter(array, dtype, name=None):
+    """A Parameter in the device's memory, made of an array in ``dtype``."""
+    parameter = Parameter(Tensor.from_numpy(np.ascontiguousarray(array)).astype(dtype), name=name)
+    return move_to_device(parameter)
+
+
+def move_to_device(parameter):
+    """Bring a Parameter into the device's memory, where it is not there; returns it."""
+    if not is_on_device(parameter):
+        parameter.set_data(device_tensor(Tensor(parameter)))
+    return parameter
+
+
+def is_on_device(tensor):
+    """Whether a Tensor's memory is the device's; on a CPU all is."""
+    return on_cpu() or not tensor.device.startswith("CPU")
+
+
+def check_placement(tensors):
+    """InputError where one of some tensors is not in the device's memory.
+
+    Args:
+        tensors (dict): what it is called in words → Tensor.
+    """
+    wrong = [name for name, tensor in tensors.items() if not is_on_device(tensor)]
+    if wrong:
+        raise InputError(f"{wrong[0]}{f' and {len(wrong) - 1} more' if len(wrong) > 1 else ''}: in host memory, where a "
+                         "graph's updates are lost; make such tensors by telechat.nn.device")
