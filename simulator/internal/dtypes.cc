@@ -44,8 +44,9 @@ bool IsInternalKernelDtypesSupported(const std::string name, InputDataTypes in, 
   if (name == kInternalSwiGLUOpName) return (is_half(in.at(0)) || in[0] == kTypeFloat32) && out.at(0) == in[0];
   if (name == kInternalSwishOpName) return is_half(in.at(0)) && out.at(0) == in[0];
   if (name == kInternalPagedAttentionOpName) {
-    return is_half(in.at(0)) && same(in, {1, 2}) && in.at(3) == kTypeInt32 && in.at(4) == kTypeInt32 &&
-           in.at(5) == kTypeNone && in.at(6) == kTypeNone && same(in, {7, 8}, true) && out.at(0) == in[0];
+    return is_half(in.at(0)) && same(in, {1}) && same(in, {2}, true) && in.at(3) == kTypeInt32 &&
+           in.at(4) == kTypeInt32 && in.at(5) == kTypeNone && in.at(6) == kTypeNone && same(in, {7, 8}, true) &&
+           out.at(0) == in[0];
   }
   if (name == kInternalFlashAttentionScoreOpName) {
     return is_half(in.at(0)) && same(in, {1, 2}) && same(in, {3}, true) && out.at(0) == in[0] &&

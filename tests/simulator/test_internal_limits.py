@@ -1,0 +1,107 @@
+"""The simulator's internal kernels take and refuse what the wheel's own library takes and refuses."""
+
+import itertools
+import random
+
+import pytest
+
+from simulator.environment import unavailable
+
+if unavailable():
+    pytest.skip(unavailable(), allow_module_level=True)
+
+from tests.simulator.internal_library import libraries  # noqa: E402
+
+FLOAT16, FLOAT32, INT8, INT32, INT64, UINT8, BFLOAT16, BOOL, NONE = 1, 2, 4, 6, 7, 8, 12, 13, 17
+TYPES = (FLOAT16, FLOAT32, INT8, INT32, INT64, UINT8, BFLOAT16, BOOL, NONE)
+KERNELS = {  # inputs and outputs that it takes in bfloat16
+    "MatMul": ([BFLOAT16] * 2, [BFLOAT16]),
+    "AddRmsNorm": ([BFLOAT16] * 3, [BFLOAT16, FLOAT32, BFLOAT16]),
+    "Gather": ([BFLOAT16, INT32], [BFLOAT16]),
+    "ApplyRotaryPosEmb": ([BFLOAT16] * 4 + [INT32], [BFLOAT16] * 2),
+    "SwiGLU": ([BFLOAT16], [BFLOAT16]),
+    "Swish": ([BFLOAT16], [BFLOAT16]),
+    "Softmax": ([FLOAT32], [FLOAT32]),
+    "PagedAttention": ([BFLOAT16] * 3 + [INT32] * 2 + [NONE] * 4, [BFLOAT16]),
+    "FlashAttentionScore": ([BFLOAT16] * 3 + [NONE] * 2, [BFLOAT16]),
+    "ReshapeAndCache": ([BFLOAT16] * 4 + [INT32], []),
+}
+WHOLE = 2147483647
+BSH, BNSD, SBH, BSND = range(4)
+ATB = {"MS_INTERNAL_DISABLE_CUSTOM_KERNEL_LIST": "PagedAttention"}
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    return libraries(tmp_path_factory.mktemp("internal"))
+
+
+def agree(both, questions, **variables):
+    """What both libraries answer: {question: yes or no}."""
+    questions = list(questions)
+    wheel, simulated = (library.ask(questions, **variables) for library in both)
+    differ = [(question, yes) for question, yes, other in zip(questions, wheel, simulated) if yes != other]
+    assert not differ, f"the wheel's answers: {differ}"
+    return dict(zip(questions, wheel))
+
+
+def variations(inputs, outputs):
+    """The types themselves, each place in turn of each type, one type for another everywhere, and some at random."""
+    types, count = [*inputs, *outputs], len(inputs)
+    yield types
+    for place, other in itertools.product(range(len(types)), TYPES):
+        yield [*types[:place], other, *types[place + 1:]]
+    for old, new in itertools.product(set(types), TYPES):
+        yield [new if each == old else each for each in types]
+    chance = random.Random(count)
+    for _ in range(100):
+        yield [chance.choice((each, each, *TYPES)) for each in types]
+
+
+def test_dtypes(both):
+    questions = []
+    for kernel, (inputs, outputs) in KERNELS.items():
+        for types in variations(inputs, outputs):
+            if kernel == "ReshapeAndCache" and types[1] == NONE:
+                continue  # the wheel then looks at the key alone, and would write it into a cache of any dtype
+            questions.append(f"dtypes {kernel} {len(inputs)} {' '.join(map(str, types))}")
+    answers = agree(both, questions)
+    for kernel in KERNELS:
+        given = [yes for question, yes in answers.items() if question.split()[1] == kernel]
+        assert any(given) and not all(given), kernel
+    in_bfloat16 = " ".join(map(str, [BFLOAT16] * 3 + [NONE]))
+    assert not answers[f"dtypes FlashAttentionScore 5 {in_bfloat16} {UINT8} {BFLOAT16}"]  # such a mask is aclnn's
+
+
+@pytest.mark.parametrize(("question", "taken"), {
+    "3 8 8 128 64 1": True, "3 8 8 160 64 1": True, "3 8 2 32 16 1": True, "3 8 8 128 64 0": True, "3 8 8 256 64 1": True,
+    "3 8 8 160 128 1": False,  # 12B's heads: head_dim · block is above 16,384
+    "2 8 8 128 64 1": False,  # two dimensions
+    "3 8 8 24 64 1": False, "3 8 8 272 32 1": False, "3 8 8 128 48 1": False, "3 129 1 128 64 1": False,
+    "3 8 8 128 8 1": False, "3 128 1 128 64 1": True}.items())
+def test_paged_attention(both, question, taken):
+    assert agree(both, [f"paged {question}"]) == {f"paged {question}": taken}
+
+
+def test_paged_attention_of_atb_takes_two_dimensions(both):
+    """ATB's kernel itself is not found without a card: only the simulator is asked."""
+    questions = ["paged 2 8 8 128 64 1", "paged 3 8 8 128 64 1", "paged 2 8 8 128 64 0"]
+    assert both[1].ask(questions, **ATB) == [True, True, False]
+
+
+def test_flash_attention(both):
+    whole, triangle = f"{WHOLE} {WHOLE}", f"{WHOLE} 0"
+    taken = [f"flash {BSH} 0 {whole} 128 {NONE} 32 32", f"flash {BSH} 0 {triangle} 128 {NONE} 32 32",
+             f"flash {BSH} 0 {whole} 160 {NONE} 32 32", f"flash {BNSD} 0 {whole} 128 {NONE} 32 32",
+             f"flash {BSH} 0 {whole} 128 {NONE} 16 32"]
+    refused = [f"flash {BSH} 0 {triangle} 160 {NONE} 32 32", f"flash {BSH} 0 {whole} 24 {NONE} 32 32",
+               f"flash {BSH} 0 {whole} 272 {NONE} 32 32", f"flash {BSH} 2 {whole} 128 {NONE} 32 32",
+               f"flash {BSND} 0 {whole} 128 {NONE} 32 32", f"flash {SBH} 0 {whole} 128 {NONE} 32 32",
+               f"flash {BSH} 0 {whole} 128 {NONE} 32 16", f"flash {BSH} 0 8 8 128 {NONE} 32 32"]
+    assert agree(both, taken + refused) == {**dict.fromkeys(taken, True), **dict.fromkeys(refused, False)}
+
+
+def test_reshape_and_cache(both):
+    taken = ["cache 2 4 128", "cache 3 4 5"]
+    refused = ["cache 2 4 129", "cache 4 4 5", "cache 2 2 5"]
+    assert agree(both, taken + refused) == {**dict.fromkeys(taken, True), **dict.fromkeys(refused, False)}
