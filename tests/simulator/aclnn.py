@@ -31,6 +31,13 @@ class Out:
 
 
 @dataclass
+class Constant:
+    """An input whose values are known on the host, of an old operator."""
+
+    tensor: torch.Tensor
+
+
+@dataclass
 class Scalar:
     """An aclScalar."""
 
@@ -64,8 +71,25 @@ def call(name, *arguments):
     lists of tensors or of whole numbers, None, int (int64_t), float (double), bool, str, `Int8`, `Float`.
     Raises Refused.
     """
+    return _ask("call", name, arguments)
+
+
+def call_old(name, inputs, outputs, **attributes):
+    """Run an operator of the old road (aclopCompileAndExecuteV2).
+
+    Args:
+        inputs: tensors, `Constant`, or `Out` for a variable that is written in place.
+        outputs: `Out`; one that is an input too shares its memory.
+        attributes: bool or int.
+
+    Returns as `call` the outputs' contents. Raises Refused.
+    """
+    return _ask("call_old", name, inputs, outputs, attributes)
+
+
+def _ask(*request):
     card = _card()
-    pickle.dump((name, arguments), card.stdin)
+    pickle.dump(request, card.stdin)
     card.stdin.flush()
     refusal, results = pickle.load(card.stdout)
     if refusal is not None:
@@ -86,8 +110,9 @@ class Card:
 
     def __init__(self):
         self.library = library = ctypes.CDLL(str(BUILD / "cann" / "lib64" / "libascendcl.so"))
-        for name in ("Tensor", "Scalar", "IntArray", "TensorList"):
+        for name in ("Tensor", "Scalar", "IntArray", "TensorList", "TensorDesc", "DataBuffer"):
             getattr(library, f"aclCreate{name}").restype = ctypes.c_void_p
+        library.aclopCreateAttr.restype = ctypes.c_void_p
         library.aclGetRecentErrMsg.restype = ctypes.c_char_p
         self.stream = ctypes.c_void_p()
         self.check(library.aclInit(None))
@@ -102,8 +127,8 @@ class Card:
         self.check(self.library.aclrtMemcpy(ctypes.c_void_p(to), ctypes.c_size_t(size), ctypes.c_void_p(source),
                                             ctypes.c_size_t(size), kind))
 
-    def tensor(self, tensor, memory):
-        """An aclTensor on a copy of the tensor's memory; (its handle, how its contents are read back)."""
+    def memory(self, tensor, memory):
+        """A device address with a copy of the tensor's memory, and a function that gives the contents back."""
         size = tensor.untyped_storage().nbytes()
         address = ctypes.c_void_p()
         self.check(self.library.aclrtMalloc(ctypes.byref(address), ctypes.c_size_t(max(size, 1)), 0))
@@ -112,17 +137,19 @@ class Card:
             self.copy(address.value, tensor.untyped_storage().data_ptr(), size, 1)
 
         def contents():
-            result = tensor.clone()
             if size:
                 self.copy(tensor.untyped_storage().data_ptr(), address.value, size, 2)
-                result.copy_(tensor)
-            return result
+            return tensor.clone()
 
-        elements = size // tensor.element_size()
+        return address, contents
+
+    def tensor(self, tensor, memory):
+        """An aclTensor on a copy of the tensor's memory; (its handle, how its contents are read back)."""
+        address, contents = self.memory(tensor, memory)
+        elements = tensor.untyped_storage().nbytes() // tensor.element_size()
         return self.library.aclCreateTensor(
-            (ctypes.c_int64 * max(1, tensor.dim()))(*tensor.shape), ctypes.c_uint64(tensor.dim()), DTYPES[tensor.dtype],
-            (ctypes.c_int64 * max(1, tensor.dim()))(*tensor.stride()), ctypes.c_int64(tensor.storage_offset()), 2,
-            (ctypes.c_int64 * 1)(elements), ctypes.c_uint64(1), address), contents
+            sizes(tensor.shape), ctypes.c_uint64(tensor.dim()), DTYPES[tensor.dtype], sizes(tensor.stride()),
+            ctypes.c_int64(tensor.storage_offset()), 2, sizes([elements]), ctypes.c_uint64(1), address), contents
 
     def argument(self, value, memory, results):
         library = self.library
@@ -138,8 +165,7 @@ class Card:
             handles = (ctypes.c_void_p * len(value))(*[self.argument(each, memory, results) for each in value])
             return ctypes.c_void_p(library.aclCreateTensorList(handles, ctypes.c_uint64(len(value))))
         if isinstance(value, (list, tuple)):
-            numbers = (ctypes.c_int64 * max(1, len(value)))(*value)
-            return ctypes.c_void_p(library.aclCreateIntArray(numbers, ctypes.c_uint64(len(value))))
+            return ctypes.c_void_p(library.aclCreateIntArray(sizes(value), ctypes.c_uint64(len(value))))
         for kind, convert in ((bool, ctypes.c_bool), (int, ctypes.c_int64), (float, ctypes.c_double)):
             if isinstance(value, kind):
                 return convert(value)
@@ -163,6 +189,47 @@ class Card:
                 self.library.aclrtFree(address)
 
 
+    def call_old(self, name, inputs, outputs, attributes):
+        memory, known = [], {}
+        library = self.library
+
+        def described(value):
+            tensor = value if isinstance(value, torch.Tensor) else value.tensor
+            description = ctypes.c_void_p(library.aclCreateTensorDesc(DTYPES[tensor.dtype], tensor.dim(),
+                                                                      sizes(tensor.shape), 2))
+            if isinstance(value, Constant):
+                size = tensor.untyped_storage().nbytes()
+                library.aclSetTensorConst(description, ctypes.c_void_p(tensor.data_ptr()), ctypes.c_size_t(size))
+            if id(value) not in known:
+                known[id(value)] = self.memory(tensor, memory)
+            return description, ctypes.c_void_p(library.aclCreateDataBuffer(known[id(value)][0], ctypes.c_size_t(
+                tensor.untyped_storage().nbytes())))
+
+        try:
+            lists = []
+            for values in (inputs, outputs):
+                descriptions, buffers = zip(*map(described, values))
+                pointers = ctypes.c_void_p * len(values)
+                lists += [len(values), pointers(*descriptions), pointers(*buffers)]
+            attribute = ctypes.c_void_p(library.aclopCreateAttr())
+            for key, value in attributes.items():
+                if isinstance(value, bool):
+                    library.aclopSetAttrBool(attribute, key.encode(), ctypes.c_uint8(value))
+                else:
+                    library.aclopSetAttrInt(attribute, key.encode(), ctypes.c_int64(value))
+            self.check(library.aclopCompileAndExecuteV2(name.encode(), *lists, attribute, 0, 0, None, self.stream))
+            self.check(library.aclrtSynchronizeStream(self.stream))
+            return [known[id(value)][1]() for value in outputs]
+        finally:
+            for address in memory:
+                library.aclrtFree(address)
+
+
+def sizes(values):
+    """An array of int64_t, never of none."""
+    return (ctypes.c_int64 * max(1, len(values)))(*values)
+
+
 def serve():
     """Answer calls from standard input until it ends. After a failure the card is reset."""
     answers = sys.stdout.buffer
@@ -170,11 +237,11 @@ def serve():
     card = Card()
     while True:
         try:
-            name, arguments = pickle.load(sys.stdin.buffer)
+            method, *arguments = pickle.load(sys.stdin.buffer)
         except EOFError:
             return
         try:
-            answer = None, card.call(name, arguments)
+            answer = None, getattr(card, method)(*arguments)
         except Refused as error:
             answer = str(error), []
             card.library.aclrtResetDeviceForce(0)
