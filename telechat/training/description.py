@@ -5,7 +5,7 @@ import math
 from telechat.checkpoint.layout import parameter_shapes
 from telechat.parallel.pipeline import bubble_fraction
 from telechat.parallel.plan import stage_layers
-from telechat.training.memory import fullest_rank
+from telechat.training.memory import fullest_rank, memory_lines
 
 
 def describe_run(run):
@@ -15,8 +15,7 @@ def describe_run(run):
     count = sum(math.prod(shape) for shape in parameter_shapes(model).values())
     tokens = config.batch_size * dataset.max_length
     memory = fullest_rank(model, config, dataset.max_length)
-    states = memory.weights + memory.gradients + memory.optimizer
-    process = "" if run.mesh.world.size == 1 else " in the fullest process"
+    whose = "" if run.mesh.world.size == 1 else " of the fullest process"
     source = run.checkpoint or config.load_checkpoint or "random weights"
     return [
         f"model       {count / 1e6:,.1f}M parameters, {model.n_layer} layers of {model.hidden_size}, from {source}",
@@ -27,8 +26,7 @@ def describe_run(run):
         f"optimizer   AdamW, lr {train.learning_rate:g} {train.lr_schedule}, {train.dtype}, "
         f"clip {train.max_grad_norm:g}",
         f"kernels     {run.kernels.describe()}",
-        f"memory      about {memory.peak / 1e9:.2f} GB expected at the peak{process}:",
-        f"            weights, gradients, optimizer {states / 1e9:.2f}, activations {memory.activations / 1e9:.2f}",
+        *memory_lines(memory, whose),
         f"output      {config.output_dir}",
         *_describe_mesh(run.mesh, config.parallel, model, train.micro_batches)]
 

@@ -1,4 +1,4 @@
-"""The memory that a run's training step is expected to take: telechat/parallel/estimate.py for a `RunConfig`."""
+"""The memory that a run is expected to take: telechat/parallel/estimate.py for a `RunConfig`, and in words."""
 
 import dataclasses
 import functools
@@ -10,6 +10,18 @@ from telechat.parallel.estimate import FLOAT32, Workload, stage_memory
 from telechat.parallel.mesh import mesh_shape
 from telechat.parallel.parallel_config import process_count
 from telechat.training.step import head_rows
+
+# What each part of a `Memory` is.
+MEANINGS = {
+    "weights": "",
+    "optimizer": "moments, and float32 master weights where these are copies",
+    "gradients": "",
+    "activations": "kept for the backward pass",
+    "work": "of the graph that runs: logits, a block's backward pass, or the update of the largest weight",
+    "held": "arguments that compiled graphs keep of their last call",
+    "tables": "masks, positions, and what kernels keep of them",
+    "framework": "MindSpore and its compiler",
+}
 
 
 def workload_of(model, run, sequence_length, on_cpu=False):
@@ -39,3 +51,18 @@ def fullest_rank(model, run, sequence_length):
     workload = workload_of(model, run, sequence_length, kernels.on_cpu())
     memories = [stage_memory(model, parallel, workload, stage) for stage in range(parallel.pipeline)]
     return max(memories, key=lambda memory: memory.peak)
+
+
+def memory_lines(memory, whose=""):
+    """A `Memory` as printable lines: the peak, and what is there then, which adds up to it.
+
+    whose (str): what it is the memory of, e.g. " of the fullest process".
+    """
+    parts = {name: size for name, size in memory.parts.items() if size}
+    shown = {name: round(size / 1e9, 2) for name, size in parts.items()}
+    # To the last digit: what rounding adds or loses goes to the largest part.
+    largest = max(shown, key=shown.get)
+    shown[largest] = round(memory.peak / 1e9, 2) - sum(size for name, size in shown.items() if name != largest)
+    lines = [f"memory      about {memory.peak / 1e9:.2f} GB expected at the peak{whose}, in the phase "
+             f"\"{memory.peak_phase}\":"]
+    return lines + [f"            {size:8.2f} GB  {name:12}{MEANINGS[name]}".rstrip() for name, size in shown.items()]
