@@ -99,7 +99,7 @@ class Packing:
             self._packs.pop()
         if not self._packs:
             raise InputError(f"none of the conversations is short enough for max_length {max_length}; "
-                             'raise it, or set overlong to "truncate"')
+                             'raise it, or give --overlong truncate')
         positions = len(self._packs) * (max_length + 1)
         self.counts = {
             "conversations": sum(map(len, self._packs)),

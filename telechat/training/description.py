@@ -6,6 +6,7 @@ from telechat.checkpoint.layout import parameter_shapes
 from telechat.parallel.pipeline import bubble_fraction
 from telechat.parallel.plan import stage_layers
 from telechat.training.memory import fullest_rank, memory_lines
+from telechat.training.resources import checkpoint_bytes, checkpoints_at_once
 
 
 def describe_run(run):
@@ -21,14 +22,22 @@ def describe_run(run):
         f"model       {count / 1e6:,.1f}M parameters, {model.n_layer} layers of {model.hidden_size}, from {source}",
         f"data        {config.train_dataset}: {dataset.num_packs:,} packs of {dataset.max_length} tokens",
         f"batch       {config.batch_size} sequences = {tokens:,} tokens a step, micro_batches {train.micro_batches}",
-        f"steps       {train.total_steps:,} ({train.total_steps * config.batch_size / dataset.num_packs:.1f} epochs), "
+        f"steps       {train.total_steps:,} ({_epochs(train.total_steps * config.batch_size, dataset.num_packs)}), "
         f"warm-up {train.resolved_warmup_steps}",
         f"optimizer   AdamW, lr {train.learning_rate:g} {train.lr_schedule}, {train.dtype}, "
         f"clip {train.max_grad_norm:g}",
         f"kernels     {run.kernels.describe()}",
         *memory_lines(memory, whose),
-        f"output      {config.output_dir}",
+        f"output      {config.output_dir}: {checkpoint_bytes(model, train.dtype) / 1e9:.2f} GB a checkpoint, up to "
+        f"{checkpoints_at_once(config)} at once",
         *_describe_mesh(run.mesh, config.parallel, model, train.micro_batches)]
+
+
+def _epochs(sequences, packs):
+    """What share of the data is seen: "2.5 epochs", "4 of 700 packs" where that is less than a tenth of one."""
+    if 10 * sequences < packs:
+        return f"{sequences:,} of {packs:,} packs, less than an epoch"
+    return f"{sequences / packs:.1f} epochs"
 
 
 def _describe_mesh(mesh, parallel, model, micro_batches):

@@ -39,8 +39,8 @@ def workload_of(model, run, sequence_length, on_cpu=False):
                     kernels.ROWS_AT_ONCE if on_cpu else None, on_cpu, keeps)
 
 
-def fullest_rank(model, run, sequence_length):
-    """`Memory` of the run's process that needs most, on this device and with the processes there are.
+def stage_memories(model, run, sequence_length):
+    """`Memory` of a rank in each of the run's pipeline stages, on this device and with the processes there are.
 
     Args:
         model (TeleChatConfig): the architecture; it must fit the mesh.
@@ -49,8 +49,12 @@ def fullest_rank(model, run, sequence_length):
     """
     parallel = dataclasses.replace(run.parallel, data=mesh_shape(run.parallel, process_count())[1])
     workload = workload_of(model, run, sequence_length, kernels.on_cpu())
-    memories = [stage_memory(model, parallel, workload, stage) for stage in range(parallel.pipeline)]
-    return max(memories, key=lambda memory: memory.peak)
+    return [stage_memory(model, parallel, workload, stage) for stage in range(parallel.pipeline)]
+
+
+def fullest_rank(model, run, sequence_length):
+    """`Memory` of the run's process that needs most; arguments as of `stage_memories`."""
+    return max(stage_memories(model, run, sequence_length), key=lambda memory: memory.peak)
 
 
 def memory_lines(memory, whose=""):

@@ -25,6 +25,7 @@ from telechat.parallel.stage import build_stage, read_random
 from telechat.training.description import describe_run
 from telechat.training.profile import StepProfiler
 from telechat.training.report import Report, SilentReport, duration
+from telechat.training.resources import check_resources
 from telechat.training.sample_answers import SampleAnswers
 from telechat.training.signals import StopSignal
 from telechat.training.tensorboard_log import TensorBoardLog, check_installed
@@ -44,6 +45,7 @@ class TrainingRun:
         config (RunConfig): the run.
         resume (bool): go on from the newest checkpoint in ``output_dir``.
         profile (int): how many steps to profile; None for none.
+        ignore_memory (bool): start though main memory or the disk do not seem to suffice.
         report (bool): write ``report.html``, with answers to a few questions at each checkpoint.
         tensorboard (bool): write TensorBoard event files.
 
@@ -51,8 +53,8 @@ class TrainingRun:
         InputError: data, checkpoint and configuration do not fit together.
     """
 
-    def __init__(self, config, resume=False, report=False, tensorboard=False, profile=None):
-        self.report, self.tensorboard = report, tensorboard
+    def __init__(self, config, resume=False, report=False, tensorboard=False, profile=None, ignore_memory=False):
+        self.report, self.tensorboard, self.ignore_memory = report, tensorboard, ignore_memory
         if tensorboard:
             check_installed()
         if config.train_dataset is None:
@@ -75,6 +77,7 @@ class TrainingRun:
         self.kernels.require_device()
         self._check_data()
         self._check_mesh()
+        check_resources(self)
         self.tokenizer = self._tokenizer()
 
     def _check_data(self):
