@@ -36,8 +36,9 @@ def main(argv=None):
     max_length = arguments.max_length or settings.max_length
     batch_size = arguments.batch_size if arguments.independent else 1
     if max_length > 0:
-        check_inference_memory(config, arguments.dtype, "lower --max_length" + " or --batch_size" * (batch_size > 1),
-                               arguments.ignore_memory, **cache_shape(arguments, settings, questions, max_length))
+        lower = f"lower --max_length {max_length}" + (f" or --batch_size {batch_size}" if batch_size > 1 else "")
+        check_inference_memory(config, arguments.dtype, lower, arguments.ignore_memory,
+                               **cache_shape(arguments, settings, questions, max_length))
     # Under msrun every process computes; the first one reads and prints.
     model, world = load_for_inference(arguments.load_checkpoint, arguments.dtype)
     terminal = Terminal(world)
