@@ -49,8 +49,8 @@ def main(argv=None):
     wanted = arguments.max_batch or MAX_BATCH, arguments.max_length or settings.max_length
     slots, max_length = cache_that_fits(config, arguments.dtype, *wanted, available_bytes() if on_cpu() else None,
                                         process_count(), local_process_count(), fixed)
-    check_inference_memory(config, arguments.dtype, f"lower --max_batch {slots} or --max_length {max_length}", arguments.ignore_memory,
-                           prompt=max_length, slots=slots, length=max_length, logits=slots)
+    check_inference_memory(config, arguments.dtype, f"lower --max_batch {slots} or --max_length {max_length}",
+                           arguments.ignore_memory, prompt=max_length, slots=slots, length=max_length, logits=slots)
     lead = process_count() == 1 or os.environ.get("RANK_ID", "0") == "0"
     http = HttpServer(arguments.host, arguments.port) if lead and os.environ.get("MS_ROLE") != "MS_SCHED" else None
     model, world = load_for_inference(arguments.load_checkpoint, arguments.dtype)
