@@ -14,12 +14,12 @@ from telechat.training.step import head_rows
 # What each part of a `Memory` is.
 MEANINGS = {
     "weights": "",
-    "optimizer": "moments, and float32 master weights where these are copies",
+    "optimizer": "moments and float32 master weights",
     "gradients": "",
     "activations": "kept for the backward pass",
-    "work": "of the graph that runs: logits, a block's backward pass, or the update of the largest weight",
-    "held": "arguments that compiled graphs keep of their last call",
-    "tables": "masks, positions, and what kernels keep of them",
+    "work": "of what runs then: {phase}",
+    "held": "what compiled graphs keep of their last call",
+    "tables": "masks and positions",
     "framework": "MindSpore and its compiler",
 }
 
@@ -62,11 +62,10 @@ def memory_lines(memory, whose=""):
 
     whose (str): what it is the memory of, e.g. " of the fullest process".
     """
-    parts = {name: size for name, size in memory.parts.items() if size}
-    shown = {name: round(size / 1e9, 2) for name, size in parts.items()}
+    shown = {name: round(size / 1e9, 2) for name, size in memory.parts.items() if size >= 5e6}
     # To the last digit: what rounding adds or loses goes to the largest part.
-    largest = max(shown, key=shown.get)
+    largest = max(memory.parts, key=memory.parts.get)
     shown[largest] = round(memory.peak / 1e9, 2) - sum(size for name, size in shown.items() if name != largest)
-    lines = [f"memory      about {memory.peak / 1e9:.2f} GB expected at the peak{whose}, in the phase "
-             f"\"{memory.peak_phase}\":"]
-    return lines + [f"            {size:8.2f} GB  {name:12}{MEANINGS[name]}".rstrip() for name, size in shown.items()]
+    lines = [f"memory      about {memory.peak / 1e9:.2f} GB expected at the peak{whose}:"]
+    return lines + [f"            {size:8.2f} GB  {name:12}{MEANINGS[name].format(phase=memory.peak_phase)}".rstrip()
+                    for name, size in shown.items()]
