@@ -19,6 +19,7 @@ from telechat.nn.device import device_parameter
 from telechat.nn.kernels import choose_kernels
 from telechat.nn.layers import Embedding, Linear, RMSNorm, scope, set_kernels
 from telechat.nn.positions import sequence_tables
+from telechat.progress import Progress
 
 DTYPES = {"float32": ms.float32, "bfloat16": ms.bfloat16, "float16": ms.float16}
 
@@ -160,8 +161,13 @@ class TeleChat(nn.Cell):
         config = TeleChatConfig.from_pretrained(directory)
         reader = CheckpointReader(directory)
         reader.check(parameter_shapes(config))
-        return cls(config, dtype, tensors=lambda name, shape: reader.read(name), kernels=kernels,
-                   use_flash_attention=use_flash_attention, use_paged_attention=use_paged_attention)
+        with Progress("loading weights", len(reader.names), "tensors") as progress:
+            def read(name, shape):
+                progress.advance()
+                return reader.read(name)
+
+            return cls(config, dtype, tensors=read, kernels=kernels, use_flash_attention=use_flash_attention,
+                       use_paged_attention=use_paged_attention)
 
     def save_pretrained(self, directory):
         """Write ``config.json`` and safetensors under the published 12B's names, atomically.

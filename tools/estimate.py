@@ -27,9 +27,12 @@ def parse_arguments(argv):
     model.add_argument("--load_checkpoint", type=path_argument,
                        help="checkpoint directory whose config.json describes the model")
     model.add_argument("--model_config", type=path_argument, help="that config.json itself")
+    parser.add_argument("--device", choices=("ascend", "cpu"),
+                        help="what the run is for; default: ascend where --cards, a --card_… or --search is given, "
+                             "else what this machine has")
     parser.add_argument("--cards", type=int, help="default: what the run's tensor, pipeline, data need")
-    parser.add_argument("--card_memory", default="64GB", help="of one card")
-    parser.add_argument("--card_tflops", type=float, default=313.0, help="of one card, 16-bit products")
+    parser.add_argument("--card_memory", help="of one card; default: 64GB")
+    parser.add_argument("--card_tflops", type=float, help="of one card, 16-bit products; default: 313")
     parser.add_argument("--efficiency", type=float, default=0.4, help="share of it that is reached")
     parser.add_argument("--link_gbps", type=float, default=1200.0, help="gigabits a second that a card sends")
     parser.add_argument("--node_link_gbps", type=float, default=200.0, help="to other nodes")
@@ -37,7 +40,13 @@ def parse_arguments(argv):
     parser.add_argument("--cards_per_node", type=int, default=8, help="cards that the faster links connect")
     parser.add_argument("--search", action="store_true", help="list meshes that fit, best predicted first")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="any key of the YAML file")
-    return parser.parse_intermixed_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
+    about_cards = (arguments.cards, arguments.card_memory, arguments.card_tflops) != (None, None, None)
+    if arguments.device is None and (about_cards or arguments.search):
+        arguments.device = "ascend"
+    arguments.card_memory = "64GB" if arguments.card_memory is None else arguments.card_memory
+    arguments.card_tflops = 313.0 if arguments.card_tflops is None else arguments.card_tflops
+    return arguments
 
 
 def parse_size(text, flag):
@@ -154,20 +163,14 @@ def describe_run(model, config, workload):
 
 def describe_memory(model, parallel, workload, hardware):
     from telechat.parallel.estimate import activation_bytes, stage_memory
+    from telechat.training.memory import memory_lines
 
     stages = [stage_memory(model, parallel, workload, stage) for stage in range(parallel.pipeline)]
     peaks = [memory.peak for memory in stages]
     stage = peaks.index(max(peaks))
     memory = stages[stage]
-    lines = ["", f"Memory of a rank in stage {stage}, the fullest: {memory.parameters:,} parameters"]
-    rows = [("weights", memory.weights, ""), ("gradients", memory.gradients, ""),
-            ("optimizer", memory.optimizer, "moments and float32 master weights"),
-            ("activations", memory.activations, "kept for the backward pass"),
-            ("logits", memory.logits, "a chunk of them, with the gradients of the head"),
-            ("held", memory.held, "arguments of the last calls of compiled graphs"),
-            ("work", memory.work, "the largest of a block, the update, the reduction"),
-            ("peak", memory.peak, f"in the phase \"{memory.peak_phase}\"; not all of it is there at once")]
-    lines += [f"  {name:12}{gigabytes(size)}  {text}".rstrip() for name, size, text in rows]
+    lines = ["", f"Memory of a rank in stage {stage}, the fullest: {memory.parameters:,} parameters, on "
+                 f"{'a CPU' if workload.on_cpu else 'an Ascend card'}", *memory_lines(memory)]
     if parallel.pipeline > 1:
         lines.append("  peak of each stage: " + ", ".join(f"{peak / 1e9:.1f}" for peak in peaks) + " GB")
     lines.append("  activations with other settings:")
@@ -179,6 +182,8 @@ def describe_memory(model, parallel, workload, hardware):
             size = activation_bytes(model, other, workload, stage)
             lines.append(f"    {gigabytes(size)}  {'with' if recompute else 'without'} recompute, "
                          f"{'with' if sequence else 'without'} sequence_parallel")
+    if workload.on_cpu:
+        return [*lines, "  not counted: fragmentation, buffers of collectives"]
     if memory.peak <= hardware.card_memory:
         verdict = f"fits into {hardware.card_memory / 1e9:g} GB"
     else:
@@ -207,9 +212,12 @@ def describe_speed(model, parallel, workload, hardware):
     from telechat.parallel.estimate_speed import predict, step_flops
     from telechat.parallel.pipeline import bubble_fraction
 
+    flops = f"FLOPs of a step  {step_flops(model, workload):.4g}, all cards together, nothing computed twice"
+    if workload.on_cpu:
+        return ["", flops]
     prediction = predict(model, parallel, workload, hardware)
     return ["",
-            f"FLOPs of a step  {step_flops(model, workload):.4g}, all cards together, nothing computed twice",
+            flops,
             f"bubble           {bubble_fraction(parallel.pipeline, workload.micro_batches):.1%}",
             f"predicted        {prediction.tokens_per_second:,.0f} tokens/s a card, {prediction.seconds:.2f} "
             f"s a step, of it {prediction.communicating:.1%} communication, {prediction.waiting:.1%} waiting "
@@ -252,8 +260,9 @@ def main(argv=None):
     hardware = read_hardware(arguments)
     config, model, length = read_run(arguments)
 
+    from telechat.nn.kernels import on_cpu
     from telechat.training.memory import workload_of
-    workload = workload_of(model, config, length)
+    workload = workload_of(model, config, length, on_cpu() if arguments.device is None else arguments.device == "cpu")
     if arguments.search:
         parallel = config.parallel
         cards = arguments.cards or parallel.tensor * parallel.pipeline * (parallel.data or 1)
@@ -267,6 +276,8 @@ def main(argv=None):
                  *describe_traffic(model, config.parallel, workload),
                  *describe_speed(model, config.parallel, workload, hardware)]
     print("\n".join(lines))
+    if workload.on_cpu:
+        return
     print(f"assumed          {arguments.card_tflops:g} TFLOPS a card, {arguments.efficiency:.0%} of it, "
           f"{arguments.link_gbps:g} Gbit/s a card within {arguments.cards_per_node} cards, "
           f"{arguments.node_link_gbps:g} beyond, {arguments.latency_us:g} us a call; not measured")

@@ -29,15 +29,21 @@ def main(argv=None):
     questions = read_prompts(arguments.input_file) if arguments.input_file else []
 
     from telechat.generation.generator import Generator
+    from telechat.generation.memory import check_inference_memory
     from telechat.generation.session import ChatSession, sampling_params
     from telechat.parallel.inference import load_for_inference
 
+    max_length = arguments.max_length or settings.max_length
+    batch_size = arguments.batch_size if arguments.independent else 1
+    if max_length > 0:
+        lower = f"lower --max_length {max_length}" + (f" or --batch_size {batch_size}" if batch_size > 1 else "")
+        check_inference_memory(config, arguments.dtype, lower, arguments.ignore_memory,
+                               **cache_shape(arguments, settings, questions, max_length))
     # Under msrun every process computes; the first one reads and prints.
     model, world = load_for_inference(arguments.load_checkpoint, arguments.dtype)
     terminal = Terminal(world)
     status = 0
-    batch_size = arguments.batch_size if arguments.independent else 1
-    generator = Generator(model, arguments.max_length or settings.max_length, batch_size)
+    generator = Generator(model, max_length, batch_size)
     seed = terminal.share(arguments.seed if arguments.seed is not None else secrets.randbits(32))
     params = sampling_params(settings, generator, max_new_tokens=arguments.max_new_tokens,
                              temperature=arguments.temperature, top_k=arguments.top_k, top_p=arguments.top_p,
@@ -54,6 +60,22 @@ def main(argv=None):
     else:
         chat(terminal, ChatSession(generator, settings, params, honour_leading_marker=False))
     return status
+
+
+def cache_shape(arguments, settings, questions, max_length):
+    """How many sequences of how many tokens are answered at a time at most, and how long their prompts are."""
+    from telechat.generation.chat import parse_prompt
+
+    if arguments.predict_data is not None:
+        questions = [arguments.predict_data]
+    elif not arguments.independent:  # a conversation grows
+        return {"slots": 1, "length": max_length, "prompt": max_length}
+    prompts = [parse_prompt(settings.tokenizer, question, settings.chat_format) for question in questions]
+    longest = min(max(map(len, prompts)), max_length)
+    new = arguments.max_new_tokens or settings.sampling.get("max_new_tokens", max_length)
+    length = max(min(longest + new, max_length), 1)
+    return {"slots": max(min(arguments.batch_size, len(prompts)), 1) if arguments.independent else 1, "length": length,
+            "prompt": longest}
 
 
 def parse_arguments(argv):
@@ -75,6 +97,7 @@ def parse_arguments(argv):
     parser.add_argument("--seed", type=int, help="of the random draws")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32",
                         help="of the weights in memory; bfloat16 on Ascend")
+    parser.add_argument("--ignore_memory", action="store_true", help="start though memory does not seem to suffice")
     return parser.parse_args(argv)
 
 

@@ -11,6 +11,8 @@ from telechat.cli import ArgumentParser, path_argument, run  # noqa: E402
 from telechat.errors import InputError  # noqa: E402
 from telechat.serving.api_key import hide_argument, read_api_key  # noqa: E402
 
+MAX_BATCH = 8  # sequences, where neither the user nor memory says otherwise
+
 
 def main(argv=None):
     arguments = parse_arguments(argv)
@@ -27,12 +29,13 @@ def main(argv=None):
     # Everything that can be wrong with the input shows before the weights are read.
     config = TeleChatConfig.from_pretrained(arguments.load_checkpoint)
     settings = GenerationSettings.load(arguments.load_checkpoint, config)
-    max_length = arguments.max_length or settings.max_length
 
     from telechat.generation.engine import Engine
-    from telechat.generation.room import FLOAT32, available_bytes, cache_bytes, check_room
+    from telechat.generation.memory import FLOAT32, cache_bytes, cache_that_fits, check_inference_memory
+    from telechat.memory_check import available_bytes
     from telechat.nn.kernels import on_cpu
     from telechat.parallel.inference import load_for_inference
+    from telechat.parallel.mesh import local_process_count
     from telechat.parallel.parallel_config import process_count
     from telechat.serving.metrics import Metrics
     from telechat.serving.protocol import Model
@@ -42,22 +45,29 @@ def main(argv=None):
     if arguments.key_shows and process_count() > 1:
         raise InputError("--api_key would show in the list of processes, where the launcher's arguments stay; give "
                          "--api_key_file or the variable TELECHAT_API_KEY")
-    if on_cpu():  # a card's memory shows only when it is taken
-        check_room(config, arguments.max_batch, max_length, arguments.dtype, process_count(), available_bytes())
+    fixed = [name for name, value in (("slots", arguments.max_batch), ("length", arguments.max_length)) if value]
+    wanted = arguments.max_batch or MAX_BATCH, arguments.max_length or settings.max_length
+    slots, max_length = cache_that_fits(config, arguments.dtype, *wanted, available_bytes() if on_cpu() else None,
+                                        process_count(), local_process_count(), fixed)
+    check_inference_memory(config, arguments.dtype, f"lower --max_batch {slots} or --max_length {max_length}",
+                           arguments.ignore_memory, prompt=max_length, slots=slots, length=max_length, logits=slots)
     lead = process_count() == 1 or os.environ.get("RANK_ID", "0") == "0"
     http = HttpServer(arguments.host, arguments.port) if lead and os.environ.get("MS_ROLE") != "MS_SCHED" else None
     model, world = load_for_inference(arguments.load_checkpoint, arguments.dtype)
     engine = Engine(model, max_length)
     width = FLOAT32 if on_cpu() or arguments.dtype == "float32" else 2
-    cache = cache_bytes(config, arguments.max_batch, max_length, width, process_count())
-    reserve(engine, arguments.max_batch, max_length, cache)
+    cache = cache_bytes(config, slots, max_length, width, process_count())
+    reserve(engine, slots, max_length, cache)
     service = Service(engine, world, Metrics(), arguments.max_queue, arguments.time_limit)
     StopSignals(service, world)
     if http is None:
         service.warm_up()
         service.run()
         return 0
-    print(f"{arguments.load_checkpoint}: {arguments.max_batch} sequences of {engine.length} tokens at a time, "
+    if (slots, max_length) != wanted:
+        print(f"memory allows no {wanted[0]} sequences of {wanted[1]} tokens, the default, beside the weights; --max_batch "
+              "and --max_length choose otherwise", flush=True)
+    print(f"{arguments.load_checkpoint}: {slots} sequences of {engine.length} tokens at a time, "
           f"{cache / 1e9:.3g} GB of key-value cache; compiling", flush=True)
     service.warm_up()
     name = arguments.model_name or pathlib.Path(arguments.load_checkpoint).absolute().name
@@ -102,8 +112,11 @@ def parse_arguments(argv):
     parser.add_argument("--allow_origin", nargs="+", default=[], metavar="URL",
                         help="origins whose pages may use the server in a browser, as http://localhost:3000; * is any")
     parser.add_argument("--model_name", help="name that clients use; the directory's name if left out")
-    parser.add_argument("--max_batch", type=int, default=8, help="sequences answered at a time")
-    parser.add_argument("--max_length", type=int, help="longest sequence, prompt and answer together")
+    parser.add_argument("--max_batch", type=int,
+                        help=f"sequences answered at a time; default: {MAX_BATCH}, or what memory allows")
+    parser.add_argument("--max_length", type=int,
+                        help="longest sequence, prompt and answer together; default: the checkpoint's, or what memory "
+                             "allows")
     parser.add_argument("--max_queue", type=int, default=64, help="sequences that may wait; more are refused (429)")
     parser.add_argument("--time_limit", type=float, default=600.0, help="seconds an answer may take, waiting included")
     parser.add_argument("--system", choices=("refuse", "prepend"), default="refuse",
@@ -111,6 +124,7 @@ def parse_arguments(argv):
                              "of the first question")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32",
                         help="of the weights in memory; bfloat16 on Ascend")
+    parser.add_argument("--ignore_memory", action="store_true", help="start though memory does not seem to suffice")
     arguments = parser.parse_args(argv)
     arguments.key_shows = bool(arguments.api_key)
     if arguments.key_shows:

@@ -20,6 +20,8 @@ def main(argv=None):
     parser.add_argument("--report", action=argparse.BooleanOptionalAction, default=True,
                         help="write report.html: curves, settings, and answers to a few questions at each checkpoint")
     parser.add_argument("--tensorboard", action="store_true", help="write event files to output_dir/tensorboard too")
+    parser.add_argument("--ignore_memory", action="store_true",
+                        help="start though main memory or the disk do not seem to suffice")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="any key of the YAML file")
     arguments = parser.parse_intermixed_args(argv)  # key=value may stand between flags
 
@@ -30,7 +32,8 @@ def main(argv=None):
     config = RunConfig.load(arguments.config, arguments.overrides, flags)
 
     from telechat.training.run import Diverged, TrainingRun
-    training = TrainingRun(config, arguments.resume, arguments.report, arguments.tensorboard, arguments.profile)
+    training = TrainingRun(config, arguments.resume, arguments.report, arguments.tensorboard, arguments.profile,
+                           arguments.ignore_memory)
     lead = training.mesh.world.rank == 0
     if training.mesh.world.size > 1:
         print(training.mesh.describe(), flush=True)

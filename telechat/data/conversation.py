@@ -7,7 +7,9 @@ from typing import Optional
 
 import numpy as np
 
+from telechat.data.chat_template import ChatTemplate, Part
 from telechat.data.json_lines import in_file, read_records
+from telechat.data.messages import Conversation, in_order, read_message, read_tools
 from telechat.data.record_forms import check_fields, read_history, read_messages, read_system, text_field
 from telechat.errors import InputError
 
@@ -30,6 +32,8 @@ class ChatFormat:
     Attributes:
         user, bot, end, pad: int.
         start: int, or None where a conversation begins with the user token.
+        template: `ChatTemplate` of TeleChat2 and 3, which have a system text, tools and thoughts; None for
+            TeleChat-1.
     """
 
     user: int
@@ -37,6 +41,7 @@ class ChatFormat:
     end: int
     pad: int
     start: Optional[int] = None
+    template: Optional[ChatTemplate] = None
 
     def __post_init__(self):
         if len({self.user, self.bot, self.end}) < 3:
@@ -74,12 +79,12 @@ class ChatFormat:
                 raise InputError(f"--{role}_token {names[0]}: {tokenizer.path} has no such token; "
                                  "name one that it has")
             ids[role] = found[0]
-        return cls(**ids)
+        return cls(**ids, template=ChatTemplate.for_tokenizer(tokenizer))
 
     def tokens(self, tokenizer):
         """{"start": {"token": spelling, "id": id}, …} without the start where there is none."""
         return {role: {"token": tokenizer.id_to_token(index), "id": index}
-                for role, index in dataclasses.asdict(self).items() if index is not None}
+                for role in _TELECHAT_TOKENS if (index := getattr(self, role)) is not None}
 
 
 def parse_conversation(record, tokens=(), system="refuse"):
@@ -126,6 +131,39 @@ def parse_conversation(record, tokens=(), system="refuse"):
     if system_texts:
         turns[0] = ("\n".join([*system_texts, turns[0][0]]), turns[0][1])
     return turns
+
+
+def parse_messages(record, tokens=()):
+    """A record as a `Conversation` with system text, tools and thoughts, for a format that has a template.
+
+    The forms are those of `parse_conversation`; OpenAI's and ShareGPT's may have "tools", "tool_calls", tools' results
+    and "reasoning_content" besides.
+
+    Args:
+        record, tokens: as of `parse_conversation`.
+
+    Raises:
+        InputError: not such a record; says what is wrong with it.
+    """
+    form = next((name for name in ("messages", "conversations") if isinstance(record, dict) and name in record), None)
+    if form:
+        check_fields(record, {form, "system", "tools"})
+        given = record[form]
+        if not isinstance(given, list) or not given:
+            raise InputError(f'"{form}" must be a list with at least a question and an answer')
+        messages = [read_message(message, f"{form}[{number}]") for number, message in enumerate(given)]
+        messages = [_plain(*message) for message in read_system(record)] + messages
+    else:
+        pairs = read_messages(record) if isinstance(record, dict) else None
+        messages = [_plain(*pair) for pair in (_marked_messages(record, tokens) if pairs is None else pairs)]
+    messages = in_order(messages)
+    if messages[-1]["role"] != "bot":
+        raise InputError("ends with a question; it must end with the answer to learn")
+    return Conversation(messages, read_tools(record["tools"]) if form and record.get("tools") else None)
+
+
+def _plain(role, text):
+    return {"role": role, "content": text}
 
 
 def join_messages(messages):
@@ -184,49 +222,57 @@ def encode_conversation(tokenizer, chat_format, turns):
     Args:
         tokenizer: `Tokenizer`.
         chat_format: `ChatFormat`.
-        turns: list of (question, answer).
+        turns: list of (question, answer), or a `Conversation` where the format has a template.
 
     Returns:
         (input_ids, labels): two lists of int of the same length. A label is the token's own id for
         answers and end tokens, -100 elsewhere; the shift by one is the loss's work.
     """
-    encoded = [[_int32(tokenizer.encode(text, control_tokens=False)) for text in turn] for turn in turns]
-    input_ids, labels = conversation_ids(chat_format, encoded)
+    parts = learnt_parts(chat_format, turns)
+    encoded = (_int32(tokenizer.encode(part.content, control_tokens=False)) for part in parts
+               if isinstance(part.content, str))
+    input_ids, labels = join_parts(parts, encoded)
     return input_ids.tolist(), labels.tolist()
 
 
-def conversation_ids(chat_format, turns):
-    """As `encode_conversation`, of turns whose questions and answers are ids already; int32 arrays all of them."""
-    start = _int32([] if chat_format.start is None else [chat_format.start])
-    user, bot, end = map(_int32, ([chat_format.user], [chat_format.bot], [chat_format.end]))
-    input_ids = np.concatenate([start, *(part for question, answer in turns
-                                         for part in (user, question, bot, answer, end))])
-    labels = np.full_like(input_ids, IGNORED)
-    position = len(start)
-    for question, answer in turns:
-        answered = slice(position + len(question) + 2, position + len(question) + len(answer) + 3)
-        labels[answered] = input_ids[answered]
-        position = answered.stop
-    return input_ids, labels
+def learnt_parts(chat_format, conversation):
+    """The parts (`Part`) of a conversation to learn from, whichever the format."""
+    if chat_format.template is not None:
+        return chat_format.template.parts(chat_format, conversation.messages, conversation.tools, learning=True)
+    parts = [] if chat_format.start is None else [Part(chat_format.start)]
+    for question, answer in conversation:
+        parts += [Part(chat_format.user), Part(question), Part(chat_format.bot), Part(answer, True),
+                  Part(chat_format.end, True)]
+    return parts
+
+
+def join_parts(parts, encoded):
+    """Ids and labels, int32 arrays, of parts whose texts' ids come from the iterator ``encoded``, in order."""
+    ids = [_int32([part.content]) if isinstance(part.content, int) else next(encoded) for part in parts]
+    labels = [part_ids if part.learnt else np.full_like(part_ids, IGNORED) for part, part_ids in zip(parts, ids)]
+    return np.concatenate(ids), np.concatenate(labels)
 
 
 def _int32(ids):
     return np.array(ids, np.int32)
 
 
-def read_conversations(path, tokens=(), system="refuse"):
+def read_conversations(path, tokens=(), system="refuse", template=None):
     """All conversations of a fine-tuning file, in file order.
 
     Args:
         path: the file, JSONL or one JSON array; see `read_records`.
         tokens, system: as in `parse_conversation`.
+        template (ChatTemplate): of the model's format, if it has one.
 
     Returns:
-        list of conversations, each a list of (question, answer)
+        list of conversations, each a list of (question, answer), or with a template a `Conversation`.
 
     Raises:
         InputError: names the file, and the line where there is one.
     """
+    if template is not None:
+        return [in_file(path, place, parse_messages, record, tokens) for place, record in read_records(path)]
     return [in_file(path, place, parse_conversation, record, tokens, system) for place, record in read_records(path)]
 
 

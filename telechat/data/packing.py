@@ -4,7 +4,7 @@ import os
 
 import numpy as np
 
-from telechat.data.conversation import IGNORED, conversation_ids
+from telechat.data.conversation import IGNORED, join_parts, learnt_parts
 from telechat.errors import InputError
 
 _CHUNK = 1024  # conversations that are tokenised in one call
@@ -19,7 +19,7 @@ def encode_conversations(tokenizer, chat_format, conversations, workers=None):
     Args:
         tokenizer: `Tokenizer`.
         chat_format: `ChatFormat`.
-        conversations: list of conversations, each a list of (question, answer).
+        conversations: list of conversations, each as `learnt_parts` takes it.
         workers: number of threads, see `Tokenizer.encode_batch`; None: one a processor. The result does not
             depend on it.
 
@@ -34,11 +34,11 @@ def encode_conversations(tokenizer, chat_format, conversations, workers=None):
     workers = workers or os.cpu_count() or 1
     for start in range(0, len(conversations), _CHUNK):
         chunk = conversations[start:start + _CHUNK]
-        texts = [text for conversation in chunk for turn in conversation for text in turn]
+        parts = [learnt_parts(chat_format, conversation) for conversation in chunk]
+        texts = [part.content for some in parts for part in some if isinstance(part.content, str)]
         encoded = iter(tokenizer.encode_batch(texts, workers))
-        for conversation in chunk:
-            turns = [(next(encoded), next(encoded)) for _ in conversation]
-            yield conversation_ids(chat_format, turns)
+        for some in parts:
+            yield join_parts(some, encoded)
 
 
 def check_settings(max_length, overlong):
@@ -99,7 +99,7 @@ class Packing:
             self._packs.pop()
         if not self._packs:
             raise InputError(f"none of the conversations is short enough for max_length {max_length}; "
-                             'raise it, or set overlong to "truncate"')
+                             'raise it, or give --overlong truncate')
         positions = len(self._packs) * (max_length + 1)
         self.counts = {
             "conversations": sum(map(len, self._packs)),

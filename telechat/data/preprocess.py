@@ -36,7 +36,8 @@ def preprocess(sources, tokenizer, output_path, max_length, chat_format=None, se
     # What no data can make good is refused before the data is read.
     check_settings(max_length, overlong)
     check_writable(output_path)
-    selection = select(sources, seed, eval_share, (tokens["user"]["token"], tokens["bot"]["token"]), system)
+    selection = select(sources, seed, eval_share, (tokens["user"]["token"], tokens["bot"]["token"]), system,
+                       chat_format.template)
     encoded = encode_conversations(tokenizer, chat_format, selection.conversations, workers)
     encoded = list(progress(encoded, len(selection.conversations)) if progress else encoded)
     splits = {name: Packing(encoded, order, max_length, chat_format.pad, overlong)

@@ -9,8 +9,8 @@ import json
 from telechat.errors import InputError
 
 DESCRIBING = frozenset({"id", "idx", "index", "uid", "source", "dataset", "category", "lang", "language"})
-_ROLES = {"user": "user", "human": "user", "assistant": "bot", "gpt": "bot", "bot": "bot", "chatgpt": "bot",
-          "system": "system", "developer": "system"}
+ROLES = {"user": "user", "human": "user", "assistant": "bot", "gpt": "bot", "bot": "bot", "chatgpt": "bot",
+         "system": "system", "developer": "system"}
 _EMPTY = (None, "", [], {})
 
 
@@ -89,7 +89,7 @@ def read_history(record):
         if not isinstance(turn, list) or len(turn) != 2:
             raise InputError('"history" must be a list of [question, answer]')
         parts = {"question": turn[0], "answer": turn[1]}
-        messages += [(role, _named(parts, part, f"turn {number} of history"))
+        messages += [(role, named_text(parts, part, f"turn {number} of history"))
                      for role, part in (("user", "question"), ("bot", "answer"))]
     return messages
 
@@ -110,13 +110,18 @@ def _listed(given, name):
             raise InputError(f"{place} must be an object, not {json_type(message)}")
         who, what = ("from", "value") if "from" in message or "value" in message else ("role", "content")
         check_fields(message, {who, what}, f"{place} ")
-        role = _named(message, who, place)
-        if role not in _ROLES:
-            raise InputError(f"{place}: {who} must be one of {', '.join(_ROLES)}, not {json.dumps(role)[:60]}")
-        if isinstance(message.get(what), list):
-            message = {what: _parts(message[what], f"{place}.{what}")}
-        messages.append((_ROLES[role], _named(message, what, place)))
+        role = named_text(message, who, place)
+        if role not in ROLES:
+            raise InputError(f"{place}: {who} must be one of {', '.join(ROLES)}, not {json.dumps(role)[:60]}")
+        messages.append((ROLES[role], text_of(message, what, place)))
     return messages
+
+
+def text_of(message, name, place):
+    """The text in a message's field, which may be OpenAI's list of parts too."""
+    if isinstance(message.get(name), list):
+        return _parts(message[name], f"{place}.{name}")
+    return named_text(message, name, place)
 
 
 def _parts(content, place):
@@ -126,11 +131,12 @@ def _parts(content, place):
         if not isinstance(part, dict) or part.get("type") != "text":
             raise InputError(f'{place} must be a text, or a list of {{"type": "text", "text": …}}')
         check_fields(part, {"type", "text"}, f"{place} ")
-        texts.append(_named(part, "text", place))
+        texts.append(named_text(part, "text", place))
     return "".join(texts)
 
 
-def _named(record, name, place):
+def named_text(record, name, place):
+    """`text_field`, with the place named where it is wrong."""
     try:
         return text_field(record, name)
     except InputError as error:

@@ -28,12 +28,13 @@ class SentencePieceModel:
     Args:
         data: the content of ``tokenizer.model``.
         name: what error messages call the file.
+        registered: spellings of the control pieces that a text is cut at, a set of str; None: all of them.
     """
 
     has_leading_space = True  # the first token's space is dropped in decoding
     byte_errors = BYTE_ERRORS
 
-    def __init__(self, data, name):
+    def __init__(self, data, name, registered=None):
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=data)
             self.size = self._processor.get_piece_size()
@@ -51,7 +52,9 @@ class SentencePieceModel:
         self.control_ids = self._split_ids | {self._processor.unk_id()} | set(markers)
         # A control piece takes no part in segmentation, exactly as if it were not there.
         self._without_markers = made_control(data, map(positions.get, markers))
-        spellings = sorted(map(self._processor.id_to_piece, self._split_ids), key=len, reverse=True)
+        spellings = sorted((spelling for spelling in map(self._processor.id_to_piece, self._split_ids)
+                            if registered is None or spelling in registered), key=len, reverse=True)
+        self._spellings = frozenset(spellings)
         self._split = re.compile("(" + "|".join(map(re.escape, spellings)) + ")") if spellings else None
         self._single_word = _SINGLE_WORD.intersection(spellings)
 
@@ -69,7 +72,7 @@ class SentencePieceModel:
         ids = []
         for stretch in self._stretches(text):
             index = self._processor.piece_to_id(stretch)
-            if index in self._split_ids and self._processor.id_to_piece(index) == stretch:
+            if stretch in self._spellings:
                 ids.append(index)
             else:
                 ids.extend(self._processor.encode(stretch))

@@ -56,7 +56,7 @@ class Selection:
     """Conversations and where they go.
 
     Attributes:
-        conversations: list of conversations, each a list of (question, answer), files in the order
+        conversations: list of conversations, as `read_conversations` gives them, files in the order
             given.
         train: list of int, indices into them in training order; weights make them repeat.
         evaluation: list of int, the held-out ones.
@@ -67,7 +67,7 @@ class Selection:
     evaluation: list
 
 
-def select(sources, seed, eval_share=0.0, tokens=(), system="refuse"):
+def select(sources, seed, eval_share=0.0, tokens=(), system="refuse", template=None):
     """Read the files, hold some conversations out, take the rest by weight and shuffle.
 
     With one file of weight 1 and nothing held out, the order is that of ``random.seed(seed)`` and
@@ -78,14 +78,14 @@ def select(sources, seed, eval_share=0.0, tokens=(), system="refuse"):
         seed: int.
         eval_share: share of all conversations to hold out, at least one if above 0; held out
             before weights are applied, so none is in both parts.
-        tokens, system: as in `parse_conversation`.
+        tokens, system, template: as in `read_conversations`.
 
     Raises:
         InputError: a file is bad, or nothing is left to train on.
     """
     if not 0 <= eval_share < 1:
         raise InputError(f"eval_share must be at least 0 and below 1, not {eval_share:g}")
-    files = [read_conversations(source.path, tokens, system) for source in sources]
+    files = [read_conversations(source.path, tokens, system, template) for source in sources]
     conversations = [conversation for file in files for conversation in file]
     evaluation = []
     if eval_share:

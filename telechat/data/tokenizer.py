@@ -1,6 +1,7 @@
 """Tokenizer: text to ids and back, for the published tokenizers of all three models."""
 
 import hashlib
+import json
 import os
 
 from telechat.checkpoint.replace import replacing
@@ -33,6 +34,7 @@ class Tokenizer:
         self.file_name = file_name
         self.path = path
         self.sha256 = hashlib.sha256(files[file_name]).hexdigest()
+        self._named = added_tokens(files.get(_CONFIG), model.size)
 
     @classmethod
     def from_pretrained(cls, path):
@@ -57,12 +59,13 @@ class Tokenizer:
             path = found[0]
         is_json = path.endswith(".json")
         data = read_file(path, _WANTED)
-        model = ByteLevelBPE(data, path) if is_json else SentencePieceModel(data, path)
         file_name = "tokenizer.json" if is_json else "tokenizer.model"
         files = {file_name: data}
         config = os.path.join(os.path.dirname(path), _CONFIG)
         if os.path.isfile(config):
             files[_CONFIG] = read_file(config, _WANTED)
+        registered = registered_tokens(files.get(_CONFIG))
+        model = ByteLevelBPE(data, path) if is_json else SentencePieceModel(data, path, registered)
         return cls(model, file_name, path, files)
 
     @property
@@ -134,9 +137,12 @@ class Tokenizer:
         return self._model.decode(ids)
 
     def token_to_id(self, token):
-        """The id of one token ("<_user>"), or None when the tokenizer has no such token."""
+        """The id of one token ("<_user>"), or None when the tokenizer has no such token.
+
+        A name that tokenizer_config.json gives to an id goes before the pieces' own names.
+        """
         _check_text(token)
-        return self._model.find(token)
+        return self._named[token] if token in self._named else self._model.find(token)
 
     def id_to_token(self, index):
         """The spelling of one id as it stands in the vocabulary, or InputError out of its range."""
@@ -166,6 +172,50 @@ class Tokenizer:
             raise InputError(f"token id {index} is not in the vocabulary of {os.path.basename(self.path)}, "
                              f"which ends at {self.vocab_size - 1}")
         return index
+
+
+def _config_values(data):
+    """The content of a tokenizer_config.json, bytes or None; {} where there is none that can be read.
+
+    The file is its publisher's, and passed on as it is: what it says wrongly names nothing.
+    """
+    try:
+        values = json.loads(data.decode("utf-8-sig")) if data else {}
+    except ValueError:
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def added_tokens(data, size):
+    """Name → id of ``added_tokens_decoder`` in the bytes of a tokenizer_config.json; only ids below ``size`` count."""
+    given = _config_values(data).get("added_tokens_decoder")
+    named = {}
+    for index, token in (given if isinstance(given, dict) else {}).items():
+        name = _spelling(token)
+        if name and index.isdecimal() and int(index) < size:
+            named[name] = int(index)
+    return named
+
+
+def registered_tokens(data):
+    """The tokens that a tokenizer_config.json registers, so that the official tokenizer cuts a text at them.
+
+    TeleChat2's registers three of its control pieces, and spells the others out. Returns a set of str with <_start>,
+    which the official class registers itself; None where the file says nothing.
+    """
+    values = _config_values(data)
+    found = {_spelling(value) for name, value in values.items() if name.endswith("_token")}
+    for name in ("additional_special_tokens", "added_tokens_decoder"):
+        listed = values.get(name)
+        found.update(map(_spelling, listed.values() if isinstance(listed, dict) else listed or ()))
+    found.discard(None)
+    return found | {"<_start>"} if found else None
+
+
+def _spelling(token):
+    """A token as a config writes it, a text or an object with its content; None for something else."""
+    content = token.get("content") if isinstance(token, dict) else token
+    return content if isinstance(content, str) and content else None
 
 
 def _check_text(text):

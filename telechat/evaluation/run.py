@@ -174,7 +174,8 @@ def _sequences(path, settings):
         if 'line 1: lacks the field "text"' not in str(error):
             raise
         spellings = tuple(tokenizer.id_to_token(index) for index in (chat_format.user, chat_format.bot))
-        return [encode_conversation(tokenizer, chat_format, turns) for turns in read_conversations(path, spellings)]
+        return [encode_conversation(tokenizer, chat_format, turns) for turns in
+                read_conversations(path, spellings, template=chat_format.template)]
     sequences = []
     for number, text in enumerate(texts, start=1):
         ids = tokenizer.encode(text, control_tokens=False)

@@ -3,10 +3,12 @@
 import re
 
 from telechat.data.conversation import BOT_MARKER, END_MARKER, USER_MARKER, ChatFormat, join_messages
+from telechat.data.messages import in_order
 from telechat.errors import InputError
 
 
-def build_prompt(tok, history, question, max_length, chat_format=None, honour_leading_marker=True, fit=False):
+def build_prompt(tok, history, question, max_length, chat_format=None, honour_leading_marker=True, fit=False,
+                 tools=None, thinking=True):
     """The prompt of a chat: [start] user question bot, with as much history before it as fits.
 
     As the official code: a user's message is the user token and its text, a bot's message the bot
@@ -32,7 +34,9 @@ def build_prompt(tok, history, question, max_length, chat_format=None, honour_le
         chat_format: `ChatFormat`; None: that of the model the tokenizer belongs to.
         honour_leading_marker: False: a marker at the front is text too (for what a person types).
         fit: True: the whole prompt has at most max_length ids, the format's start token included,
-            and its history begins with a user's message.
+            and its history begins with a user's message. So it always is with TeleChat2 and 3.
+        tools, thinking: of `ChatTemplate.parts`, for TeleChat2 and 3; their history may hold "system" and "tool"
+            messages too, and question may be None where the last of them is a tool's result.
 
     Returns:
         list[int]
@@ -41,6 +45,10 @@ def build_prompt(tok, history, question, max_length, chat_format=None, honour_le
         InputError: a message is not such a dict, or max_length is below 3.
     """
     chat_format = chat_format or ChatFormat.for_tokenizer(tok)
+    if chat_format.template is not None:
+        return _template_prompt(tok, history, question, max_length, chat_format, tools, thinking)
+    if tools:
+        raise InputError("this model was not trained with tools; leave them out")
     start = [] if chat_format.start is None else [chat_format.start]
     least = len(start) + 3 if fit else 3
     if isinstance(max_length, bool) or not isinstance(max_length, int) or max_length < least:
@@ -68,6 +76,65 @@ def build_prompt(tok, history, question, max_length, chat_format=None, honour_le
             first -= 1
         kept = messages[first:]
     return start + [index for message in kept for index in message] + prompt
+
+
+def _template_prompt(tok, history, question, max_length, chat_format, tools, thinking):
+    """`build_prompt` for a format with a template: system text and question stay, the oldest turns go first.
+
+    Of a question that does not fit even so, the last ids are kept.
+    """
+    if isinstance(max_length, bool) or not isinstance(max_length, int) or max_length < 1:
+        raise InputError(f"max_length must be a whole number of 1 or more to hold a prompt, not {max_length!r}")
+    if not isinstance(history, (list, tuple)):
+        raise InputError(f"the history must be a list of messages, not {type(history).__name__}")
+    messages = [_checked_message(message, number) for number, message in enumerate(history, start=1)]
+    if question is not None:
+        if not isinstance(question, str):
+            raise InputError(f"the question must be a string, not {type(question).__name__}")
+        messages.append({"role": "user", "content": question.removeprefix(USER_MARKER)})
+    messages = in_order(messages)
+    if not messages or messages[-1]["role"] not in ("user", "tool"):
+        raise InputError("the last message must be a question or a tool's result")
+
+    def encode(kept):
+        parts = chat_format.template.parts(chat_format, kept, tools, prompt=True, thinking=thinking)
+        return [index for part in parts for index in part_ids(tok, part)]
+
+    prompt = encode(messages)
+    while len(prompt) > max_length:
+        first = 1 if messages[0]["role"] == "system" else 0
+        following = [number for number in range(first + 1, len(messages)) if messages[number]["role"] == "user"]
+        if not following:
+            break
+        del messages[first:following[0]]
+        prompt = encode(messages)
+    if len(prompt) <= max_length:
+        return prompt
+    return _cut(prompt, chat_format, max_length)
+
+
+def _cut(prompt, chat_format, max_length):
+    """The end of a prompt's question, with what stands in front of and behind its text."""
+    first = len(prompt) - prompt[::-1].index(chat_format.user)  # behind the last user token
+    last = len(prompt) - 1 - prompt[::-1].index(chat_format.bot)
+    room = max_length - first - (len(prompt) - last)
+    if room < 1:
+        raise InputError(f"max_length {max_length} leaves no room for the question behind the system text and tools of "
+                         f"{first} tokens; give more, or shorten these")
+    return prompt[:first] + prompt[last - room:last] + prompt[last:]
+
+
+def part_ids(tok, part):
+    """The ids of a part of `ChatTemplate.parts`."""
+    return [part.content] if isinstance(part.content, int) else tok.encode(part.content, control_tokens=False)
+
+
+def _checked_message(message, number):
+    if not isinstance(message, dict) or not isinstance(message.get("content"), str) \
+            or message.get("role") not in ("system", "user", "bot", "tool"):
+        raise InputError(f'message {number} of the history must be {{"role": "system", "user", "bot" or "tool", '
+                         f'"content": a string}}, not {message!r}')
+    return message
 
 
 def _newest_that_fit(messages, room):
@@ -114,7 +181,9 @@ def parse_prompt(tok, text, chat_format=None):
     - text without any control token is a user's question: the user token goes before, the bot token
       behind it;
     - <_user>, <_bot> and <_end> mean the format's tokens where the tokenizer (52B's) lacks them;
-    - where the format has a start token, it goes in front unless it is there.
+    - where the format has a start token, it goes in front unless it is there;
+    - with TeleChat2 and 3 a text of questions and answers in <_user>, <_bot> and <_end> alone, and one without any
+      control token, is a chat as `build_prompt` has it, its system text and thought included.
 
     Args:
         tok: `telechat.Tokenizer`.
@@ -130,6 +199,10 @@ def parse_prompt(tok, text, chat_format=None):
     chat_format = chat_format or ChatFormat.for_tokenizer(tok)
     if not isinstance(text, str) or not text:
         raise InputError("a prompt must be a string that is not empty")
+    if chat_format.template is not None:
+        messages = _spelt_messages(text)
+        if messages:
+            return build_prompt(tok, messages[:-1], messages[-1]["content"], 1 << 40, chat_format)
     spellings = {USER_MARKER: chat_format.user, BOT_MARKER: chat_format.bot, END_MARKER: chat_format.end}
     spellings.update({tok.id_to_token(index): index for index in tok.control_ids})
     spellings.update({item["token"]: item["id"] for item in chat_format.tokens(tok).values()})
@@ -147,3 +220,17 @@ def parse_prompt(tok, text, chat_format=None):
     if chat_format.start is not None and ids[0] != chat_format.start:
         ids.insert(0, chat_format.start)
     return ids
+
+
+def _spelt_messages(text):
+    """The messages of a text that spells questions and answers alone and ends with a question; None for any other."""
+    turn = f"{USER_MARKER}(.*?){BOT_MARKER}(.*?){END_MARKER}\n?"
+    if not re.search("<_[a-z]+>", text):
+        return [{"role": "user", "content": text}]
+    whole = re.fullmatch(f"((?:{turn})*){USER_MARKER}(.*?)(?:{BOT_MARKER})?", text, re.DOTALL)
+    if not whole or re.search("<_[a-z]+>", whole[4]):
+        return None
+    messages = []
+    for question, answer in re.findall(turn, whole[1], re.DOTALL):
+        messages += [{"role": "user", "content": question}, {"role": "bot", "content": answer}]
+    return [*messages, {"role": "user", "content": whole[4]}]

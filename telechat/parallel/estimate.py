@@ -23,6 +23,9 @@ _UPDATE_COPIES = 4
 _SCORES, _HIDDEN, _INNER = 4, 12, 10
 _CASTS = 4
 _LOGIT_COPIES = 3  # likewise of the head's graph, as multiples of a chunk of float32 logits
+# Of a CPU process that trains a negligible model: MindSpore, its compiler, the graphs' code, and what tools/train.py
+# draws curves and asks questions with. Measured: 746 MB, of which the last takes 200.
+FRAMEWORK = 700_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +63,11 @@ class Workload:
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """One rank's memory. ``peak`` is less than the sum: not everything is there at the same time."""
+    """One rank's memory.
+
+    ``parts`` is what is there at the peak and adds up to it. The fields before it are each at its own largest, so
+    that their sum is more: not everything is there at the same time.
+    """
 
     parameters: int  # a number, the rows that fill up the vocabulary included
     weights: int
@@ -72,6 +79,7 @@ class Memory:
     work: int  # of a block's graphs, the update or the reduction of gradients: the largest of them
     peak: int
     peak_phase: str  # "head", "backward", "reduce gradients" or "update"
+    parts: dict  # name → bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,9 +206,9 @@ def index_tables(model, parallel, workload, stage):
 def stage_memory(model, parallel, workload, stage):
     """`Memory` of a rank in pipeline stage ``stage``.
 
-    Without the framework's own (about 0.5 GB of a CPU process), fragmentation, and the buffers of
-    collectives. A compiled graph holds the arguments of its last call until its next one: measured on
-    CPU (benchmarks/memory.py compares the whole), assumed elsewhere.
+    Without fragmentation, the buffers of collectives and, on a card, the framework's own. A compiled graph holds the
+    arguments of its last call until its next one: measured on CPU (benchmarks/memory.py compares the whole), assumed
+    elsewhere.
 
     Args:
         model (TeleChatConfig): the whole model.
@@ -242,19 +250,24 @@ def stage_memory(model, parallel, workload, stage):
     backward = work + (2 * block if many else block)
     largest = max(math.prod(shape) for shapes, _ in parts.groups for shape in shapes)
     update = largest * FLOAT32 * (_UPDATE_COPIES + (width < FLOAT32))
+    summed = gradients if many else 0
+    left = reduced if parallel.data > 1 else gradients
+    # Phase → activations, gradients and work at its fullest moment. The backward pass has two: its first layer finds
+    # all activations, its last one all gradients.
     phases = {
-        "head": kept + logits + (gradients if many else 0),
-        # Its first layer finds all activations, its last one all gradients.
-        "backward": max(kept + backward + (gradients if many else head_gradient * last),
-                        gradients + backward - (0 if many else block)),
-        "reduce gradients": gradients + (reduced if parallel.data > 1 else 0),
-        "update": (reduced if parallel.data > 1 else gradients) + update,
+        "head": [(kept, summed, logits)],
+        "backward": [(kept, summed or head_gradient * last, backward),
+                     (0, gradients, backward - (0 if many else block))],
+        "reduce gradients": [(0, gradients, reduced if parallel.data > 1 else 0)],
+        "update": [(0, left, update)],
     }
-    phase = max(phases, key=phases.get)
+    phase, (activations, there, working) = max(
+        ((name, moment) for name, moments in phases.items() for moment in moments), key=lambda item: sum(item[1]))
     tables = index_tables(model, parallel, workload, stage) + _constants(model, parallel, workload)
-    peak = weights + optimizer + held + tables + phases[phase]
+    at_peak = {"weights": weights, "optimizer": optimizer, "gradients": there, "activations": activations,
+               "work": working, "held": held, "tables": tables, "framework": FRAMEWORK if workload.on_cpu else 0}
     return Memory(parts.parameters, weights, gradients, optimizer, kept, logits, held,
-                  max(backward, update, reduced if parallel.data > 1 else 0), peak, phase)
+                  max(backward, update, reduced if parallel.data > 1 else 0), sum(at_peak.values()), phase, at_peak)
 
 
 def _reduced(shape, parallel, workload):

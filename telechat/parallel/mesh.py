@@ -158,12 +158,23 @@ def msrun_command():
         return []
 
 
-def other_nodes_without_time_out(words):
-    """Whether msrun's command counts on other nodes and does not say how long to wait for them (600 s then)."""
+def _msrun_flags(words):
+    """Those of msrun's flags that matter here, with its defaults."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for flag, default in (("--worker_num", "8"), ("--local_worker_num", "8"), ("--cluster_time_out", None)):
         parser.add_argument(flag, nargs="?", default=default)
-    msrun, _ = parser.parse_known_args(words)
+    return parser.parse_known_args(words)[0]
+
+
+def local_process_count():
+    """How many of the run's processes are on this machine; all of them where msrun's command does not say."""
+    count, local = process_count(), _msrun_flags(msrun_command()).local_worker_num
+    return min(count, int(local)) if local and local.isdigit() and int(local) else count
+
+
+def other_nodes_without_time_out(words):
+    """Whether msrun's command counts on other nodes and does not say how long to wait for them (600 s then)."""
+    msrun = _msrun_flags(words)
     return msrun.worker_num != msrun.local_worker_num and msrun.cluster_time_out is None
 
 

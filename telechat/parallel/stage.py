@@ -10,6 +10,7 @@ from telechat.nn.kernels import choose_kernels
 from telechat.nn.layers import Embedding, Linear, RMSNorm, scope, set_kernels
 from telechat.parallel.collectives import CopyTo, GatherRows, ReduceFrom, ScatterRows
 from telechat.parallel.plan import block_shape, is_vocabulary, local_slices, stage_layers, vocabulary_rows
+from telechat.progress import Progress
 
 
 class Stage:
@@ -111,7 +112,12 @@ def build_stage(config, dtype, mesh, parallel, read, kernels=None, use_flash_att
     rows = vocabulary_rows(config, tensor.size)
     parameters, slices = {}, {}
 
+    own = tuple(f"transformer.h.{layer}." for layer in layers)
+    tensors = sum(".h." not in name or name.startswith(own) for name in shapes)
+    progress = Progress("loading weights", tensors, "tensors")
+
     def make(name, shape):
+        progress.advance()
         part = local_slices(name, shapes[name], tensor.rank, tensor.size)
         array = read(name, part)
         if is_vocabulary(name) and len(array) < rows:
@@ -122,14 +128,15 @@ def build_stage(config, dtype, mesh, parallel, read, kernels=None, use_flash_att
 
     make_inner = scope(make, "transformer")
     word_embeddings = ln_f = lm_head = None
-    if first or (last and config.tie_word_embeddings):
-        word_embeddings = Embedding(scope(make_inner, "word_embeddings"), rows, config.hidden_size, kernels)
     shape = block_shape(config, tensor.size)
-    blocks = [Block(scope(make_inner, f"h.{layer}"), shape, kernels) for layer in layers]
-    if last:
-        ln_f = RMSNorm(scope(make_inner, "ln_f"), config.hidden_size, config.layer_norm_epsilon, kernels)
-        if not config.tie_word_embeddings:
-            lm_head = Linear(scope(make, "lm_head"), config.hidden_size, rows)
+    with progress:
+        if first or (last and config.tie_word_embeddings):
+            word_embeddings = Embedding(scope(make_inner, "word_embeddings"), rows, config.hidden_size, kernels)
+        blocks = [Block(scope(make_inner, f"h.{layer}"), shape, kernels) for layer in layers]
+        if last:
+            ln_f = RMSNorm(scope(make_inner, "ln_f"), config.hidden_size, config.layer_norm_epsilon, kernels)
+            if not config.tie_word_embeddings:
+                lm_head = Linear(scope(make, "lm_head"), config.hidden_size, rows)
     for block in blocks:
         put_collectives(block.functions, tensor, parallel.sequence_parallel)
     return Stage(config, layers, blocks, word_embeddings, ln_f, lm_head, parameters, slices,

@@ -5,7 +5,8 @@ import math
 from telechat.checkpoint.layout import parameter_shapes
 from telechat.parallel.pipeline import bubble_fraction
 from telechat.parallel.plan import stage_layers
-from telechat.training.memory import fullest_rank
+from telechat.training.memory import fullest_rank, memory_lines
+from telechat.training.resources import checkpoint_bytes, checkpoints_at_once
 
 
 def describe_run(run):
@@ -15,22 +16,28 @@ def describe_run(run):
     count = sum(math.prod(shape) for shape in parameter_shapes(model).values())
     tokens = config.batch_size * dataset.max_length
     memory = fullest_rank(model, config, dataset.max_length)
-    states = memory.weights + memory.gradients + memory.optimizer
-    process = "" if run.mesh.world.size == 1 else " in the fullest process"
+    whose = "" if run.mesh.world.size == 1 else " of the fullest process"
     source = run.checkpoint or config.load_checkpoint or "random weights"
     return [
         f"model       {count / 1e6:,.1f}M parameters, {model.n_layer} layers of {model.hidden_size}, from {source}",
         f"data        {config.train_dataset}: {dataset.num_packs:,} packs of {dataset.max_length} tokens",
         f"batch       {config.batch_size} sequences = {tokens:,} tokens a step, micro_batches {train.micro_batches}",
-        f"steps       {train.total_steps:,} ({train.total_steps * config.batch_size / dataset.num_packs:.1f} epochs), "
+        f"steps       {train.total_steps:,} ({_epochs(train.total_steps * config.batch_size, dataset.num_packs)}), "
         f"warm-up {train.resolved_warmup_steps}",
         f"optimizer   AdamW, lr {train.learning_rate:g} {train.lr_schedule}, {train.dtype}, "
         f"clip {train.max_grad_norm:g}",
         f"kernels     {run.kernels.describe()}",
-        f"memory      about {memory.peak / 1e9:.2f} GB expected at the peak{process}:",
-        f"            weights, gradients, optimizer {states / 1e9:.2f}, activations {memory.activations / 1e9:.2f}",
-        f"output      {config.output_dir}",
+        *memory_lines(memory, whose),
+        f"output      {config.output_dir}: {checkpoint_bytes(model, train.dtype) / 1e9:.2f} GB a checkpoint, up to "
+        f"{checkpoints_at_once(config)} at once",
         *_describe_mesh(run.mesh, config.parallel, model, train.micro_batches)]
+
+
+def _epochs(sequences, packs):
+    """What share of the data is seen: "2.5 epochs", "4 of 700 packs" where that is less than a tenth of one."""
+    if 10 * sequences < packs:
+        return f"{sequences:,} of {packs:,} packs, less than an epoch"
+    return f"{sequences / packs:.1f} epochs"
 
 
 def _describe_mesh(mesh, parallel, model, micro_batches):

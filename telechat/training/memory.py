@@ -1,4 +1,4 @@
-"""The memory that a run's training step is expected to take: telechat/parallel/estimate.py for a `RunConfig`."""
+"""The memory that a run is expected to take: telechat/parallel/estimate.py for a `RunConfig`, and in words."""
 
 import dataclasses
 import functools
@@ -10,6 +10,18 @@ from telechat.parallel.estimate import FLOAT32, Workload, stage_memory
 from telechat.parallel.mesh import mesh_shape
 from telechat.parallel.parallel_config import process_count
 from telechat.training.step import head_rows
+
+# What each part of a `Memory` is.
+MEANINGS = {
+    "weights": "",
+    "optimizer": "moments and float32 master weights",
+    "gradients": "",
+    "activations": "kept for the backward pass",
+    "work": "of what runs then: {phase}",
+    "held": "what compiled graphs keep of their last call",
+    "tables": "masks and positions",
+    "framework": "MindSpore and its compiler",
+}
 
 
 def workload_of(model, run, sequence_length, on_cpu=False):
@@ -27,8 +39,8 @@ def workload_of(model, run, sequence_length, on_cpu=False):
                     kernels.ROWS_AT_ONCE if on_cpu else None, on_cpu, keeps)
 
 
-def fullest_rank(model, run, sequence_length):
-    """`Memory` of the run's process that needs most, on this device and with the processes there are.
+def stage_memories(model, run, sequence_length):
+    """`Memory` of a rank in each of the run's pipeline stages, on this device and with the processes there are.
 
     Args:
         model (TeleChatConfig): the architecture; it must fit the mesh.
@@ -37,5 +49,23 @@ def fullest_rank(model, run, sequence_length):
     """
     parallel = dataclasses.replace(run.parallel, data=mesh_shape(run.parallel, process_count())[1])
     workload = workload_of(model, run, sequence_length, kernels.on_cpu())
-    memories = [stage_memory(model, parallel, workload, stage) for stage in range(parallel.pipeline)]
-    return max(memories, key=lambda memory: memory.peak)
+    return [stage_memory(model, parallel, workload, stage) for stage in range(parallel.pipeline)]
+
+
+def fullest_rank(model, run, sequence_length):
+    """`Memory` of the run's process that needs most; arguments as of `stage_memories`."""
+    return max(stage_memories(model, run, sequence_length), key=lambda memory: memory.peak)
+
+
+def memory_lines(memory, whose=""):
+    """A `Memory` as printable lines: the peak, and what is there then, which adds up to it.
+
+    whose (str): what it is the memory of, e.g. " of the fullest process".
+    """
+    shown = {name: round(size / 1e9, 2) for name, size in memory.parts.items() if size >= 5e6}
+    # To the last digit: what rounding adds or loses goes to the largest part.
+    largest = max(memory.parts, key=memory.parts.get)
+    shown[largest] = round(memory.peak / 1e9, 2) - sum(size for name, size in shown.items() if name != largest)
+    lines = [f"memory      about {memory.peak / 1e9:.2f} GB expected at the peak{whose}:"]
+    return lines + [f"            {size:8.2f} GB  {name:12}{MEANINGS[name].format(phase=memory.peak_phase)}".rstrip()
+                    for name, size in shown.items()]

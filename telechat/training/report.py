@@ -4,6 +4,7 @@ import os
 import sys
 import time
 
+from telechat.progress import duration
 from telechat.training.html_report import write_report
 from telechat.training.step_log import StepLog
 
@@ -11,15 +12,8 @@ COLUMNS = 80
 BAR = 10  # characters
 
 
-def duration(seconds):
-    """Seconds as h:mm:ss or m:ss."""
-    minutes, seconds = divmod(max(int(round(seconds)), 0), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
-
-
-def step_line(number, total, result, speed, seconds_left, bar=False):
-    """What is printed of a step: at most 80 columns.
+def step_line(number, total, result, speed, seconds_left, bar=False, seconds=None):
+    """What is printed of a step: at most 80 columns. What there is no room for is left out: learning rate, loss scale.
 
     Args:
         number, total (int): step (1 first), and how many there are.
@@ -27,16 +21,21 @@ def step_line(number, total, result, speed, seconds_left, bar=False):
         speed (float): tokens a second.
         seconds_left (float): of the run.
         bar (bool): draw how far the run is, where there is room.
+        seconds (float): that the step took; None: not told.
     """
     outcome = f"loss {result.loss:.4f}" if not result.skipped else f"loss {result.loss:.4g}: SKIPPED"
-    scale = ""
-    if result.loss_scale is not None:
-        overflows = f"after {result.overflows} overflows " if result.overflows else ""
-        scale = f"scale {result.loss_scale:g} {overflows}"
-    line = (f"step {number:{len(str(total))}d}/{total} {outcome} lr {result.learning_rate:.2e} "
-            f"grad {result.grad_norm:.3g} {scale}{speed:.0f} tok/s left {duration(seconds_left)}")
+    rate = f"lr {result.learning_rate:.2e}"
+    scale = "" if result.loss_scale is None else f"scale {result.loss_scale:g}"
+    overflows = f"{result.overflows} overflows" if result.overflows else ""
+    for left_out in ((), (rate,), (rate, scale), (rate, scale, overflows)):
+        words = [f"step {number:{len(str(total))}d}/{total}", outcome, rate, f"grad {result.grad_norm:.3g}", scale, overflows,
+                 f"{speed:.0f} tok/s", "" if seconds is None else f"{seconds * 1000:.0f} ms",
+                 f"left {duration(seconds_left)}"]
+        line = " ".join(word for word in words if word and word not in left_out)
+        if len(line) <= COLUMNS:
+            break
     if len(line) > COLUMNS:
-        line = line.replace(f" lr {result.learning_rate:.2e}", "")
+        line = " ".join(line.split())  # numbers of steps then stand no longer one below the other
     if bar and len(line) + BAR + 3 <= COLUMNS:
         done = BAR * number // max(total, 1)
         line += f" [{'#' * done}{'.' * (BAR - done)}]"
@@ -54,9 +53,10 @@ class Report:
         config (str): the resolved configuration, to be shown in ``report.html``; None: no such file.
         log (TensorBoardLog): gets every record too.
         answers (SampleAnswers): are shown in ``report.html``.
+        time_left (TimeLeft): is told what the steps take, and asked.
     """
 
-    def __init__(self, output_dir, total_steps, first_step=0, config=None, log=None, answers=None):
+    def __init__(self, output_dir, total_steps, first_step=0, config=None, log=None, answers=None, time_left=None):
         self.image = os.path.join(output_dir, "loss.png")
         self.html = os.path.join(output_dir, "report.html")
         self.config = config
@@ -65,15 +65,15 @@ class Report:
         self.total_steps = total_steps
         self.metrics = StepLog(os.path.join(output_dir, "metrics.jsonl"), first_step)
         self.records = self.metrics.records
-        self._seconds = []
+        self._time_left = time_left
 
     def step(self, number, result, tokens, seconds):
         """Record step ``number`` (1 first): a StepResult, the tokens it saw, and how long it took."""
-        # The first step compiles; it would spoil the estimate of the time left.
-        self._seconds = [*self._seconds, seconds][-20:] if number > 1 else [seconds]
-        typical = sorted(self._seconds)[len(self._seconds) // 2]
-        print(step_line(number, self.total_steps, result, tokens / seconds, typical * (self.total_steps - number),
-                        sys.stdout.isatty()), flush=True)
+        left = (self.total_steps - number) * seconds
+        if self._time_left:
+            self._time_left.took("step", seconds, number)
+            left = self._time_left.after(number)
+        print(step_line(number, self.total_steps, result, tokens / seconds, left, sys.stdout.isatty(), seconds), flush=True)
         record = {"step": number, "loss": result.loss, "learning_rate": result.learning_rate,
                   "grad_norm": result.grad_norm, "tokens": tokens, "seconds": round(seconds, 4),
                   "skipped": result.skipped, "time": round(time.time(), 1)}

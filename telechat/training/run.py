@@ -1,5 +1,6 @@
 """A whole training run: data, steps, evaluation, checkpoints, and how it ends."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -22,12 +23,15 @@ from telechat.parallel.collectives import all_reduce, barrier, gather_objects
 from telechat.parallel.mesh import Mesh, scheduler_address
 from telechat.parallel.plan import check_batch, check_mesh
 from telechat.parallel.stage import build_stage, read_random
+from telechat.progress import Progress, duration, track
 from telechat.training.description import describe_run
 from telechat.training.profile import StepProfiler
-from telechat.training.report import Report, SilentReport, duration
+from telechat.training.report import Report, SilentReport
+from telechat.training.resources import check_resources
 from telechat.training.sample_answers import SampleAnswers
 from telechat.training.signals import StopSignal
 from telechat.training.tensorboard_log import TensorBoardLog, check_installed
+from telechat.training.time_left import TimeLeft
 from telechat.training.trainer import Trainer
 from telechat.training.training_state import list_checkpoints, restore, save_training_checkpoint
 from telechat.version import code_version
@@ -44,6 +48,7 @@ class TrainingRun:
         config (RunConfig): the run.
         resume (bool): go on from the newest checkpoint in ``output_dir``.
         profile (int): how many steps to profile; None for none.
+        ignore_memory (bool): start though main memory or the disk do not seem to suffice.
         report (bool): write ``report.html``, with answers to a few questions at each checkpoint.
         tensorboard (bool): write TensorBoard event files.
 
@@ -51,8 +56,8 @@ class TrainingRun:
         InputError: data, checkpoint and configuration do not fit together.
     """
 
-    def __init__(self, config, resume=False, report=False, tensorboard=False, profile=None):
-        self.report, self.tensorboard = report, tensorboard
+    def __init__(self, config, resume=False, report=False, tensorboard=False, profile=None, ignore_memory=False):
+        self.report, self.tensorboard, self.ignore_memory = report, tensorboard, ignore_memory
         if tensorboard:
             check_installed()
         if config.train_dataset is None:
@@ -75,6 +80,7 @@ class TrainingRun:
         self.kernels.require_device()
         self._check_data()
         self._check_mesh()
+        check_resources(self)
         self.tokenizer = self._tokenizer()
 
     def _check_data(self):
@@ -149,9 +155,11 @@ class TrainingRun:
             with open(os.path.join(config.output_dir, "run.yaml"), "w", encoding="utf-8") as file:
                 yaml.safe_dump(config.to_dict(), file, sort_keys=False, allow_unicode=True)
         answers = self._answers(trainer)
-        report = self._report(trainer.step, answers)
+        batches_held_out = 0 if self.evaluation is None else -(-self.evaluation.num_packs // config.batch_size)
+        time_left = TimeLeft(config, batches_held_out, trainer.step)
+        report = self._report(trainer.step, answers, time_left)
         stop = StopSignal(scheduler_address() if self.mesh.world.size > 1 else None)
-        started, path, saved = time.time(), self.checkpoint, trainer.step
+        started, path, saved, first_step = time.time(), self.checkpoint, trainer.step, trainer.step
         try:
             batches = self.dataset.batches(trainer.step)
             skipped = 0
@@ -161,7 +169,9 @@ class TrainingRun:
                 if self.profiler:
                     self.profiler.begin_step()
                 begin = time.perf_counter()
-                result = trainer.train_step(*batch)
+                first = trainer.step == first_step
+                with Progress(f"step {trainer.step + 1}{', compiling' if first else ''}", trainer.layer_passes, "layers") as done:
+                    result = trainer.train_step(*batch, each_layer=done.advance)
                 tokens = batch[0].shape[0] * (batch[0].shape[1] - 1)
                 report.step(trainer.step, result, tokens, time.perf_counter() - begin)
                 if self.profiler:
@@ -169,16 +179,22 @@ class TrainingRun:
                 skipped = skipped + 1 if result.skipped else 0
                 if skipped >= config.max_skipped_steps:
                     raise Diverged(f"stopped at step {trainer.step}: {skipped} steps in a row had a loss or gradient "
-                                   "that is not finite; lower learning_rate or check the data, then --resume")
+                                   "that is not finite; lower learning_rate or check the data, then " +
+                                   (f"--resume from {path}" if path else "start again: nothing has been saved yet"))
                 stopping = self._any(stop.received)
                 last = trainer.step == config.train.total_steps
                 save = last or stopping or (config.save_steps and trainer.step % config.save_steps == 0)
                 if self._evaluates(trainer.step, save):
-                    report.evaluation(trainer.step, trainer.evaluate(self.evaluation.evaluation_batches()))
+                    with self._timed(time_left, "evaluation"):
+                        batches_of_it = track(self.evaluation.evaluation_batches(), "evaluation", "batches", batches_held_out)
+                        loss = trainer.evaluate(batches_of_it)
+                    report.evaluation(trainer.step, loss)
                 if save and answers and not stopping:
-                    answers.ask(trainer.step)
+                    with self._timed(time_left, "answers"):
+                        answers.ask(trainer.step)
                 if save:
-                    path, saved = self._save(trainer, info, report), trainer.step
+                    with self._timed(time_left, "save"):
+                        path, saved = self._save(trainer, info, report), trainer.step
             if saved != trainer.step:
                 path = self._save(trainer, info, report)
         finally:
@@ -205,13 +221,20 @@ class TrainingRun:
         if lines:
             self._say("\n".join(lines))
 
-    def _report(self, step, answers):
+    @staticmethod
+    @contextlib.contextmanager
+    def _timed(time_left, what):
+        begin = time.perf_counter()
+        yield
+        time_left.took(what, time.perf_counter() - begin)
+
+    def _report(self, step, answers, time_left):
         if self.mesh.world.rank:
             return SilentReport()
         config = self.config
         text = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True) if self.report else None
         log = TensorBoardLog(config.output_dir) if self.tensorboard else None
-        return Report(config.output_dir, config.train.total_steps, step, text, log, answers)
+        return Report(config.output_dir, config.train.total_steps, step, text, log, answers, time_left)
 
     def _answers(self, trainer):
         """Sample answers for the report; a model cut over several processes gives none."""

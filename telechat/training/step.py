@@ -64,6 +64,7 @@ class StageCompute:
         self._positions = {}
         self._parts = {}
         self._gradients = None
+        self.each_layer = lambda: None  # called after each layer's pass in training
 
     def forward(self, part, input_ids, x=None, place=(0, 0), train=True, documents=None):
         """Run micro-batch ``part`` through the stage's layers.
@@ -90,6 +91,8 @@ class StageCompute:
                 job.kept.append((x, None if self.parallel.recompute else kept))
             x = y
             del kept  # what is to be computed again goes before the next layer
+            if train:
+                self.each_layer()
         job.output = x
         self._parts[part] = job
         return x
@@ -131,6 +134,7 @@ class StageCompute:
             drops = self._drops(job, self.stage.layers[index])
             dx, *gradients = self.block.backward(dx, *job.kept.pop(), job.tables, drops, weights)
             self._accumulate(index + 1, gradients)
+            self.each_layer()
         if not self.stage.first:
             return dx
         weight = self.stage.word_embeddings.weight.data

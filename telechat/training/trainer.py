@@ -79,7 +79,12 @@ class Trainer:
         self.optimizer = AdamW(self.stage, config, self.mesh.data, self.parallel.shard_optimizer)
         check_placement({**self.stage.parameters, **self.optimizer.state()})
 
-    def train_step(self, input_ids, labels, documents=None):
+    @property
+    def layer_passes(self):
+        """How many times a step goes through a layer here: forwards and back, for each micro-batch."""
+        return 2 * len(self.stage.layers) * self.config.micro_batches
+
+    def train_step(self, input_ids, labels, documents=None, each_layer=None):
         """One step on one batch, cut into ``micro_batches`` on each data-parallel rank.
 
         Args:
@@ -88,6 +93,7 @@ class Trainer:
                 -100; position t is predicted from the tokens before it.
             documents (array): int (B, S), which conversation each token belongs to, equal numbers side by
                 side; None: every token sees all before it.
+            each_layer (callable): called after each layer's forward and backward pass; None: nobody is told.
 
         Returns:
             StepResult, the same on every process.
@@ -95,6 +101,7 @@ class Trainer:
         Raises:
             InputError: shapes differ, B does not divide, or an id is out of range.
         """
+        self.compute.each_layer = each_layer or (lambda: None)
         inputs, targets = self._shift(input_ids, labels)
         documents = self._own_documents(documents, inputs)
         inputs, targets, tokens = *self._own_parts(inputs, targets), int((targets >= 0).sum())

@@ -22,6 +22,7 @@ from telechat.checkpoint.writer import copy_extra_files
 from telechat.errors import InputError
 from telechat.parallel.collectives import barrier
 from telechat.parallel.plan import cut_axis
+from telechat.progress import Progress, track
 
 _NAME = re.compile(r"checkpoint-(\d{6,})")
 _STATE = "training_state"
@@ -82,15 +83,16 @@ def save_training_checkpoint(output_dir, trainer, info, extra_from=None, tokeniz
     except (OSError, SafetensorError, InputError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         reason = getattr(error, "strerror", None) or error
+        again = "then go on with --resume" if list_checkpoints(output_dir) else "then start again"
         raise InputError(f"checkpoint {path} cannot be written ({reason}); "
-                         "free space or give another output_dir, then go on with --resume") from None
+                         f"free space or give another output_dir, {again}") from None
     return path
 
 
 def _write_parameters(writer, trainer):
     """Each part once: by the first data-parallel rank, and what all tensor ranks hold by the first of them."""
     stage, mesh = trainer.stage, trainer.mesh
-    for name, parameter in stage.parameters.items():
+    for name, parameter in track(stage.parameters.items(), "saving weights", "tensors"):
         if mesh.data.rank == 0 and _is_owner(name, stage, mesh):
             slices = stage.slices[name]
             rows = slices[0].stop - slices[0].start
@@ -125,7 +127,8 @@ def _write_state(path, trainer):
             box = _state_box(name, trainer)
             tensors[key] = tensor.asnumpy()[:box[0][1] - box[0][0]]
             boxes[key] = box
-    save_file(tensors, path, metadata={"boxes": json.dumps(boxes)})
+    with Progress("saving the optimizer's state"):
+        save_file(tensors, path, metadata={"boxes": json.dumps(boxes)})
 
 
 def list_checkpoints(output_dir):

@@ -1,6 +1,7 @@
 """Tokenizer against the official ids, SentencePiece and the tokenizers library."""
 
 import json
+import shutil
 import re
 
 import numpy as np
@@ -26,6 +27,22 @@ def test_encode_equals_official(official):
     assert len(golden["cases"]) == 260
     for case in golden["cases"]:
         assert tok.encode(case["text"]) == case["ids"], case["text"]
+
+
+@pytest.mark.parametrize("name, published, config", [("telechat2", "telechat2_115b", True),
+                                                     ("telechat3", "telechat3_36b", False)])
+def test_telechat2_and_3_encode_as_official(shared, tmp_path, name, published, config):
+    """TeleChat2's tokenizer_config registers three control pieces alone: a text is not cut at the others."""
+    shutil.copy(shared / f"data/{published}.tokenizer.model", tmp_path / "tokenizer.model")
+    if config:
+        shutil.copy(shared / f"data/{published}.tokenizer_config.json", tmp_path / "tokenizer_config.json")
+    tok = Tokenizer.from_pretrained(tmp_path)
+    cases = json.loads((shared / f"reference/tokenizer_{name}.json").read_text(encoding="utf-8"))["cases"]
+    assert len(cases) == 200
+    for case in cases:
+        assert tok.encode(case["text"]) == case["ids"], case["text"]
+        # The official decoding of 2 puts a space in front of a text that a control token follows.
+        assert tok.decode(case["ids"]).lstrip(" ") == case["decoded"].lstrip(" ")
 
 
 def test_decode_equals_sentencepiece(official):

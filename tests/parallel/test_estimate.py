@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from telechat import TeleChatConfig, TrainConfig
 from telechat.checkpoint.layout import parameter_shapes
 from telechat.parallel import estimate_speed
-from telechat.parallel.estimate import (FLOAT32, Workload, activation_bytes, optimizer_bytes, score_elements,
+from telechat.parallel.estimate import (FLOAT32, FRAMEWORK, Workload, activation_bytes, optimizer_bytes, score_elements,
                                         stage_memory, stage_parts)
 from telechat.parallel.estimate_speed import Hardware, predict, search, step_flops, traffic
 from telechat.parallel.parallel_config import ParallelConfig
@@ -310,4 +310,15 @@ def test_index_tables_are_the_cpus_alone():
     """16 bytes an element of a broadcasting kernel's result, of which the head has two where ranks share it."""
     for tensor, rows, vocabulary in ((1, 64, 0), (2, 64, 51)):
         peaks = [stage_memory(SMALL, mesh(tensor=tensor), workload(on_cpu=on_cpu), 0).peak for on_cpu in (False, True)]
-        assert peaks[1] - peaks[0] == 16 * 2 * rows * vocabulary
+        assert peaks[1] - peaks[0] == 16 * 2 * rows * vocabulary + FRAMEWORK
+
+
+@pytest.mark.parametrize("settings", [{}, {"batch": 64}, {"batch": 64, "micro": 4}, {"length": 512}, {"width": 2}])
+@pytest.mark.parametrize("parallel", [mesh(), mesh(recompute=True), mesh(pipeline=2), mesh(data=2)])
+def test_the_parts_add_up_to_the_peak(parallel, settings):
+    for stage in range(parallel.pipeline):
+        memory = stage_memory(SMALL, parallel, workload(**settings, on_cpu=True), stage)
+        assert sum(memory.parts.values()) == memory.peak and min(memory.parts.values()) >= 0
+        for name in ("weights", "optimizer", "held"):
+            assert memory.parts[name] == getattr(memory, name)
+        assert memory.parts["gradients"] <= memory.gradients and memory.parts["activations"] <= memory.activations

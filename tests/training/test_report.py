@@ -38,6 +38,24 @@ def test_a_step_stays_within_80_columns(number, total, result, speed, left, bar)
     assert "#" not in line or bar
 
 
+@pytest.mark.parametrize("result", [StepResult(7.4, 1.0, 1e-3, 5), StepResult(12.3456, 123456.7, 1.23e-5, 5),
+                                    StepResult(12.3456, 123456.7, 1.23e-5, 5, loss_scale=65536.0, overflows=12),
+                                    StepResult(math.nan, math.inf, 1e-5, 5, skipped=True, loss_scale=1.52587890625e-05,
+                                               overflows=32)])
+@pytest.mark.parametrize("number, total, seconds", [(1, 9, 0.1234), (999, 1000, 1.5), (99_999, 100_000, 123.456)])
+def test_a_step_has_its_milliseconds_whatever_else_there_is_to_say(result, number, total, seconds):
+    line = step_line(number, total, result, 12345.6, 3600 * 99, seconds=seconds)
+    assert len(line) <= 80 and f" 12346 tok/s {seconds * 1000:.0f} ms left 99:00:00" in line, line
+
+
+def test_a_step_tells_of_overflows():
+    result = StepResult(2.5, 1.25, 1e-3, 5, loss_scale=16384.0, overflows=2)
+    assert step_line(3, 9, result, 51, 6, seconds=0.25) == \
+        "step 3/9 loss 2.5000 grad 1.25 scale 16384 2 overflows 51 tok/s 250 ms left 0:06", "no room for lr"
+    assert step_line(3, 99999, result, 512, 6, seconds=0.25) == \
+        "step     3/99999 loss 2.5000 grad 1.25 2 overflows 512 tok/s 250 ms left 0:06", "nor for the scale"
+
+
 def test_the_bar_shows_how_far_the_run_is():
     result = StepResult(1.0, 1.0, 1e-3, 5)
     assert step_line(5, 10, result, 100, 3, bar=True).endswith(" [#####.....]")

@@ -1,0 +1,67 @@
+"""Bytes of weights and cache against those of a real model and engine, and what of them fits."""
+
+import pytest
+
+from telechat import InputError, TeleChat
+from telechat.generation import memory
+from telechat.generation.engine import Engine
+from telechat.generation.memory import (FRAMEWORK, cache_bytes, cache_that_fits, check_inference_memory, inference_memory,
+                                        weight_bytes)
+from tests.test_model import small_config
+
+
+def test_bytes_are_those_of_the_tensors():
+    config = small_config()
+    model = TeleChat(config)
+    engine = Engine(model, 64)
+    engine.reserve(3, 64)
+    assert cache_bytes(config, 3, 64, 4) == sum(cache.nbytes for layer in range(config.n_layer) for cache in engine._caches_of(layer)[2:])
+    assert cache_bytes(config, 3, 64, 4, processes=2) * 2 == cache_bytes(config, 3, 64, 4)
+    assert weight_bytes(config, 4) == sum(parameter.nbytes for parameter in model.get_parameters())
+    parts = inference_memory(config, "float32", 64, 1, 3, 64)
+    assert parts["weights"] == weight_bytes(config, 4) and parts["key-value cache"] == cache_bytes(config, 3, 64, 4)
+    assert parts["framework"] == FRAMEWORK
+
+
+def test_what_processes_share_is_there_once_and_each_brings_a_framework():
+    one, four = (inference_memory(small_config(), "float32", 64, 1, 4, 64, processes=count) for count in (1, 2))
+    assert (four["weights"], four["key-value cache"]) == (one["weights"], one["key-value cache"])
+    assert four["framework"] == 2 * FRAMEWORK
+    here = inference_memory(small_config(), "float32", 64, 1, 4, 64, processes=2, local=1)
+    assert [2 * size for size in here.values()] == list(four.values())
+
+
+def test_lower_weights_are_there_in_float32_too_where_they_are_used():
+    wide, low = (inference_memory(small_config(), dtype, 8) for dtype in ("float32", "bfloat16"))
+    assert low["weights"] * 2 == wide["weights"] and low["work"] > wide["work"]
+
+
+def test_the_default_cache_is_what_fits():
+    """Length goes down to 2,048 first, then the sequences, then length again; a tenth stays free."""
+    config = small_config()
+
+    def needed(slots, length):
+        return sum(inference_memory(config, "float32", length, 1, slots, length, slots).values()) / 0.9 + 1
+
+    def chosen(available, **settings):
+        return cache_that_fits(config, "float32", 8, 8192, available, **settings)
+    assert chosen(None) == chosen(needed(8, 8192)) == (8, 8192)
+    assert chosen(needed(8, 8192) - 2) == chosen(needed(8, 4096)) == (8, 4096)
+    assert chosen(needed(8, 4096) - 2) == (8, 2048)
+    assert chosen(needed(8, 2048) - 2) == (4, 2048)
+    assert chosen(needed(1, 512)) == (1, 512)
+    assert chosen(0) == (1, 128)
+    assert chosen(0, fixed=["slots"]) == (8, 128) and chosen(0, fixed=["length"]) == (1, 8192)
+
+
+def test_a_model_that_does_not_fit_is_refused_before_it_is_read(monkeypatch, capsys):
+    config, shape = small_config(), dict(prompt=64, slots=2, length=64)
+    need = sum(inference_memory(config, "float32", **shape).values())
+    monkeypatch.setattr(memory, "available_bytes", lambda: need)
+    check_inference_memory(config, "float32", "lower --max_length", **shape)
+    monkeypatch.setattr(memory, "available_bytes", lambda: need - 1)
+    with pytest.raises(InputError, match=r"^the model needs about 0\.6\d* GB of memory \(framework 0\.6.*\), and 0\.6\d* GB "
+                                         "are available: lower --max_length, or give --ignore_memory"):
+        check_inference_memory(config, "float32", "lower --max_length", **shape)
+    check_inference_memory(config, "float32", "lower --max_length", ignore=True, **shape)
+    assert "--ignore_memory" in capsys.readouterr().err
