@@ -140,10 +140,11 @@ class HttpServer:
         host (str), port (int): where to listen; port 0 takes a free one.
 
     Raises:
-        InputError: the address cannot be bound.
+        InputError: the address cannot be bound, or there are no file descriptors for connections.
     """
 
     def __init__(self, host, port):
+        connection_limit()
         try:
             family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM,
                                                           flags=socket.AI_PASSIVE)[0]
