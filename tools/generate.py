@@ -178,7 +178,7 @@ class Terminal:
         line = None
         if self.lead:
             try:
-                line = input("> ").strip()
+                line = input("> ").strip().removeprefix("\ufeff")  # the mark at the front of a file from Windows
             except (EOFError, KeyboardInterrupt):
                 print()
         return self.share(line)

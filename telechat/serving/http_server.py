@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import socket
 import threading
 import time
@@ -108,6 +109,8 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets=None):
         asyncio.get_running_loop().set_exception_handler(_report)
+        logger = logging.getLogger("asyncio")
+        logger.handlers, logger.propagate = [_Lines()], False
         await super().startup(sockets=[])
         self._connections.start(lambda: _Protocol(self._connections, config=self.config, server_state=self.server_state,
                                                   app_state=self.lifespan.state))
@@ -115,6 +118,13 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets=None):
         self._connections.stop()
         await super().shutdown()
+
+
+class _Lines(logging.Handler):
+    """Brings what asyncio says to `log`."""
+
+    def emit(self, record):
+        log(f"{record.name}: {record.getMessage()}")
 
 
 def _report(loop, context):
@@ -130,10 +140,11 @@ class HttpServer:
         host (str), port (int): where to listen; port 0 takes a free one.
 
     Raises:
-        InputError: the address cannot be bound.
+        InputError: the address cannot be bound, or there are no file descriptors for connections.
     """
 
     def __init__(self, host, port):
+        connection_limit()
         try:
             family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM,
                                                           flags=socket.AI_PASSIVE)[0]

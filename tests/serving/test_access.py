@@ -13,7 +13,7 @@ from telechat import InputError
 from telechat.serving.access import AccessMiddleware, read_origin
 from telechat.serving.api_key import LONGEST, read_api_key
 from telechat.serving.metrics import Metrics
-from tests.conftest import ROOT
+from tests.conftest import ROOT, load_tool
 
 OTHER = "http://localhost:3000"
 
@@ -146,3 +146,12 @@ def test_a_key_among_the_arguments_is_hidden():
                            cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert shown == "['--api_key', 'xxxxxxxxx', '--api_key=xxxxxxxxx', '--port', '1', ''] " \
                     "['--api_key', '…', '--api_key=…', '--port', '1']\n"
+
+
+def test_among_several_processes_a_key_in_the_arguments_is_refused(monkeypatch, checkpoint):
+    """The launcher's own arguments show it for as long as the job runs."""
+    monkeypatch.setenv("MS_WORKER_NUM", "2")
+    with pytest.raises(InputError) as refused:
+        load_tool("serve").main(["--load_checkpoint", str(checkpoint), "--api_key", "sk-secret"])
+    assert str(refused.value) == "--api_key would show in the list of processes, where the launcher's arguments stay; give " \
+                                 "--api_key_file or the variable TELECHAT_API_KEY"

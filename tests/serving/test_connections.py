@@ -1,5 +1,6 @@
 """More clients than file descriptors: the server stays well, and says so little that no disk fills up."""
 
+import asyncio
 import errno
 import http.client
 import resource
@@ -146,3 +147,19 @@ def test_lines_that_come_too_fast_are_counted(monkeypatch, capsys):
         log(f"at {now[0]:.1f},\na line")
     assert capsys.readouterr().err == "at 100.0, a line\nat 101.1, a line (2 lines more since the last one)\n" \
                                       "at 103.1, a line\n"
+
+
+def test_a_connection_that_is_gone_before_it_is_made_leaves_its_place(monkeypatch, capsys):
+    monkeypatch.setattr(connections, "log", Log())
+
+    class Loop:
+        async def connect_accepted_socket(self, make, connection):
+            raise OSError(errno.EBADF, "Bad file descriptor")
+
+    held = connections.Connections(None, limit=3)
+    held._loop, held.count = Loop(), 2
+    one, other = socket.socketpair()
+    asyncio.run(held._connect(one))
+    assert held.count == 1 and one.fileno() == -1
+    assert capsys.readouterr().err.startswith("a connection was lost: OSError: [Errno 9] Bad file descriptor")
+    other.close()

@@ -45,6 +45,16 @@ USES = [
     ("serve", [*SERVE, "--time_limit", "nan"], ["--time_limit"]),
     ("serve", [*SERVE, "--api_key", ""], ["--api_key"]),
     ("serve", [*SERVE, "--api_key", "密"], ["--api_key"]),
+    ("serve", [*SERVE, "--api_key", "a", "--api_key_file", "{text}"], ["error: give --api_key or --api_key_file, not both"]),
+    ("serve", [*SERVE, "--api_key_file", "{absent}"],
+     ["error: --api_key_file {absent} cannot be read (No such file or directory); give a file with the key in its only line"]),
+    ("serve", [*SERVE, "--api_key_file", "{nothing}"],
+     ["error: --api_key_file {nothing} must be one line of printable ASCII characters, without spaces around them and not "
+      "empty"]),
+    *[("serve", [*SERVE, "--allow_origin", "http://localhost:3000", origin],
+       [f"error: --allow_origin {origin} is not an origin; give scheme, host and port alone, as in http://localhost:3000, or * "
+        "for any"]) for origin in ("localhost", "http://localhost:3000/chat")],
+    ("serve", [*SERVE, "--allow_origin"], ["error: argument --allow_origin: expected at least one argument"]),
     ("serve", [*SERVE, "--system", "ignore"], ["--system", "ignore"]),
     ("serve", [*SERVE, "--host", "no.such.host.invalid"], ["--host no.such.host.invalid"]),
     ("serve", [*SERVE, "--host", "192.0.2.1"], ["--host 192.0.2.1"]),
