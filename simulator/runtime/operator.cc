@@ -231,4 +231,8 @@ int aclSetDynamicTensorAddr(aclOpExecutor *executor, size_t index, size_t in_lis
 
 int aclnnInit(const char *config) { return OK; }
 int aclnnFinalize() { return OK; }
+// A cache of the host's memory that a thread may keep between operators: there is none.
+int InitHugeMemThreadLocal(void *, bool) { return OK; }
+void UnInitHugeMemThreadLocal(void *, bool) {}
+void ReleaseHugeMem(void *, bool) {}
 }
