@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM, noted instead of breaking off in the middle of a step."""
+"""Signals that end a run, noted instead of breaking off in the middle of a step."""
 
 import contextlib
 import os
@@ -8,14 +8,19 @@ import sys
 import threading
 import time
 
+from telechat.lost_output import drop_lost_output
 from telechat.parallel.mesh import answers
 
+# SIGHUP comes when the terminal or the connection is gone, SIGUSR1 from Slurm (--signal) some time before it kills.
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 INTERVAL = 3  # seconds between two looks at the scheduler
 LOOKS = 3  # that it must not have answered in a row
 
 
 class StopSignal:
-    """Notes SIGINT and SIGTERM instead of breaking off in the middle of a step.
+    """Notes SIGINT, SIGTERM, SIGHUP and SIGUSR1 instead of breaking off in the middle of a step.
+
+    SIGHUP stays without effect where it had none before, under nohup.
 
     MindSpore sends a process SIGTERM when it has lost the job's scheduler, which ends with the node that it runs on.
     The step is never finished then: it waits for a process that is dead. So after a signal the scheduler is
@@ -28,7 +33,9 @@ class StopSignal:
     def __init__(self, scheduler=None):
         self.received = False
         self._previous = {}
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in ENDING:
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue
             self._previous[number] = signal.signal(number, self._note)
         self._wake_up = None
         if scheduler is not None:
@@ -42,6 +49,8 @@ class StopSignal:
         if self.received and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = True
+        if number == signal.SIGHUP:
+            drop_lost_output(flush=False)
         # Not by print: the signal may have come in the middle of one, and a stream cannot be entered twice.
         with contextlib.suppress(OSError, ValueError):
             os.write(sys.stdout.fileno(), b"finishing this step, then saving (press Ctrl-C again to break off)\n")

@@ -1,5 +1,7 @@
-"""SIGTERM to a process that waits for others: it lives while the job's scheduler does, and no longer."""
+"""Signals that end a run. A process that waits for others lives on while the job's scheduler does, and no longer."""
 
+import os
+import pty
 import signal
 import socket
 import subprocess
@@ -7,6 +9,7 @@ import sys
 
 import pytest
 
+from telechat.training import signals
 from tests.conftest import ROOT
 
 SCRIPT = """
@@ -91,3 +94,53 @@ print("received", stop.received)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, "")
     assert out.count("x") == 200000 and "finishing this step" in out and out.endswith("received True\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1], ids=lambda number: number.name)
+def test_signals_that_end_a_run(number, capfd):
+    before = signal.getsignal(number)
+    stop = signals.StopSignal()
+    try:
+        os.kill(os.getpid(), number)
+        assert stop.received
+    finally:
+        stop.restore()
+    assert signal.getsignal(number) == before
+    assert capfd.readouterr().out.startswith("finishing this step, then saving")
+
+
+def test_nohup_keeps_a_hangup_away():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    stop = signals.StopSignal()
+    try:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert not stop.received
+    finally:
+        stop.restore()
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_run_outlives_its_terminal(tmp_path):
+    """The connection breaks: SIGHUP, and from then on every write to the terminal fails."""
+    script = """
+import sys, time
+from telechat.training.signals import StopSignal
+stop = StopSignal()
+while not stop.received:
+    print("step", flush=True)
+    time.sleep(0.05)
+print("saving", flush=True)
+print("more", file=sys.stderr, flush=True)
+open(sys.argv[1], "w").write("saved")
+"""
+    controller, terminal = pty.openpty()
+    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "done")], cwd=ROOT, stdin=terminal,
+                               stdout=terminal, stderr=terminal, start_new_session=True)
+    os.close(terminal)
+    while b"step" not in os.read(controller, 1000):
+        pass
+    process.send_signal(signal.SIGSTOP)  # so that no step is printed between the two
+    os.close(controller)
+    process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGCONT)
+    assert process.wait(60) == 0 and (tmp_path / "done").read_text() == "saved"
