@@ -33,6 +33,13 @@ USES = [
       for tool, flag, rest in (("generate", "--load_checkpoint", GENERATE[2:]), ("serve", "--load_checkpoint", SERVE[2:]),
                                ("evaluate", "--load_checkpoint", [*EVALUATE[2:], "--task", "jsonl", "--data", "{lines}"]))
       for name in ("absent", "empty", "broken", "bare", "torn", "alien", "text")],
+    *[(tool, [flag, "{rundir}", *rest],
+       ["error: {rundir} is the directory of a training run; give a checkpoint in it: {rundir}/checkpoint-000100"])
+      for tool, flag, rest in (("generate", "--load_checkpoint", GENERATE[2:]), ("serve", "--load_checkpoint", SERVE[2:]),
+                               ("evaluate", "--load_checkpoint", [*EVALUATE[2:], "--task", "jsonl", "--data", "{lines}"]))],
+    ("generate", [*GENERATE[:2], "--input_file", "{unknown}"],
+     ['error: {unknown}, line 2: has the field "context", which is not understood here; remove it, or put what it says into '
+      "the question"]),
     # serve
     ("serve", [], ["--load_checkpoint"]),
     ("serve", [*SERVE, "--max_batch", "0"], ["--max_batch", "0"]),
@@ -72,4 +79,9 @@ USES = [
     ("evaluate", [*EVALUATE, "--task", "ceval", "--data", "{ceval}", "--shots", "-1"], ["--shots"]),
     ("evaluate", [*EVALUATE, "--task", "jsonl", "--data", "{lines}", "--batch_size", "0"], ["--batch_size"]),
     ("evaluate", [*EVALUATE, "--task", "jsonl", "--data", "{empty}"], ["{empty}"]),
+    *[("evaluate", [*EVALUATE, "--task", "jsonl", "--data", "{" + name + "}"], [f"error: {{{name}}}{said}"]) for name, said in [
+        ("system", ", line 2: has a system text, and TeleChat was not trained with one; put it into the question, or give "
+                   "--system prepend, which puts it in front of the first question"),
+        ("nothing", " holds no line of JSON; give a JSONL file with an object a line"),
+        ("text", ", line 1: is not valid JSON (Expecting value)")]],
 ]
