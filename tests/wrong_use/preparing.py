@@ -80,7 +80,8 @@ USES = [
                       "(in PEFT: merge_and_unload, then save_pretrained) and give that directory"),
           ("gguf", " holds GGUF weights (of llama.cpp), q4.gguf; give the directory of the published weights (.bin or "
                    ".safetensors), which GGUF was made from"),
-          ("llama", "/config.json is of another model family (llama), not of TeleChat; give the directory of a TeleChat model")]],
+          ("llama", "/config.json is of another model family (llama), not of TeleChat; give the directory of a TeleChat-1, "
+                    "TeleChat2 or TeleChat3 model")]],
     ("convert", ["ms-to-torch", "--mindspore_path", "{pointer}", "--torch_path", "{out}"],
      ["error: {pointer}/model.safetensors is a Git LFS pointer, a note of where the file is and not the file itself; fetch it "
       "with `git lfs pull` in the repository, or download the file again"]),
