@@ -1,6 +1,7 @@
 """Answer prompts or chat: python tools/generate.py --load_checkpoint DIR [--predict_data TEXT]"""
 
 import contextlib
+import itertools
 import pathlib
 import secrets
 import signal
@@ -186,6 +187,7 @@ class Terminal:
     def show(self, pieces):
         """Print text as it comes, then end the line; Ctrl-C ends the answer, not the program."""
         try:
+            self._show_two(pieces)
             for piece in pieces:
                 self.print(piece, end="")
         except KeyboardInterrupt:
@@ -193,6 +195,15 @@ class Terminal:
         finally:
             pieces.close()
         self.print("\n")
+
+    def _show_two(self, pieces):
+        """Print the first two pieces together: between them a graph may be compiled, whose bar would wipe out the first."""
+        held = []
+        try:
+            held += itertools.islice(pieces, 1)
+            held += itertools.islice(pieces, 1)
+        finally:
+            self.print("".join(held), end="")
 
 
 def chat(terminal, session):
