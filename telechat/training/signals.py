@@ -26,6 +26,9 @@ class StopSignal:
     The step is never finished then: it waits for a process that is dead. So after a signal the scheduler is
     watched, and this process ends, with status 1, where it is gone.
 
+    A second SIGINT ends the process at once, with status 130, whatever it is doing: compiling, computing, saving. What
+    was saved before stays whole, and what was being saved never gets its name.
+
     Args:
         scheduler (tuple): host and port; None where the process is alone.
     """
@@ -37,17 +40,16 @@ class StopSignal:
             if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
                 continue
             self._previous[number] = signal.signal(number, self._note)
-        self._wake_up = None
-        if scheduler is not None:
-            # Python runs no handler while the main thread waits for others; a byte in a pipe comes through.
-            reading, self._wake_up = os.pipe()
-            os.set_blocking(self._wake_up, False)
-            signal.set_wakeup_fd(self._wake_up, warn_on_full_buffer=False)
-            threading.Thread(target=_watch, args=(reading, scheduler), daemon=True).start()
+        # Python runs no handler while the main thread compiles, computes or waits for others; a byte in a pipe comes
+        # through.
+        reading, self._wake_up = os.pipe()
+        os.set_blocking(self._wake_up, False)
+        signal.set_wakeup_fd(self._wake_up, warn_on_full_buffer=False)
+        threading.Thread(target=_watch, args=(reading, scheduler), daemon=True).start()
 
     def _note(self, number, frame):
         if self.received and number == signal.SIGINT:
-            raise KeyboardInterrupt
+            _break_off()
         self.received = True
         if number == signal.SIGHUP:
             drop_lost_output(flush=False)
@@ -58,21 +60,30 @@ class StopSignal:
     def restore(self):
         for number, handler in self._previous.items():
             signal.signal(number, handler)
-        if self._wake_up is not None:
-            signal.set_wakeup_fd(-1)
-            os.close(self._wake_up)  # ends the thread
+        signal.set_wakeup_fd(-1)
+        os.close(self._wake_up)  # ends the thread
+
+
+def _break_off():
+    """End this process now. Not by an exception: what it would unwind may take minutes, or never come back."""
+    with contextlib.suppress(OSError, ValueError):
+        os.write(sys.stderr.fileno(), b"interrupted; what had been saved before is whole\n")
+    os._exit(130)
 
 
 def _watch(reading, scheduler):
-    """After the first byte from ``reading``, and until it ends, end this process once the scheduler no longer answers."""
-    open_still = os.read(reading, 1)
+    """After the first signal that ``reading`` tells of, and until it ends: end this process at a SIGINT, or once the
+    scheduler, if there is one, no longer answers."""
+    noted = os.read(reading, 1)
     missed = 0
-    while open_still and missed < LOOKS:
-        if select.select([reading], [], [], INTERVAL)[0]:
-            open_still = os.read(reading, 1)  # another signal, or the end
+    while noted and missed < LOOKS:
+        if select.select([reading], [], [], INTERVAL if scheduler else None)[0]:
+            noted = os.read(reading, 1)
+            if noted and noted[0] == signal.SIGINT:
+                _break_off()
         else:
             missed = 0 if answers(scheduler) else missed + 1
-    if open_still:
+    if noted:
         if os.environ.get("DEVICE_ID", "0") == "0":  # the first one of each node says it
             print(f"error: the scheduler at {scheduler[0]}:{scheduler[1]} is gone, and with it its node's processes, "
                   "one of which failed first; what is said there tells why", file=sys.stderr, flush=True)

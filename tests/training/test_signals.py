@@ -6,17 +6,20 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
+from telechat import TeleChat, TrainConfig, Trainer
 from telechat.training import signals
+from telechat.training.training_state import list_checkpoints, restore
 from tests.conftest import ROOT
 
 SCRIPT = """
 import ctypes, sys, threading
 from telechat.training import signals
 signals.INTERVAL = 0.1
-stop = signals.StopSignal(("127.0.0.1", int(sys.argv[1])))
+stop = signals.StopSignal(("127.0.0.1", int(sys.argv[1])) if int(sys.argv[1]) else None)
 libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)  # zeros are an open one
 libc.pthread_mutex_lock(mutex)
 
@@ -144,3 +147,46 @@ open(sys.argv[1], "w").write("saved")
     process.send_signal(signal.SIGHUP)
     process.send_signal(signal.SIGCONT)
     assert process.wait(60) == 0 and (tmp_path / "done").read_text() == "saved"
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_interrupt_ends_at_once_what_does_not_return(first):
+    """As in a compilation of minutes: no handler of Python's runs, and two signals of a kind would be one to it."""
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT, "0"], cwd=ROOT, text=True, stdin=subprocess.PIPE,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(first)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "interrupted; what had been saved before is whole\n")
+
+
+def test_a_second_interrupt_while_saving_leaves_what_was_saved(tmp_path):
+    """The second save never gets its name, the first one is resumed from."""
+    script = """
+import sys, time
+from telechat import TeleChat, TeleChatConfig, TrainConfig, Trainer
+from telechat.training import signals, training_state
+model = TeleChat(TeleChatConfig(vocab_size=64, hidden_size=32, n_layer=1, n_head=2, ffn_hidden_size=48))
+trainer = Trainer(model, TrainConfig())
+stop = signals.StopSignal()
+training_state.save_training_checkpoint(sys.argv[1], trainer, {})
+trainer.step = 1
+training_state._flush = lambda path, deep=True: (print("saving", flush=True), time.sleep(60))
+training_state.save_training_checkpoint(sys.argv[1], trainer, {})
+"""
+    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, text=True, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE)
+    for line in process.stdout:
+        if line == "saving\n":
+            break
+    process.send_signal(signal.SIGINT)
+    assert "finishing" in process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130 and "interrupted; what had been saved before is whole" in err
+    assert list_checkpoints(tmp_path) == [str(tmp_path / "checkpoint-000000")]
+    trainer = Trainer(TeleChat.from_pretrained(tmp_path / "checkpoint-000000"), TrainConfig())
+    restore(str(tmp_path / "checkpoint-000000"), trainer, {})
+    assert trainer.step == 0
