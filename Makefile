@@ -4,7 +4,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo simulator test test-16 test-web test-docs test-versions test-mutation docs soak clean
+.PHONY: demo simulator test test-ascend test-16 test-web test-docs test-versions test-mutation docs soak clean
 
 .venv/installed: setup.py
 	$(PYTHON) -m venv .venv
@@ -38,6 +38,10 @@ simulator: .venv/installed
 # Two files of tests at a time: compiling keeps one core busy.
 test: .venv/installed-dev simulator
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests
+
+# All that runs on the simulated card; `make test` has a choice of it.
+test-ascend: .venv/installed-dev simulator
+	$(BIN)/python -m pytest -q -m "not wide and not soak" tests/ascend tests/simulator
 
 # The meshes that take too long for every change.
 test-16: .venv/installed-dev
