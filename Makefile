@@ -4,7 +4,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo simulator test test-16 test-web test-docs docs soak clean
+.PHONY: demo simulator test test-ascend test-16 test-web test-docs test-versions test-mutation docs soak clean
 
 .venv/installed: setup.py
 	$(PYTHON) -m venv .venv
@@ -39,6 +39,10 @@ simulator: .venv/installed
 test: .venv/installed-dev simulator
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests
 
+# All that runs on the simulated card; `make test` has a choice of it.
+test-ascend: .venv/installed-dev simulator
+	$(BIN)/python -m pytest -q -m "not wide and not soak" tests/ascend tests/simulator
+
 # The meshes that take too long for every change.
 test-16: .venv/installed-dev
 	$(BIN)/python -m pytest -q -m wide tests
@@ -59,6 +63,20 @@ test-docs: .venv/installed-dev
 docs: .venv/installed
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+# The official numbers and doctor on every MindSpore that setup.py allows, each in an environment of its own below build/.
+VERSIONS := 2.8.0 2.9.0 2.10.0
+test-versions:
+	for version in $(VERSIONS); do \
+	    echo "MindSpore $$version"; environment=build/mindspore-$$version; \
+	    test -e $$environment/installed || { $(PYTHON) -m venv $$environment \
+	        && $$environment/bin/python -m pip install --quiet torch==2.13.0 \
+	        && $$environment/bin/python -m pip install --quiet mindspore==$$version --editable '.[dev]' \
+	        && touch $$environment/installed; } || exit 1; \
+	    $$environment/bin/python tools/doctor.py || exit 1; \
+	    $$environment/bin/python -m pytest -q tests/test_model.py tests/generation/test_generator.py \
+	        tests/training/test_trainer.py tests/nn/test_kernels.py || exit 1; \
+	done
 
 # Ten SIGKILLs at random moments of a run of four processes.
 soak: .venv/installed-dev

@@ -8,6 +8,7 @@ import tempfile
 import traceback
 
 from telechat.errors import InputError, describe_error
+from telechat.lost_output import drop_lost_output
 from telechat.text_files import expand_path
 from telechat.version import check_mindspore
 
@@ -53,12 +54,11 @@ def run(main):
     (``| head``), the tool ends with 0 and says nothing.
     """
     replace_unknown_characters()
-    try:
+    status = 0
+    with contextlib.suppress(BrokenPipeError):
         status = _status(main)
         sys.stdout.flush()  # here and not at Python's exit, where a reader that is gone makes a page of complaint
-    except BrokenPipeError:
-        status = 0
-    _drop_unread_output()
+    drop_lost_output()
     if not status and FINISHED in os.environ:
         with contextlib.suppress(OSError), open(f"{os.environ[FINISHED]}.{os.environ.get('RANK_ID')}", "w"):
             pass
@@ -85,18 +85,6 @@ def _status(main):
         details = save_traceback()
         print(f"{UNEXPECTED}{type(error).__name__}: {reason[:300]} (details: {details})", file=sys.stderr)
         return 1
-
-
-def _drop_unread_output():
-    """Send what is still in Python's buffers to where nobody reads, where their reader is gone."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except BrokenPipeError:
-            with open(os.devnull, "wb") as nowhere:
-                os.dup2(nowhere.fileno(), stream.fileno())
-        except (OSError, ValueError, AttributeError):  # closed, or none at all
-            pass
 
 
 def save_traceback():

@@ -8,6 +8,7 @@ import os
 import numpy as np
 
 from telechat.errors import InputError
+from telechat.progress import track
 
 BLOCK = "transformer.h."
 
@@ -51,7 +52,7 @@ def describe_checkpoint(directory, statistics=False):
     for kind, names in kinds.items():
         shape = "×".join(map(str, reader.shape(names[0])))
         dtypes = ",".join(sorted({str(reader.dtype(name)) for name in names}))
-        numbers = _statistics(reader, names) if statistics else ""
+        numbers = _statistics(reader, track(names, f"reading {kind}", "tensors")) if statistics else ""
         yield f"{kind[:48]:48s} {len(names):8d}  {shape:18s} {dtypes}{numbers}"
 
 

@@ -1,6 +1,6 @@
 """What a long operation is doing and how far it is: a tqdm bar on a terminal, elsewhere a line every ten seconds.
 
-Nothing is shown of what is over within `PATIENCE` seconds. All goes to stderr: stdout is for results.
+A terminal shows nothing of what is over within `PATIENCE` seconds. All goes to stderr: stdout is for results.
 """
 
 import shutil
@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 
-PATIENCE = 3  # seconds that may pass in silence
+PATIENCE = 3  # seconds that may pass in silence on a terminal
 INTERVAL = 10  # seconds between two lines; a terminal is refreshed `REFRESHES` times in it
 REFRESHES = 20
 MARK = "progress: "  # how a line begins; tools/launch.py passes these on to stderr
@@ -70,8 +70,9 @@ class Progress:
 
     def _show(self):
         try:
-            if not self._over.wait(PATIENCE):
-                (self._draw if sys.stderr.isatty() else self._print)()
+            terminal = sys.stderr.isatty()
+            if not self._over.wait(PATIENCE if terminal else INTERVAL):
+                (self._draw if terminal else self._print)()
         except (OSError, ValueError, AttributeError):
             pass  # stderr is closed: nobody looks
 

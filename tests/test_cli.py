@@ -1,11 +1,15 @@
-"""How the tools end at a failure that is not the user's."""
+"""What all tools share: how they end, and what a path in a flag is."""
 
+import argparse
 import io
+import os
+import subprocess
 import sys
 
 import pytest
 
 from telechat import InputError, cli
+from tests.conftest import ROOT, load_tool
 
 
 @pytest.fixture
@@ -78,3 +82,69 @@ def test_characters_that_an_encoding_lacks_are_replaced(monkeypatch):
     sys.stderr.flush()
     assert ended.value.code == 2
     assert (output.getvalue(), errors.getvalue()) == (b"?? ? ? ok\n", b"error: ?? file\n")
+
+
+@pytest.fixture
+def unread(tmp_path):
+    """unread(code) → exit status and stderr of Python code whose output goes to a pipe that nobody reads."""
+    def call(code):
+        reading, writing = os.pipe()
+        os.close(reading)
+        result = subprocess.run([sys.executable, "-c", code], stdout=writing, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+                                env={**os.environ, "TMPDIR": str(tmp_path), "PYTHONUNBUFFERED": ""})
+        os.close(writing)
+        return result.returncode, result.stderr
+    return call
+
+
+@pytest.mark.parametrize("main", [
+    "lambda: print('x' * 100000)",  # more than Python keeps back
+    "lambda: print('x')",  # kept back until the end
+    "lambda: print('x') or 0",
+    "lambda: cli.ArgumentParser().parse_args(['--help'])",
+])
+def test_a_tool_whose_reader_has_gone_ends_quietly(unread, tmp_path, main):
+    """As with ``| head``."""
+    assert unread(f"from telechat import cli; cli.run({main})") == (0, "")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_refusal_is_told_where_nobody_reads_the_output(unread):
+    code = "import sys\nfrom telechat import cli, errors\ndef main():\n sys.stdout.write('x')\n raise errors.InputError('no')\n"
+    assert unread(code + "cli.run(main)") == (2, "error: no\n")
+
+
+@pytest.mark.parametrize("given, meant", [
+    ("~/x", "{home}/x"), ("$HOME/x", "{home}/x"), ("${HOME}/x y", "{home}/x y"), ("a/~/x", "a/~/x"), ("x$", "x$"),
+    ("$NOT_SET_HERE/x", "$NOT_SET_HERE/x"), ("50%#a?b", "50%#a?b"), ("{here}/$HOME", "{here}/$HOME"),
+])
+def test_paths_in_flags_mean_what_they_mean_to_a_shell(tmp_path, monkeypatch, given, meant):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("NOT_SET_HERE", raising=False)
+    (tmp_path / "$HOME").mkdir()  # what exists as it is written is meant
+    places = {"home": tmp_path / "home", "here": tmp_path}
+    given = given if given.startswith("$") else given.format(**places)
+    assert cli.path_argument(given) == meant.format(**places)
+
+
+@pytest.mark.parametrize("tool, flags", [
+    ("train", {"config", "train_dataset", "load_checkpoint", "output_dir", "resume_from"}),
+    ("preprocess", {"output_path", "vocab_file_path"}), ("evaluate", {"load_checkpoint", "data", "output_dir"}),
+    ("generate", {"load_checkpoint", "input_file"}), ("inspect", {"directory", "tokenizer"}), ("serve", {"load_checkpoint"}),
+    ("estimate", {"config", "load_checkpoint", "model_config"}), ("launch", {"log_dir", "script"}),
+])
+def test_every_flag_with_a_path_is_one(monkeypatch, tool, flags):
+    """What argparse knows of the tools' flags; a path that is read as plain text would keep its ~."""
+    found = set()
+    original = argparse._ActionsContainer.add_argument
+
+    def note(self, *names, **options):
+        action = original(self, *names, **options)
+        if options.get("type") is cli.path_argument:
+            found.add(action.dest)
+        return action
+
+    monkeypatch.setattr(argparse._ActionsContainer, "add_argument", note)
+    with pytest.raises(SystemExit):
+        load_tool(tool).main(["--help"])
+    assert found >= flags

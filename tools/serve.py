@@ -9,6 +9,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from telechat.cli import ArgumentParser, path_argument, run  # noqa: E402
 from telechat.errors import InputError  # noqa: E402
+from telechat.progress import Progress  # noqa: E402
 from telechat.serving.api_key import hide_argument, read_api_key  # noqa: E402
 
 MAX_BATCH = 8  # sequences, where neither the user nor memory says otherwise
@@ -69,7 +70,8 @@ def main(argv=None):
               "and --max_length choose otherwise", flush=True)
     print(f"{arguments.load_checkpoint}: {slots} sequences of {engine.length} tokens at a time, "
           f"{cache / 1e9:.3g} GB of key-value cache; compiling", flush=True)
-    service.warm_up()
+    with Progress("compiling"):
+        service.warm_up()
     name = arguments.model_name or pathlib.Path(arguments.load_checkpoint).absolute().name
     app = App(service, Model(name, settings, engine.length, config.vocab_size, arguments.system), arguments.api_key,
               origins)

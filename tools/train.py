@@ -2,6 +2,7 @@
 
 import argparse
 import pathlib
+import shlex
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
@@ -15,7 +16,9 @@ def main(argv=None):
     parser.add_argument("--train_dataset", type=path_argument, help="directory written by tools/preprocess.py")
     parser.add_argument("--load_checkpoint", type=path_argument, help="checkpoint directory to start from")
     parser.add_argument("--output_dir", type=path_argument, help="where checkpoints, metrics and curves go")
-    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in output_dir")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in output_dir that is whole")
+    parser.add_argument("--resume_from", type=path_argument, metavar="CHECKPOINT",
+                        help="go on from this one; later ones in output_dir are set aside")
     parser.add_argument("--profile", type=int, metavar="STEPS", help="profile so many steps after the first two")
     parser.add_argument("--report", action=argparse.BooleanOptionalAction, default=True,
                         help="write report.html: curves, settings, and answers to a few questions at each checkpoint")
@@ -33,7 +36,7 @@ def main(argv=None):
 
     from telechat.training.run import Diverged, TrainingRun
     training = TrainingRun(config, arguments.resume, arguments.report, arguments.tensorboard, arguments.profile,
-                           arguments.ignore_memory)
+                           arguments.ignore_memory, arguments.resume_from)
     lead = training.mesh.world.rank == 0
     if training.mesh.world.size > 1:
         print(training.mesh.describe(), flush=True)
@@ -51,8 +54,9 @@ def main(argv=None):
     if arguments.report:
         print(f"report:     {config.output_dir}/report.html")
     if finished:
-        print(f"next:       python tools/generate.py --load_checkpoint {config.output_dir}/final\n"
-              f"in browser: python tools/serve.py --load_checkpoint {config.output_dir}/final")
+        final = shlex.quote(f"{config.output_dir}/final")
+        print(f"next:       python tools/generate.py --load_checkpoint {final}\n"
+              f"in browser: python tools/serve.py --load_checkpoint {final}")
     else:
         print("next:       the same command with --resume")
     return 0

@@ -77,6 +77,17 @@ class ChatTemplate:
             return cls(find("<_system>"), tools, find(_THINK), find(_END_OF_THOUGHT))
         return cls(find("<_system>"), tools, default_system=_TELECHAT2_SYSTEM)
 
+    @property
+    def marks(self):
+        """The ids that an answer may hold besides text, a frozenset."""
+        return frozenset(self.tool_tokens.values()) | ({self.think, self.end_of_thought} - {None})
+
+    def spelling(self, token):
+        """How one of `marks` is written in a text."""
+        names = {self.think: _THINK, self.end_of_thought: _END_OF_THOUGHT}
+        return names[token] if token in names else next(
+            name for name, index in self.tool_tokens.items() if index == token)
+
     def parts(self, chat_format, messages, tools=None, prompt=False, thinking=True, learning=False):
         """The parts of a conversation.
 

@@ -1,5 +1,6 @@
 """Writing a packed dataset: MindRecord files and the ``dataset.json`` that says what is in them."""
 
+import hashlib
 import itertools
 import json
 import os
@@ -40,8 +41,8 @@ def write_dataset(directory, splits, settings):
         settings: dict, put into dataset.json as it is.
 
     Returns:
-        the content of ``dataset.json``: format, settings, files (name → bytes), and for each split
-        its `Packing.counts` or null.
+        the content of ``dataset.json``: format, settings, files (name → bytes), for each split its
+        `Packing.counts` or null, and sha256 (split → digest of its rows: ids, labels, lengths).
 
     Raises:
         InputError: the directory cannot be written or the disk is too full.
@@ -49,10 +50,11 @@ def write_dataset(directory, splits, settings):
     directory = os.path.realpath(directory)
     _check_space(directory, sum(_size_bound(packing, settings["max_length"]) for packing in splits.values()))
     with replacing(directory, belongs) as writing:
-        for name, packing in splits.items():
-            _write_split(os.path.join(writing, record_file(name)), packing, settings["max_length"], directory)
+        digests = {name: _write_split(os.path.join(writing, record_file(name)), packing, settings["max_length"],
+                                      directory) for name, packing in splits.items()}
         info = {"format": _FORMAT, "settings": settings,
                 **{name: splits[name].counts if name in splits else None for name in ("train", "eval")},
+                "sha256": digests,
                 "files": {name: os.path.getsize(os.path.join(writing, name))
                           for name in sorted(os.listdir(writing))}}
         with open(os.path.join(writing, DATASET_JSON), "w", encoding="utf-8") as file:
@@ -66,6 +68,7 @@ def _size_bound(packing, max_length):
 
 
 def _write_split(path, packing, max_length, directory):
+    """Write a file of rows; returns the SHA-256 of what they say."""
     from mindspore.mindrecord import FileWriter
     from mindspore.mindrecord.common.exceptions import MindRecordException
 
@@ -78,7 +81,11 @@ def _write_split(path, packing, max_length, directory):
             writer.set_page_size(max(_MEGABYTE, 1 << (2 * row).bit_length()))
         writer.add_schema({name: {"type": "int32", "shape": [-1]} for name in (*COLUMNS, LENGTHS)}, _FORMAT)
         rows = ({**dict(zip(COLUMNS, pack)), LENGTHS: lengths} for pack, lengths in zip(packing, packing.lengths()))
+        digest = hashlib.sha256()
         while batch := list(itertools.islice(rows, _ROWS)):
+            for row in batch:
+                for name in (*COLUMNS, LENGTHS):
+                    digest.update(row[name].astype("<i4").tobytes())
             writer.write_raw_data(batch)
         writer.commit()
     except (RuntimeError, MindRecordException) as error:
@@ -86,6 +93,7 @@ def _write_split(path, packing, max_length, directory):
                          "free some space or give another directory") from error
     for name in (path, path + ".db"):
         os.chmod(name, 0o644)  # MindSpore lets only the owner read
+    return digest.hexdigest()
 
 
 def check_writable(directory):

@@ -1,11 +1,14 @@
 """PackedDataset: what `tools/preprocess.py` wrote, as batches for training and evaluation."""
 
 import itertools
+import json
 import os
+import shlex
 
 import numpy as np
 
 from telechat.checkpoint.replace import finish_replacing
+from telechat.content import sampled_digest
 from telechat.data.conversation import IGNORED
 from telechat.data.mindrecord import COLUMNS, DATASET_JSON, LENGTHS, record_file
 from telechat.errors import InputError
@@ -116,6 +119,21 @@ class PackedDataset:
                        *([np.zeros(self.max_length + 1, np.int32)] if self._documents else []))
             yield _stack(rows + [filling] * (self._shard_size - len(rows)))
 
+    def identity(self):
+        """What the data is by content, to be compared with `same_data`: JSON of settings, counts and digests.
+
+        Where the dataset and its tokenizer lie is no part of it.
+        """
+        settings = self.info["settings"]
+        about = {name: settings.get(name) for name in ("max_length", "tokens", "sources", "seed", "eval_share", "overlong")}
+        about["tokenizer"] = settings["tokenizer"].get("sha256", settings["tokenizer"]["vocab_size"])
+        about.update({split: self.info[split] for split in ("train", "eval")})
+        digests = self.info.get("sha256")
+        if digests is None:  # written by a version that did not note them
+            digests = {split: sampled_digest(os.path.join(self._directory, record_file(split)))
+                       for split in ("train", "eval") if self.info[split]}
+        return json.loads(json.dumps({**about, "sha256": digests}))
+
     def check_fits(self, vocab_size, sequence_length):
         """Check the dataset against a model before training starts.
 
@@ -137,6 +155,13 @@ class PackedDataset:
             raise InputError(
                 f"{self._directory} was made with a tokenizer of {tokenizer['vocab_size']} tokens and the "
                 f"model's embedding has {vocab_size} rows; {_AGAIN} with the model's own tokenizer")
+
+    def check_tokenizer(self, tokenizer):
+        """Raise InputError where the ids were made by another tokenizer than ``tokenizer``, and so mean other texts."""
+        made_with = self.info["settings"]["tokenizer"].get("sha256")
+        if made_with not in (None, tokenizer.sha256):
+            raise InputError(f"{self._directory} was made with another tokenizer than {tokenizer.path}, which goes with the "
+                             f"model; {_AGAIN} with --vocab_file_path {shlex.quote(tokenizer.path)}")
 
     def _rows(self, indices):
         """(input_ids, labels) of the rows with these indices, in this order."""
@@ -169,6 +194,11 @@ class PackedDataset:
         """Which conversation each position of a row belongs to."""
         padding = self.max_length + 1 - int(lengths.sum())
         return np.repeat(np.arange(len(lengths) + 1, dtype=np.int32), [padding, *lengths])
+
+
+def same_data(one, other):
+    """Whether two `PackedDataset.identity` are of the same rows, whatever the files and settings they came from."""
+    return one.get("sha256") is not None and one["sha256"] == other["sha256"]
 
 
 def _check_whole(name, value, low, high=None):

@@ -1,15 +1,20 @@
 """An evaluation from beginning to end, which goes on where an earlier one was broken off."""
 
+import dataclasses
 import json
 import math
 import os
 
-from telechat.data.conversation import encode_conversation, read_conversations, read_prompts
+from telechat.content import first_difference
+from telechat.data.conversation import IGNORED, encode_conversation, read_conversations, read_prompts
+from telechat.data.json_lines import in_file, read_records
 from telechat.errors import InputError
 from telechat.evaluation.forward import Forward
 from telechat.evaluation.multiple_choice import BENCHMARKS, LETTERS, build_prompts, letter_ids
 from telechat.parallel.agreement import together
+from telechat.fields import shown
 from telechat.parallel.collectives import gather_objects
+from telechat.text_files import decode, parse_json, read_json_object
 
 
 class Results:
@@ -17,7 +22,7 @@ class Results:
 
     Args:
         directory (str): where ``answers.jsonl`` and ``evaluation.json`` are.
-        identity (dict): what is evaluated and how.
+        identity (dict): what is evaluated and how, as `telechat.evaluation.identity.identify` gives it.
         world (Group): the processes that evaluate together; the first one reads and writes.
 
     Raises:
@@ -34,17 +39,22 @@ class Results:
     def _open(self, directory, identity):
         about = os.path.join(directory, "evaluation.json")
         if os.path.exists(about):
-            with open(about, encoding="utf-8") as file:
-                earlier = json.load(file)
-            different = [name for name in identity if earlier.get(name) != identity[name]]
-            if different:
-                raise InputError(f"{directory} holds an evaluation with another {different[0]} "
-                                 f"({earlier.get(different[0])}); give another --output_dir, or remove it")
+            earlier = read_json_object(about, "give another --output_dir, or remove it")
+            for key in identity:
+                found = first_difference(key, earlier.get(key), identity[key])
+                if found:
+                    name, before, here = found
+                    raise InputError(f"{directory} holds an evaluation with another {name} ({shown(before)} there, "
+                                     f"{shown(here)} here); give another --output_dir, or remove it")
             self._read()
         else:
             os.makedirs(directory, exist_ok=True)
-            with open(about, "w", encoding="utf-8") as file:
+            if os.path.exists(self.path):
+                raise InputError(f"{self.path} is there and nothing says of what model; give another --output_dir, or "
+                                 "remove it")
+            with open(about + ".partial", "w", encoding="utf-8") as file:
                 json.dump(identity, file, ensure_ascii=False, indent=2)
+            os.replace(about + ".partial", about)
         self._file = open(self.path, "a", encoding="utf-8")
 
     def _read(self):
@@ -52,10 +62,10 @@ class Results:
             return
         complete = 0
         with open(self.path, "rb") as file:
-            for line in file:
+            for number, line in enumerate(file, start=1):
                 if not line.endswith(b"\n"):
                     break  # cut short by a crash
-                record = json.loads(line)
+                record = in_file(self.path, f"line {number}", _answer, line)
                 self.records[record["key"]] = record
                 complete += len(line)
         os.truncate(self.path, complete)
@@ -133,53 +143,87 @@ def describe(subject, score):
     return f"{subject[:48]:48s} {score['questions']:6d} {accuracy:>7s}"
 
 
-def evaluate_perplexity(path, model, settings, results, batch_size=4, say=print):
-    """Loss a token and perplexity of a JSONL file.
+def evaluate_perplexity(sequences, model, results, batch_size=4, say=print):
+    """Loss a token and perplexity.
 
-    Lines are conversations as for fine-tuning, whose answers and end tokens count, or {"text": "…"}, where all
-    tokens but the first count. What is longer than training_seqlen + 1 tokens is cut off behind.
+    Args:
+        sequences (Sequences): of a file, from `read_sequences`.
+        model: a `TeleChat` or this process's part of one.
+        results (Results): gets the loss of every sequence.
+        batch_size (int): sequences at a time.
+        say (callable): takes a line of progress.
 
     Returns:
         dict: "sequences", "cut", "tokens", "loss" (mean cross entropy a token), "perplexity".
     """
-    sequences = _sequences(path, settings)
-    longest = model.config.training_seqlen + 1
-    cut = sum(len(ids) > longest for ids, _ in sequences)
-    sequences = [(ids[:longest], labels[:longest]) for ids, labels in sequences]
     forward = Forward(model)
-    waiting = sorted((number for number in range(len(sequences)) if str(number) not in results.records),
-                     key=lambda number: len(sequences[number][0]))
+    pairs = sequences.pairs
+    waiting = sorted((number for number in range(len(pairs)) if str(number) not in results.records),
+                     key=lambda number: len(pairs[number][0]))
     for first in range(0, len(waiting), batch_size):
         chosen = waiting[first:first + batch_size]
-        losses, counts = forward.losses(*zip(*(sequences[number] for number in chosen)))
+        losses, counts = forward.losses(*zip(*(pairs[number] for number in chosen)))
         for number, loss, count in zip(chosen, losses, counts):
             results.add(str(number), loss=float(loss), tokens=int(count))
         say(f"{min(first + batch_size, len(waiting))} of {len(waiting)} sequences")
-    loss, tokens = (sum(results.records[str(number)][name] for number in range(len(sequences)))
+    loss, tokens = (sum(results.records[str(number)][name] for number in range(len(pairs)))
                     for name in ("loss", "tokens"))
-    if not tokens:
-        raise InputError(f"{path} holds no token that counts")
     mean = loss / tokens
     # exp of 700 is about the largest number there is.
     perplexity = math.exp(mean) if mean < 700 else float("inf")
-    return {"sequences": len(sequences), "cut": cut, "tokens": tokens, "loss": mean, "perplexity": perplexity}
+    return {"sequences": len(pairs), "cut": sequences.cut, "tokens": tokens, "loss": mean, "perplexity": perplexity}
 
 
-def _sequences(path, settings):
+@dataclasses.dataclass(frozen=True)
+class Sequences:
+    """What a JSONL file is scored by: ``pairs`` of (ids, labels), lists of int, and how many of them were ``cut``."""
+
+    pairs: list
+    cut: int
+
+
+def read_sequences(path, settings, longest, system="refuse"):
+    """The sequences of a file for `evaluate_perplexity`.
+
+    Lines are conversations as for fine-tuning, whose answers and end tokens count, or {"text": "…"}, where all
+    tokens but the first count. Control tokens spelt in a text are text.
+
+    Args:
+        path (str): the file.
+        settings (GenerationSettings): tokenizer and chat format.
+        longest (int): tokens; what is longer is cut off behind.
+        system (str): what becomes of a system text, as in `parse_conversation`.
+
+    Raises:
+        InputError: names the file and the line; or nothing of it counts.
+    """
+    pairs = _encoded(path, settings, system)
+    cut = sum(len(ids) > longest for ids, _ in pairs)
+    pairs = [(ids[:longest], labels[:longest]) for ids, labels in pairs]
+    if not any(label != IGNORED for _, labels in pairs for label in labels[1:]):
+        raise InputError(f"{path} holds no token that counts")
+    return Sequences(pairs, cut)
+
+
+def _encoded(path, settings, system):
     """(ids, labels) of every line."""
     tokenizer, chat_format = settings.tokenizer, settings.chat_format
-    try:
-        texts = read_prompts(path, "text")
-    except InputError as error:
-        if 'line 1: lacks the field "text"' not in str(error):
-            raise
+    first = read_records(path)[0][1]
+    if not isinstance(first, dict) or "text" not in first:
         spellings = tuple(tokenizer.id_to_token(index) for index in (chat_format.user, chat_format.bot))
-        return [encode_conversation(tokenizer, chat_format, turns) for turns in
-                read_conversations(path, spellings, template=chat_format.template)]
-    sequences = []
-    for number, text in enumerate(texts, start=1):
+        return [encode_conversation(tokenizer, chat_format, turns)
+                for turns in read_conversations(path, spellings, system, chat_format.template)]
+    pairs = []
+    for number, text in enumerate(read_prompts(path, "text"), start=1):
         ids = tokenizer.encode(text, control_tokens=False)
         if len(ids) < 2:
             raise InputError(f"{path}, text {number}: must have at least two tokens")
-        sequences.append((ids, ids))
-    return sequences
+        pairs.append((ids, ids))
+    return pairs
+
+
+def _answer(line):
+    record = parse_json(decode(line))
+    if not isinstance(record, dict) or "key" not in record:
+        raise InputError("is no answer of an evaluation; give another --output_dir, or remove the file")
+    return record

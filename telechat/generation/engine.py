@@ -7,6 +7,7 @@ the last bits of products, which may depend on how many there are.
 """
 
 import collections
+import contextlib
 import math
 
 import mindspore as ms
@@ -24,6 +25,7 @@ from telechat.nn.long_block import LongPrefillAttention
 from telechat.nn.paged_attention import block_size
 from telechat.nn.positions import decoding_tables
 from telechat.nn.rotary import rotary_tables
+from telechat.progress import Progress, track
 
 SMALLEST_PREFILL = 32
 SMALLEST_CACHE = 128
@@ -214,7 +216,7 @@ class Engine:
         tables = (cos, sin, *visible, Tensor(index))
         last = Tensor(np.arange(len(counts)) * size + counts - 1, ms.int32)
         x = self.model.embed(Tensor(ids))
-        for layer, block in enumerate(self.model.transformer.h):
+        for layer, block in enumerate(track(self.model.transformer.h, "reading a prompt", "layers")):
             weights = block.tensors()
             x = attention(x, *tables, *self._caches_of(layer)[:2], *weights[:OF_ATTENTION])
             if layer == config.n_layer - 1 and x.shape[0] > SMALLEST_PREFILL:
@@ -257,7 +259,9 @@ class Engine:
         rows = np.argsort(slots)  # all slots are taken in their order
         filled = np.zeros((2, size), np.int32)
         filled[:, :len(tokens)] = tokens, positions
-        logits = self._decode_rows(np.array(slots, np.int32)[rows], *filled[:, rows])
+        new = size in self.uncompiled
+        with Progress("compiling the next tokens' graph") if new else contextlib.nullcontext():
+            logits = self._decode_rows(np.array(slots, np.int32)[rows], *filled[:, rows])
         self._compiled.add((self.slots, self.length, size))
         return logits[np.argsort(rows)[:len(tokens)]]
 

@@ -1,6 +1,6 @@
 """A conversation with a model: its history, and answers streamed as text."""
 
-from telechat.data.text_stream import TextStream
+from telechat.data.answer_stream import spelt_answer
 from telechat.generation import chat
 from telechat.generation.sampling import SamplingParams
 
@@ -35,7 +35,7 @@ class ChatSession:
                                    honour_leading_marker=self.honour_leading_marker, fit=True)
         answer = []
         try:
-            for piece in stream_text(self.generator, self.settings.tokenizer, prompt, self.params):
+            for piece in stream_text(self.generator, self.settings, prompt, self.params):
                 answer.append(piece)
                 yield piece
         finally:
@@ -46,16 +46,26 @@ class ChatSession:
         self.history = []
 
 
-def stream_text(generator, tokenizer, prompt, params):
-    """Yield the text that follows ``prompt`` (list of int) piece by piece; whole characters only."""
-    text = TextStream(tokenizer)
-    for token in generator.stream(prompt, params):
-        piece = text.put(token)
-        if piece:
-            yield piece
-    piece = text.end()
-    if piece:
-        yield piece
+def stream_text(generator, settings, prompt, params):
+    """Yield the text that follows ``prompt`` (list of int) piece by piece; whole characters only.
+
+    Thoughts and calls of tools stand in it between their tokens, spelt out.
+    """
+    tokens = generator.stream(prompt, params)
+    try:
+        yield from spelt_answer(settings.tokenizer, settings.chat_format.template, tokens,
+                                opens_thought(settings.chat_format, prompt))
+    finally:
+        tokens.close()
+
+
+def opens_thought(chat_format, prompt):
+    """Whether a prompt's last control token opens a thought, which the answer goes on with."""
+    template = chat_format.template
+    if template is None or template.think is None:
+        return False
+    marks = {template.think, template.end_of_thought, chat_format.bot}
+    return next((token for token in reversed(prompt) if token in marks), None) == template.think
 
 
 def sampling_params(settings, generator, **given):

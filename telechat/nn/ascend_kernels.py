@@ -65,22 +65,22 @@ def attention(query, key, value, mask, shift, documents, scale, dropout, keep_pr
     return attended[:query.shape[0] * query.shape[1]].reshape(query.shape)
 
 
-def dropout_bits(rows, columns, rate, keys):
+def dropout_bits(rows, columns, rate, keys, dtype):
     """DropoutGenMask: a mask for each of ``keys``, the seeds of the device's generator, as bits, 1 keeps.
 
-    Returns uint8 (len(keys), rows·columns / 8), which must be whole bytes. Outside compiled graphs.
+    Returns uint8 (len(keys), rows·columns / 8), which must be whole bytes; dtype is that of what will be dropped.
+    Outside compiled graphs.
     """
-    size = rows * columns
-    offset = Tensor(0, ms.int64)
+    size, offset = rows * columns, Tensor(0, ms.int64)
     # The operation fills up to a multiple of 128 bits.
-    return ops.stack([_dropout_bits((size,), rate, Tensor(key, ms.int64), offset, ms.uint8)[:size // 8] for key in keys])
+    return ops.stack([_dropout_bits((size,), rate, Tensor(key, ms.int64), offset, dtype)[:size // 8] for key in keys])
 
 
 def dropout_mask(rows, columns, rate, keys, dtype):
     """The same as numbers, 1/(1 − rate) or 0: (len(keys), rows, columns) in ``dtype``."""
     ones, offset = ops.ones((rows, columns), dtype), Tensor(0, ms.int64)
-    return ops.stack([_apply_bits(ones, _dropout_bits((rows * columns,), rate, Tensor(key, ms.int64), offset, ms.uint8),
-                                  rate) for key in keys])
+    return ops.stack([_apply_bits(ones, _dropout_bits((rows * columns,), rate, Tensor(key, ms.int64), offset, dtype), rate)
+                      for key in keys])
 
 
 def token_cross_entropy(logits, labels, weights):

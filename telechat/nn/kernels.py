@@ -194,7 +194,8 @@ class Kernels(nn.Cell):
         if rate == 0 or not self.fused:
             return _tensor(dropout_mask(length, length, rate, place, heads))
         if self.flash and length % 8 == 0:
-            return ascend.dropout_bits(length, length, rate, place.keys(heads)).reshape(-1, len(heads), length, length // 8)
+            bits = ascend.dropout_bits(length, length, rate, place.keys(heads), self.dtype)
+            return bits.reshape(-1, len(heads), length, length // 8)
         masks = ascend.dropout_mask(length, length, rate, place.keys(heads), ms.float32)
         return masks.reshape(-1, len(heads), length, length)
 

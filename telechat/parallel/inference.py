@@ -1,5 +1,7 @@
 """A model cut over tensor-parallel ranks, with what generation needs of a `TeleChat`."""
 
+import sys
+
 from mindspore import nn
 import mindspore as ms
 
@@ -83,7 +85,7 @@ def load_tensor_parallel(directory, dtype, mesh, parallel, kernels=None):
 def load_for_inference(directory, dtype):
     """The whole model, or under msrun this process's part of it; to be called once, before anything is computed.
 
-    Every process but the first one prints its place in the mesh.
+    Where there are several, each says on stderr, and so in its log, where its place in the mesh is.
 
     Returns:
         (TeleChat or TensorParallelModel, Group): the model, and all processes.
@@ -99,6 +101,5 @@ def load_for_inference(directory, dtype):
     mesh = Mesh.create(parallel)
     if mesh.world.size == 1:
         return TeleChat.from_pretrained(directory, dtype), mesh.world
-    if mesh.rank > 0:  # the first one's output is the answer's alone
-        print(mesh.describe(), flush=True)
+    print(mesh.describe(), file=sys.stderr, flush=True)  # the first one's output is the answer's alone
     return together(lambda: load_tensor_parallel(directory, dtype, mesh, parallel), mesh.world), mesh.world

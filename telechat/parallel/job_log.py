@@ -12,14 +12,18 @@ ERROR_AGE = 20
 REFUSAL = b"error: "  # how `telechat.cli.run` begins its one sentence
 ERROR_LINE = re.compile(rb"Traceback \(most recent call last\):|error: |Fatal Python error|terminate called")
 CHATTER = re.compile(r"\[(INFO|WARNING)\] \w+\(")  # of MindSpore itself, whatever GLOG_v says
-SORTED_OUT = (REFUSAL, b"[INFO] ", b"[WARNING] ")  # how lines begin that are not shown as they come
+# How lines begin that are not shown as they come. A log holds both streams of its process: what was written to stderr
+# goes there again.
+SORTED_OUT = (REFUSAL, b"[INFO] ", b"[WARNING] ", b"progress: ", b"kernels: ", b"warning: ", b"rank ")
+ASIDE = re.compile(r"progress: |kernels: |warning: |rank \d+/\d+: pipeline ")
 
 
 class Log:
     """A file that grows: what is new goes to a stream, the times of error lines are kept.
 
     A sentence that begins with "error: " goes to stderr instead, where the script had written it, and is kept in
-    ``said``: the report at the end need not say it again. MindSpore's chatter stays in the file.
+    ``said``: the report at the end need not say it again. So do progress, notes and warnings. MindSpore's chatter stays
+    in the file.
     """
 
     def __init__(self, path, stream=None):
@@ -61,6 +65,10 @@ class Log:
                 shown = []
                 self.said.append(line.decode(errors="replace").rstrip())
                 say(self.said[-1])
+            elif ASIDE.match(line.decode(errors="replace")):
+                self._write(b"".join(shown))
+                shown = []
+                say(line.decode(errors="replace").rstrip())
             elif not CHATTER.match(line.decode(errors="replace")):
                 shown.append(line)
         self._write(b"".join(shown))

@@ -115,7 +115,8 @@ def launch(plan):
     """Run a `Launch` to its end. One process alone takes this process's place: the call does not return.
 
     Rank 0's log goes to stdout as it grows; the rest, at a failure the rank that failed first and
-    the end of its log, to stderr. At SIGINT, SIGTERM and SIGHUP the workers are told to end (`MsrunJob`).
+    the end of its log, to stderr. At SIGINT, SIGTERM, SIGHUP and SIGUSR1 the workers are told to
+    end (`MsrunJob`).
 
     Returns:
         int: 0; 2 where the rank that failed first ended with 2; 128 + the signal's number where the
@@ -136,13 +137,19 @@ def launch(plan):
                      FINISHED: os.path.join(folder, "finished"), "PATH": folder + os.pathsep + os.environ.get("PATH", os.defpath)}
         job = MsrunJob(plan.local_ranks, plan.nodes, log_dir, folder)
         libc = ctypes.CDLL(None)
+
+        def prepare():
+            libc.prctl(1, signal.SIGINT)  # 1 is PR_SET_PDEATHSIG
+            # Slurm sends it to every process; msrun and the scheduler would die of it before the workers have saved.
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
         with job.signals(), open(job.msrun_log, "wb") as console:
             msrun = subprocess.Popen(
                 plan.command(log_dir), env=variables, stdout=console, stderr=subprocess.STDOUT,
                 # A Ctrl-C in the terminal goes to its whole process group, and msrun answers it by
-                # killing the workers: it must not get it. Our own death it must get (1 is
-                # PR_SET_PDEATHSIG), or the workers would live on without us.
-                start_new_session=True, preexec_fn=lambda: libc.prctl(1, signal.SIGINT))
+                # killing the workers: it must not get it. Our own death it must get, or the workers would
+                # live on without us.
+                start_new_session=True, preexec_fn=prepare)
             first = "rank 0 on node 0 shows the progress, " if plan.node_rank else ""
             print(f"{plan.local_processes} of {plan.processes} processes here, {first}logs in {log_dir}",
                   file=sys.stderr, flush=True)

@@ -59,7 +59,7 @@ class Process:
 class MsrunJob:
     """Watches over the processes that one msrun starts.
 
-    A SIGINT, SIGTERM or SIGHUP reaches the workers as SIGTERM, at which training saves and ends. Not as
+    A SIGINT, SIGTERM, SIGHUP or SIGUSR1 (Slurm's warning) reaches the workers as SIGTERM, at which training saves and ends. Not as
     SIGINT: from init() on MindSpore has that signal to itself and closes the connections between the
     workers at it; from its first operator on it turns it into SIGTERM. A second SIGINT kills them.
 
@@ -85,8 +85,8 @@ class MsrunJob:
 
     @contextlib.contextmanager
     def signals(self):
-        """Note SIGINT, SIGTERM and SIGHUP instead of ending; what is ignored stays so (nohup)."""
-        numbers = [number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        """Note the signals that end a run instead of ending; what is ignored stays so (nohup)."""
+        numbers = [number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
                    if signal.getsignal(number) != signal.SIG_IGN]
         previous = {number: signal.signal(number, lambda number, _: self.received.append(number))
                     for number in numbers}

@@ -1,5 +1,6 @@
 """The text of one answer while its tokens arrive, up to the first stop string."""
 
+from telechat.data.answer_stream import AnswerParts
 from telechat.data.text_stream import TextStream
 from telechat.serving.logprobs import TokenChance
 
@@ -10,14 +11,16 @@ class AnswerText:
     Args:
         tokenizer (Tokenizer): decodes.
         stops (sequence of str): none empty; the answer ends before the first of them.
+        stream (AnswerStream): takes thoughts and calls of tools out of the text; None where there are none.
 
     Attributes:
         stopped (bool): whether a stop string has come; nothing more is returned then.
     """
 
-    def __init__(self, tokenizer, stops=()):
+    def __init__(self, tokenizer, stops=(), stream=None):
         self._tokenizer = tokenizer
-        self._stream = TextStream(tokenizer)
+        self._parts = stream
+        self._stream = stream or TextStream(tokenizer)
         self._stops = tuple(stops)
         self._longest = max(map(len, self._stops), default=0)
         self._held = ""  # what may be the beginning of a stop string
@@ -27,7 +30,7 @@ class AnswerText:
 
     def put(self, token, logprobs=None):
         """Take a token id, and its `TokenLogprobs` if wanted; return the text that is final now, possibly ""."""
-        if logprobs is not None:
+        if logprobs is not None and (self._parts is None or self._parts.is_content(token)):
             offset = self._final + len(self._held)
             self._chances.append(TokenChance.of(self._tokenizer, logprobs, self._stream.drops_space, offset))
         return self._take(self._stream.put(token))
@@ -38,6 +41,10 @@ class AnswerText:
         rest, self._held = self._held, ""
         self._final += len(rest)
         return text + rest
+
+    def take_parts(self):
+        """The `AnswerParts` that have come since the last call."""
+        return AnswerParts() if self._parts is None or self.stopped else self._parts.take()
 
     def take_chances(self, ended=False):
         """The `TokenChance` of tokens whose text is final and that were not taken before; of all when it ``ended``.

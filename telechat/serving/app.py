@@ -13,8 +13,10 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from telechat.data.answer_stream import AnswerParts, AnswerStream
 from telechat.errors import InputError
 from telechat.serving.access import AccessMiddleware, page_headers
+from telechat.serving.answer_message import deltas, finish_reason, message, together
 from telechat.serving.answer_text import AnswerText
 from telechat.serving.api_error import APIError
 from telechat.serving.log import describe_failure, log
@@ -120,11 +122,16 @@ class _Answer:
         self.created = int(time.time())
         self.events = asyncio.Queue()
         self.choices = [
-            Choice(prompt, ask.params, place * ask.n + number, AnswerText(model.settings.tokenizer, ask.stops),
-                   self.events)
+            Choice(prompt, ask.params, place * ask.n + number, self._answer_text(), self.events)
             for place, prompt in enumerate(ask.prompts) for number in range(ask.n)]
         service.submit(self.choices)
         service.metrics.tokens("prompt", sum(map(len, ask.prompts)))
+
+    def _answer_text(self):
+        settings, stream = self.model.settings, None
+        if self.ask.chat and settings.chat_format.template is not None:
+            stream = AnswerStream(settings.tokenizer, settings.chat_format.template, self.ask.thinking, self.ask.tools)
+        return AnswerText(settings.tokenizer, self.ask.stops, stream)
 
     async def whole(self, receive):
         """The response in one piece; a client that goes away frees its places."""
@@ -134,7 +141,7 @@ class _Answer:
             await asyncio.wait({collected, gone}, return_when=asyncio.FIRST_COMPLETED)
             if not collected.done():
                 return Response(status_code=GONE)  # nobody reads it
-            texts, reasons, chances = collected.result()
+            texts, reasons, chances, parts = collected.result()
         finally:
             collected.cancel()
             gone.cancel()
@@ -142,24 +149,29 @@ class _Answer:
         choices = []
         for choice in self.choices:
             text = texts[choice.index]
-            content = {"message": {"role": "assistant", "content": text}} if self.ask.chat else {"text": text}
-            choices.append({"index": choice.index, **content, "finish_reason": reasons[choice.index],
+            content = {"text": text}
+            if self.ask.chat:
+                content = {"message": {"role": "assistant", **message(text, parts[choice.index])}}
+            choices.append({"index": choice.index, **content,
+                            "finish_reason": finish_reason(reasons[choice.index], parts[choice.index]),
                             "logprobs": self._logprobs(chances[choice.index])})
         return JSONResponse({**self._head(self.kind), "choices": choices, "usage": self._usage()})
 
     async def _collect(self):
         texts = {choice.index: "" for choice in self.choices}
         chances = {choice.index: [] for choice in self.choices}
+        parts = {choice.index: AnswerParts() for choice in self.choices}
         reasons = {}
         while len(reasons) < len(texts):
-            choice, text, reason, more = await self.events.get()
+            choice, text, reason, more, part = await self.events.get()
             texts[choice.index] += text
             chances[choice.index] += more
+            parts[choice.index] = together(parts[choice.index], part)
             if reason in _FAILURES:
                 raise _FAILURES[reason]
             if reason is not None:
                 reasons[choice.index] = reason
-        return texts, reasons, chances
+        return texts, reasons, chances, parts
 
     def _logprobs(self, chances):
         if self.ask.params.logprobs is None:
@@ -173,20 +185,24 @@ class _Answer:
         if self.ask.include_usage:
             head["usage"] = None
         open_choices = len(self.choices)
+        parts = {choice.index: AnswerParts() for choice in self.choices}
         try:
             if self.ask.chat:
                 for choice in self.choices:
                     yield self._piece(head, choice, {"role": "assistant", "content": ""})
             while open_choices:
-                choice, text, reason, chances = await self.events.get()
+                choice, text, reason, chances, part = await self.events.get()
                 if reason in _FAILURES:
                     yield _event(_FAILURES[reason].body())
                     return
+                for delta in deltas(part, len(parts[choice.index].calls)):
+                    yield self._piece(head, choice, delta)
+                parts[choice.index] = together(parts[choice.index], part)
                 if text or chances:
                     yield self._piece(head, choice, {"content": text}, logprobs=self._logprobs(chances))
                 if reason is not None:
                     open_choices -= 1
-                    yield self._piece(head, choice, {}, reason)
+                    yield self._piece(head, choice, {}, finish_reason(reason, parts[choice.index]))
             if self.ask.include_usage:
                 yield _event({**head, "choices": [], "usage": self._usage()})
             yield "data: [DONE]\n\n"

@@ -8,6 +8,8 @@ import dataclasses
 import json
 import secrets
 
+from telechat.data.messages import in_order, read_message, read_tools
+from telechat.errors import InputError
 from telechat.generation.chat import build_prompt
 from telechat.generation.sampling import SamplingParams
 from telechat.serving.api_error import APIError
@@ -21,6 +23,7 @@ COMPLETION_TOKENS = 16  # max_tokens of /v1/completions where it is not given, a
 _SHARED = {"model", "stream", "stream_options", "max_tokens", "temperature", "top_p", "top_k", "repetition_penalty",
            "presence_penalty", "frequency_penalty", "stop", "n", "seed", "logprobs", "response_format"}
 _CHAT = _SHARED | {"messages", "max_completion_tokens", "drop_oldest", "top_logprobs"}
+_TEMPLATE = {"tools", "tool_choice", "chat_template_kwargs"}  # what a chat of TeleChat2 and 3 has besides
 _COMPLETION = _SHARED | {"prompt"}
 _WITHOUT_EFFECT = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
                    "parallel_tool_calls"}
@@ -40,6 +43,8 @@ class Ask:
     stops: tuple
     stream: bool
     include_usage: bool
+    thinking: bool = False  # whether the prompts have opened a thought
+    tools: bool = False  # whether calls of tools are looked for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,8 +93,11 @@ def read_chat(body, model):
     Raises:
         APIError: a field is wrong.
     """
-    _check_fields(body, _CHAT, model)
-    history, question = _messages(body, model)
+    template = model.settings.chat_format.template
+    _check_fields(body, _CHAT if template is None else _CHAT | _TEMPLATE, model)
+    history, question = _messages(body, model) if template is None else _template_messages(body)
+    tools = None if template is None else _tools(body)
+    thinking = _thinking(body, template)
     limit = _max_tokens(body, "max_completion_tokens", model) or _max_tokens(body, "max_tokens", model)
     tokenizer, chat_format = model.settings.tokenizer, model.settings.chat_format
     drop_oldest = _flag(body, "drop_oldest")
@@ -97,12 +105,14 @@ def read_chat(body, model):
         # Half of the length is kept for the answer, or what max_tokens asks for if that is less.
         room = min(limit or model.max_length, model.max_length // 2)
         prompt = build_prompt(tokenizer, history, question, max(model.max_length - room, 4), chat_format,
-                              honour_leading_marker=False, fit=True)
+                              honour_leading_marker=False, fit=True, tools=tools, thinking=thinking)
     else:
         everything = 1 << 40
-        prompt = build_prompt(tokenizer, history, question, everything, chat_format, honour_leading_marker=False)
-    return _ask(body, model, [prompt], None if drop_oldest else limit, limit or model.max_length, "messages", True,
-                _chat_logprobs(body))
+        prompt = build_prompt(tokenizer, history, question, everything, chat_format, honour_leading_marker=False,
+                              tools=tools, thinking=thinking)
+    ask = _ask(body, model, [prompt], None if drop_oldest else limit, limit or model.max_length, "messages", True,
+               _chat_logprobs(body))
+    return dataclasses.replace(ask, thinking=thinking, tools=tools is not None)
 
 
 def read_completion(body, model):
@@ -220,6 +230,57 @@ def _messages(body, model):
     if system:
         turns[0] = {"role": "user", "content": "\n".join([*system, turns[0]["content"]])}
     return turns[:-1], turns[-1]["content"]
+
+
+def _template_messages(body):
+    """(history, question) of a chat of TeleChat2 or 3; question None where a tool's result comes last."""
+    messages = body.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise APIError(400, "messages must be a list with at least one message", "messages")
+    read = []
+    for number, message in enumerate(messages):
+        place = f"messages[{number}]"
+        if isinstance(message, dict) and message.get("role") not in ("system", "developer", "user", "assistant", "tool"):
+            raise APIError(400, f'{place}.role must be "system", "user", "assistant" or "tool", '
+                               f"not {_short(message.get('role'))}", place)
+        try:
+            read.append(read_message(message, place))
+        except InputError as error:
+            raise APIError(400, str(error), place) from None
+    try:
+        read = in_order(read)
+    except InputError as error:
+        raise APIError(400, f"messages: {error}", "messages") from None
+    if read[-1]["role"] not in ("user", "tool"):
+        raise APIError(400, "the last of messages must be the user's or a tool's", "messages")
+    return (read, None) if read[-1]["role"] == "tool" else (read[:-1], read[-1]["content"])
+
+
+def _tools(body):
+    """The tools that a chat offers, or None."""
+    choice = body.get("tool_choice")
+    if choice not in (None, "auto", "none"):
+        raise APIError(400, f'tool_choice must be "auto" or "none", not {_short(choice)}', "tool_choice",
+                       "unsupported_parameter")
+    try:
+        tools = read_tools(body.get("tools"))
+    except InputError as error:
+        raise APIError(400, str(error), "tools") from None
+    return None if choice == "none" else tools
+
+
+def _thinking(body, template):
+    """Whether the answer begins with a thought: as the model does, unless ``enable_thinking`` is false."""
+    thinks = template is not None and template.think is not None
+    given = body.get("chat_template_kwargs")
+    if given is None or template is None:
+        return thinks
+    if not isinstance(given, dict) or set(given) - {"enable_thinking"} or not isinstance(
+            given.get("enable_thinking", True), bool):
+        raise APIError(400, 'chat_template_kwargs must be {"enable_thinking": true or false}', "chat_template_kwargs")
+    if given.get("enable_thinking") and not thinks:
+        raise APIError(400, "enable_thinking is true, and this model does not think; leave it out", "chat_template_kwargs")
+    return thinks and given.get("enable_thinking", True)
 
 
 def _content(content, place):

@@ -12,6 +12,7 @@ import threading
 import time
 import typing
 
+from telechat.data.answer_stream import AnswerParts
 from telechat.generation.batch import Batch
 from telechat.generation.engine import SMALLEST_PREFILL
 from telechat.generation.sampling import SamplingParams
@@ -51,6 +52,7 @@ class Event(typing.NamedTuple):
     text: str
     reason: str = None
     chances: list = ()  # `TokenChance` of tokens, where the request asks for log-probabilities
+    parts: AnswerParts = AnswerParts()  # a thought, calls of tools
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,4 +267,5 @@ class Service:
         if reason is not None or choice.text.stopped:
             text += choice.text.end()
             reason = "stop" if choice.text.stopped else reason
-        return Event(choice, text, reason, choice.text.take_chances(reason is not None))
+        parts = choice.text.take_parts()
+        return Event(choice, text, reason, choice.text.take_chances(reason is not None), parts)

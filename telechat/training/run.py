@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import math
 import os
 import time
@@ -16,6 +15,7 @@ from telechat.config import TeleChatConfig
 from telechat.data.packed_dataset import PackedDataset
 from telechat.data.tokenizer import Tokenizer
 from telechat.errors import InputError
+from telechat.lost_output import drop_lost_output
 from telechat.model import TeleChat, as_dtype
 from telechat.nn.kernels import choose_kernels
 from telechat.parallel.agreement import together
@@ -28,12 +28,13 @@ from telechat.training.description import describe_run
 from telechat.training.profile import StepProfiler
 from telechat.training.report import Report, SilentReport
 from telechat.training.resources import check_resources
+from telechat.training.resume import find_checkpoint, set_later_aside
 from telechat.training.sample_answers import SampleAnswers
 from telechat.training.signals import StopSignal
 from telechat.training.tensorboard_log import TensorBoardLog, check_installed
 from telechat.training.time_left import TimeLeft
 from telechat.training.trainer import Trainer
-from telechat.training.training_state import list_checkpoints, restore, save_training_checkpoint
+from telechat.training.training_state import restore, save_training_checkpoint
 from telechat.version import code_version
 
 
@@ -46,7 +47,8 @@ class TrainingRun:
 
     Args:
         config (RunConfig): the run.
-        resume (bool): go on from the newest checkpoint in ``output_dir``.
+        resume (bool): go on from the newest checkpoint in ``output_dir`` that is whole.
+        resume_from (str): a checkpoint to go on from; later ones in ``output_dir`` are set aside.
         profile (int): how many steps to profile; None for none.
         ignore_memory (bool): start though main memory or the disk do not seem to suffice.
         report (bool): write ``report.html``, with answers to a few questions at each checkpoint.
@@ -56,14 +58,16 @@ class TrainingRun:
         InputError: data, checkpoint and configuration do not fit together.
     """
 
-    def __init__(self, config, resume=False, report=False, tensorboard=False, profile=None, ignore_memory=False):
+    def __init__(self, config, resume=False, report=False, tensorboard=False, profile=None, ignore_memory=False,
+                 resume_from=None):
         self.report, self.tensorboard, self.ignore_memory = report, tensorboard, ignore_memory
         if tensorboard:
             check_installed()
         if config.train_dataset is None:
             raise InputError("train_dataset is not set; give --train_dataset a directory written by tools/preprocess.py")
         self.mesh = Mesh.create(config.parallel)
-        self.checkpoint = together(lambda: _find_checkpoint(config.output_dir, resume), self.mesh.world)
+        self.checkpoint = together(lambda: find_checkpoint(config.output_dir, resume, resume_from,
+                                                           warn=self.mesh.world.rank == 0), self.mesh.world)
         together(lambda: self._open(config), self.mesh.world)
         mine = self._identity()
         first = gather_objects(mine, self.mesh.world)[0]
@@ -82,6 +86,8 @@ class TrainingRun:
         self._check_mesh()
         check_resources(self)
         self.tokenizer = self._tokenizer()
+        if self.tokenizer is not None:
+            self.dataset.check_tokenizer(self.tokenizer)
 
     def _check_data(self):
         length, limit = self.dataset.max_length, self.model_config.training_seqlen
@@ -104,7 +110,7 @@ class TrainingRun:
     def _identity(self):
         """What must be the same on all processes."""
         return {"configuration": self.config.to_dict(), "code version": code_version(),
-                "model": self.model_config.to_dict(), "dataset": self._data_identity(), "checkpoint": self.checkpoint}
+                "model": self.model_config.to_dict(), "dataset": self.dataset.identity(), "checkpoint": self.checkpoint}
 
     def _with_total_steps(self, config):
         if config.epochs is None:
@@ -139,19 +145,22 @@ class TrainingRun:
     def run(self):
         """Train to the end; returns the last checkpoint's path and whether all steps were done.
 
-        SIGINT and SIGTERM finish the running step, save, and end the run.
+        SIGINT, SIGTERM, SIGHUP and SIGUSR1 finish the running step, save, and end the run; so does the end of
+        who reads the output.
 
         Raises:
             Diverged: too many steps in a row were not finite.
             InputError: a checkpoint cannot be written.
         """
         config = self.config
-        info = {"seed": config.train.seed, "batch_size": config.batch_size, "data": self._data_identity()}
+        info = {"seed": config.train.seed, "batch_size": config.batch_size, "data": self.dataset.identity()}
         trainer = together(lambda: self._trainer(info), self.mesh.world)
         if self.checkpoint:
             self._say(f"resumed at step {trainer.step} from {self.checkpoint}")
         if self.mesh.world.rank == 0:
             os.makedirs(config.output_dir, exist_ok=True)
+            for path in set_later_aside(config.output_dir, trainer.step):
+                self._say(f"set aside {path}: its steps are done again")
             with open(os.path.join(config.output_dir, "run.yaml"), "w", encoding="utf-8") as file:
                 yaml.safe_dump(config.to_dict(), file, sort_keys=False, allow_unicode=True)
         answers = self._answers(trainer)
@@ -197,6 +206,11 @@ class TrainingRun:
                         path, saved = self._save(trainer, info, report), trainer.step
             if saved != trainer.step:
                 path = self._save(trainer, info, report)
+        except BrokenPipeError:  # who read the output has gone: the steps are kept all the same
+            drop_lost_output()
+            if saved != trainer.step and self.mesh.world.size == 1:
+                self._save(trainer, info, report)
+            raise
         finally:
             report.close()
             stop.restore()
@@ -274,9 +288,6 @@ class TrainingRun:
         return build_stage(config, train.dtype, self.mesh, self.config.parallel, read, train.kernels,
                            train.use_flash_attention)
 
-    def _data_identity(self):
-        return json.loads(json.dumps(self.dataset.info))
-
     def _evaluates(self, step, saving):
         if self.evaluation is None:
             return False
@@ -289,17 +300,6 @@ class TrainingRun:
                                         self.config.keep_checkpoints)
         self._say(f"saved {path}")
         return path
-
-
-def _find_checkpoint(output_dir, resume):
-    """The newest checkpoint to resume from; None for a new run."""
-    found = list_checkpoints(output_dir)
-    if resume and not found:
-        raise InputError(f"--resume: {output_dir} holds no checkpoint; start without --resume")
-    if found and not resume:
-        raise InputError(f"{output_dir} holds checkpoints of an earlier run; "
-                         "go on with --resume, or give another output_dir")
-    return found[-1] if resume else None
 
 
 def check_agreement(mine, first, rank):

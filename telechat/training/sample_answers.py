@@ -5,6 +5,7 @@ import os
 from telechat.data.conversation import IGNORED
 from telechat.generation.generator import Generator
 from telechat.generation.sampling import SamplingParams
+from telechat.progress import track
 from telechat.training.step_log import StepLog
 
 QUESTIONS = 3
@@ -39,7 +40,8 @@ class SampleAnswers:
     def ask(self, step):
         """Let the model answer after step ``step``."""
         params = SamplingParams(LONGEST_ANSWER, stop_ids=self.stop_ids, excluded_ids=self.excluded_ids)
-        for index, ids, error in self._generator.answers(self.prompts, params):
+        answers = self._generator.answers(self.prompts, params)
+        for index, ids, error in track(answers, "sample answers", "questions", len(self.prompts)):
             question = self.tokenizer.decode(self.prompts[index], skip_control_tokens=True).strip()
             answer = self.tokenizer.decode(ids, skip_control_tokens=True)
             # A model that has gone astray is no reason to end its training.

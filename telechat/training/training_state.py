@@ -16,6 +16,8 @@ from mindspore import Tensor
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from telechat import fields
+from telechat.checkpoint.layout import parameter_shapes
 from telechat.checkpoint.reader import CheckpointReader
 from telechat.checkpoint.shared_writer import SharedWriter
 from telechat.checkpoint.writer import copy_extra_files
@@ -23,6 +25,8 @@ from telechat.errors import InputError
 from telechat.parallel.collectives import barrier
 from telechat.parallel.plan import cut_axis
 from telechat.progress import Progress, track
+from telechat.text_files import read_json_object
+from telechat.training.run_identity import check_same_run
 
 _NAME = re.compile(r"checkpoint-(\d{6,})")
 _STATE = "training_state"
@@ -136,8 +140,35 @@ def list_checkpoints(output_dir):
     if not os.path.isdir(output_dir):
         return []
     names = [name for name in os.listdir(output_dir)
-             if _NAME.fullmatch(name) and os.path.isfile(os.path.join(output_dir, name, _STATE, "state.json"))]
+             if _NAME.fullmatch(name) and is_checkpoint(os.path.join(output_dir, name))]
     return [os.path.join(output_dir, name) for name in sorted(names, key=lambda name: int(name[11:]))]
+
+
+def is_checkpoint(path):
+    """Whether a directory is a checkpoint of training, whole or damaged."""
+    return os.path.isfile(os.path.join(path, _STATE, "state.json"))
+
+
+def check_whole(path):
+    """Look through a checkpoint as far as that is possible without reading its tensors.
+
+    Raises:
+        InputError: a file is missing, cut short or no such file, or the moments of a parameter are not all there.
+    """
+    folder = os.path.join(path, _STATE)
+    _read_state(folder)
+    reader = CheckpointReader(path)
+    shapes = parameter_shapes(reader.config)
+    reader.check(shapes)
+    with _StateFiles(folder) as stored:
+        stored.check_complete(shapes)
+
+
+def _read_state(folder):
+    state = read_json_object(os.path.join(folder, "state.json"), "resume from another checkpoint")
+    for name in ("step", "updates"):
+        fields.whole_number(f"{folder}/state.json: {name}", state.get(name))
+    return state
 
 
 def _remove(path):
@@ -160,15 +191,8 @@ def restore(path, trainer, info):
         InputError: files are broken, lack a part, or belong to another run; the message says which.
     """
     folder = os.path.join(path, _STATE)
-    try:
-        with open(os.path.join(folder, "state.json"), encoding="utf-8") as file:
-            saved = json.load(file)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder}/state.json cannot be read ({error}); resume from another checkpoint") from None
-    for key, value in info.items():
-        if saved.get(key) != value:
-            raise InputError(f"{path} was written with {key} {saved.get(key)!r}, this run has {value!r}; "
-                             "to resume, leave it unchanged")
+    saved = _read_state(folder)
+    check_same_run(path, saved, info)
     stage = trainer.stage
     reader = CheckpointReader(path)
     for name, parameter in stage.parameters.items():
@@ -213,6 +237,18 @@ class _StateFiles:
 
     def __exit__(self, *exception):
         self._handles.clear()
+
+    def check_complete(self, shapes):
+        """InputError unless every kind of state is there for every parameter (name → shape), all of its values."""
+        kinds = {key.partition(".")[0] for key in self._pieces}
+        if not kinds:
+            raise InputError(f"{self._folder} holds no state of the optimizer; resume from another checkpoint")
+        for key in (f"{kind}.{name}" for kind in sorted(kinds) for name in shapes):
+            found = sum(int(np.prod([stop - start for start, stop in box])) for _, box in self._pieces.get(key, ()))
+            wanted = int(np.prod(shapes[key.partition(".")[2]]))
+            if found != wanted:
+                raise InputError(f"{self._folder} lacks a part of {key} (found {found:,} of {wanted:,} values); "
+                                 "copy the rank files of all nodes together, or resume from another checkpoint")
 
     def read_into(self, target, key, box):
         """Fill ``target``, which lies at ``box`` of the whole tensor, from the pieces that overlap it."""

@@ -1,5 +1,9 @@
 """Small models in the three published styles, on Ascend kernels in bfloat16, and tensors to export them with."""
 
+import json
+import subprocess
+import sys
+
 import mindspore as ms
 import numpy as np
 import pytest
@@ -7,6 +11,7 @@ from mindspore import Tensor, nn
 
 from telechat import TeleChat
 from telechat.nn.block_graphs import Attention, FeedForward
+from tests.conftest import ROOT
 from tests.test_model import small_config
 
 SIZES = dict(hidden_size=64, n_head=4, num_key_value_heads=2, vocab_size=96, ffn_hidden_size=48)
@@ -80,3 +85,24 @@ class Parts:
 def parts(request):
     """`Parts` of each style."""
     return Parts(**STYLES[request.param])
+
+
+@pytest.fixture
+def card(tmp_path):
+    """card(function, *arguments, **settings): what a function of on_card.py returns on the simulated card.
+
+    settings: environment variables, such as SIM_LOG. The test is skipped where there is no simulated card.
+    """
+    from simulator.environment import environment, unavailable
+
+    if unavailable():
+        pytest.skip(unavailable())
+
+    def run(function, *arguments, timeout=900, **settings):
+        (tmp_path / "arguments.json").write_text(json.dumps(arguments))
+        command = [sys.executable, "-m", "tests.ascend.on_card", function, str(tmp_path / "arguments.json"),
+                   str(tmp_path / "result.json")]
+        done = subprocess.run(command, env=environment(**settings), cwd=ROOT, capture_output=True, text=True, timeout=timeout)
+        assert done.returncode == 0, done.stderr[-4000:]
+        return json.loads((tmp_path / "result.json").read_text())
+    return run

@@ -5,6 +5,7 @@ import threading
 
 import pytest
 
+from telechat.data.answer_stream import AnswerParts
 from telechat.generation.sampling import SamplingParams
 from telechat.parallel.mesh import Mesh
 from telechat.serving.metrics import Metrics
@@ -30,6 +31,9 @@ class Spelling:
     def take_chances(self, ended=False):
         return []
 
+    def take_parts(self):
+        return AnswerParts()
+
 
 def choice(prompt, count, stop_at=None, **params):
     return Choice(prompt, SamplingParams(count, **params), 0, Spelling(stop_at), queue.Queue())
@@ -39,7 +43,7 @@ def collect(item):
     """The text and reason that a choice got."""
     text = ""
     while True:
-        _, piece, reason, _ = item.listener.get(timeout=10)
+        _, piece, reason, *_ = item.listener.get(timeout=10)
         text += piece
         if reason:
             return text, reason

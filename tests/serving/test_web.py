@@ -84,9 +84,11 @@ def wait_for_end(page, number):
     page.wait_for_function("n => document.querySelectorAll('.message.assistant .tools').length === n", arg=number)
 
 
-def pretend(page, text):
-    """Let the server's next answers be ``text``."""
-    events = [{"choices": [{"index": 0, "delta": {"content": piece}, "finish_reason": None}]}
+def pretend(page, text, thought=""):
+    """Let the server's next answers be ``text``, after a ``thought``."""
+    events = [{"choices": [{"index": 0, "delta": {"reasoning_content": piece}, "finish_reason": None}]}
+              for piece in re.findall(r"(?s).{1,5}", thought)]
+    events += [{"choices": [{"index": 0, "delta": {"content": piece}, "finish_reason": None}]}
               for piece in re.findall(r"(?s).{1,5}", text)]
     events.append({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
     body = "".join(f"data: {json.dumps(event)}\n\n" for event in events) + "data: [DONE]\n\n"
@@ -153,6 +155,22 @@ def test_regenerate_asks_again_and_copy_copies(page):
     page.wait_for_function("t => JSON.parse(localStorage.telechat).messages[1]?.content.length > 0 "
                            "&& JSON.parse(localStorage.telechat).messages[1].content !== t", arg=first)
     assert page.evaluate("JSON.parse(localStorage.telechat).messages.length") == 2
+
+
+def test_a_thought_is_folded_away_and_not_sent_back(page):
+    pretend(page, "The answer.", thought="Let me see: <b>one</b> and one.")
+    ask(page, "1+1?")
+    wait_for_end(page, 1)
+    thought = page.locator(".message.assistant details.thought")
+    assert thought.get_attribute("open") is None and not thought.locator("div").is_visible()
+    assert page.locator(".message.assistant .text > p").inner_text() == "The answer."
+    thought.locator("summary").click()
+    assert thought.locator("div").inner_text() == "Let me see: <b>one</b> and one."
+    bodies = []
+    page.on("request", lambda request: bodies.append(request.post_data_json) if request.method == "POST" else None)
+    ask(page, "And now?")
+    wait_for_end(page, 2)
+    assert bodies[0]["messages"][1] == {"role": "assistant", "content": "The answer."}
 
 
 def test_what_a_model_writes_never_runs(page):

@@ -74,6 +74,54 @@ def test_mistakes_are_refused(tmp_path, text, overrides, words):
         assert word in str(caught.value)
 
 
+NUMBERS = ["batch_size", "epochs", "save_steps", "keep_checkpoints", "eval_steps", "max_skipped_steps", "sequence_length",
+           "learning_rate", "warmup_steps", "warmup_ratio", "total_steps", "min_learning_rate", "eps", "weight_decay",
+           "max_grad_norm", "micro_batches", "seed", "loss_scale", "loss_scale_window", "parallel.tensor",
+           "parallel.pipeline", "parallel.data", "parallel.micro_batches"]
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("value", ["true", "false", "yes", "off"])
+def test_true_and_false_are_no_numbers(tmp_path, name, value):
+    shown = str(value in ("true", "yes"))
+    kind = "a whole number|a number"
+    with pytest.raises(InputError, match=f"^{name.replace('parallel.micro', 'micro')} must be ({kind}) .*, not {shown}$"):
+        load(tmp_path, "", f"{name}={value}")
+
+
+@pytest.mark.parametrize("text, said", [
+    ("betas: [true, 0.9]", "each of betas must be a number at least 0 and below 1, not True"),
+    ("betas: [0.9, .nan]", "each of betas must be a number at least 0 and below 1, not nan"),
+    ("betas: 0.9", r"betas must be two numbers in \[0, 1\), not 0.9"),
+    ("parallel: {pipeline: 2, stages: [true, 3]}", "each of parallel.stages must be a whole number from 1 to .*, not True"),
+    ("mask_padding: 1", "mask_padding must be true or false, not 1"),
+    ("output_dir: 2024", "output_dir must be a path, not 2024"), ("output_dir:", "output_dir must be a path, not None"),
+    ("batch_size: 2024-05-01", "batch_size must be a whole number of at least 1, not '2024-05-01'"),
+    ("learning_rate: .inf", "learning_rate must be a number at least 0, not inf"),
+    ("seed: 4294967296", "seed must be a whole number from 0 to 4294967295, not 4294967296"),
+    ("model: {n_layer: 1}\nmodel: {n_layer: 2}", "run.yaml is not a configuration: line 2: gives the key model twice"),
+    ("batch_size: 1\nseed: [", r"run.yaml is not valid YAML \(line 2: expected the node content"),
+    ("parallel: 4", "parallel must hold keys such as tensor and pipeline, not 4"),
+])
+def test_a_wrong_value_is_named_as_it_is(tmp_path, text, said):
+    with pytest.raises(InputError, match=said):
+        load(tmp_path, text)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-8"])
+def test_byte_order_marks_and_paths_as_a_shell_has_them(tmp_path, monkeypatch, encoding):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("RUNS", "/runs")
+    (tmp_path / "run.yaml").write_text("output_dir: ~/出\nload_checkpoint: $HOME/model\ntokenizer: $ABSENT/x\n"
+                                       "batch_size: 2\n", encoding=encoding)
+    config = RunConfig.load(str(tmp_path / "run.yaml"), ["train_dataset=${RUNS}/1"])
+    assert (config.output_dir, config.load_checkpoint, config.train_dataset, config.tokenizer, config.batch_size) == \
+        ("/home/me/出", "/home/me/model", "/runs/1", "$ABSENT/x", 2)
+    (tmp_path / "run.yaml").write_text("batch_size: 2\n", encoding="utf-16")
+    with pytest.raises(InputError, match="run.yaml is not UTF-8 but UTF-16; save the file as UTF-8"):
+        RunConfig.load(str(tmp_path / "run.yaml"))
+
+
 def test_missing_file_is_refused(tmp_path):
     with pytest.raises(InputError, match="absent.yaml"):
         RunConfig.load(str(tmp_path / "absent.yaml"))

@@ -35,6 +35,22 @@ def places(tmp_path_factory):
                        ("badyaml", "a: [1\n"), ("listyaml", "- 1\n"), ("binary", None)):
         made[name] = folder / f"{name}.jsonl"
         made[name].write_bytes(b"\xff\xfe\x00" if text is None else text.encode())
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 7516192768\n"
+    for name, files in (("pointer", {"config.json": None, "model.safetensors": pointer}), ("gguf", {"q4.gguf": b"GGUF"}),
+                        ("adapter", {"adapter_config.json": b"{}", "adapter_model.safetensors": b""}),
+                        ("rundir", {"checkpoint-000100/config.json": None, "run.yaml": b""}),
+                        ("llama", {"config.json": b'{"model_type": "llama"}'})):
+        made[name] = folder / name
+        for file, content in files.items():
+            (made[name] / file).parent.mkdir(parents=True, exist_ok=True)
+            (made[name] / file).write_bytes(content if content is not None else (made["ckpt"] / "config.json").read_bytes())
+    for name, record in (("system", {"instruction": "q", "output": "a", "system": "s"}),
+                         ("unknown", {"input": "q", "output": "a", "context": "c"}), ("half", {"messages": []})):
+        made[name] = folder / f"{name}.jsonl"
+        made[name].write_text("\n" + json.dumps(record))
+    made["utf16"], made["twice"] = folder / "utf16.jsonl", folder / "twice.yaml"
+    made["utf16"].write_text(good, encoding="utf-16")
+    made["twice"].write_text("batch_size: 2\nseed: 1\nbatch_size: 4\n")
     (made["ceval"] / "val").mkdir(parents=True)
     (made["ceval"] / "dev").mkdir()
     (made["ceval"] / "val" / "logic_val.csv").write_text("id,question,A,B,C,D,answer\n0,q,a,b,c,d,E\n")

@@ -61,4 +61,30 @@ USES = [
                  "{out}"], ["{text}"]),
     ("convert", ["mindformers-to-ms", "--checkpoint", "{text}", "--config", "{absent}", "--mindspore_path", "{out}"],
      ["{absent}"]),
+    # data that would be read in part, or not at all
+    *[("preprocess", ["--input_dataset_file", "{" + name + "}", *PREPROCESS[2:]], [f"error: {{{name}}}{said}"]) for name, said in [
+        ("system", ", line 2: has a system text, and TeleChat was not trained with one; put it into the question, or give "
+                   "--system prepend, which puts it in front of the first question"),
+        ("unknown", ', line 2: has the field "context", which is not understood here; remove it, or put what it says into '
+                    "the question"),
+        ("half", ', line 2: "messages" is empty'), ("utf16", " is not UTF-8 but UTF-16; save the file as UTF-8"),
+        ("absent", " cannot be read (No such file or directory); give a JSONL file")]],
+    ("preprocess", [*PREPROCESS, "--system", "drop"], ["argument --system: invalid choice: 'drop'"]),
+    ("preprocess", [*PREPROCESS[:4], "--vocab_file_path", "{pointer}/model.safetensors"],
+     ["error: {pointer}/model.safetensors is a Git LFS pointer, a note of where the file is and not the file itself; fetch it "
+      "with `git lfs pull` in the repository, or download the file again"]),
+    # directories given by mistake
+    *[("convert", ["torch-to-ms", "--torch_path", "{" + name + "}", "--mindspore_path", "{out}"], [f"error: {{{name}}}{said}"])
+      for name, said in [
+          ("adapter", " is a LoRA adapter (PEFT), the changes to a model and not the model; merge it into its base model first "
+                      "(in PEFT: merge_and_unload, then save_pretrained) and give that directory"),
+          ("gguf", " holds GGUF weights (of llama.cpp), q4.gguf; give the directory of the published weights (.bin or "
+                   ".safetensors), which GGUF was made from"),
+          ("llama", "/config.json is of another model family (llama), not of TeleChat; give the directory of a TeleChat-1, "
+                    "TeleChat2 or TeleChat3 model")]],
+    ("convert", ["ms-to-torch", "--mindspore_path", "{pointer}", "--torch_path", "{out}"],
+     ["error: {pointer}/model.safetensors is a Git LFS pointer, a note of where the file is and not the file itself; fetch it "
+      "with `git lfs pull` in the repository, or download the file again"]),
+    ("inspect", ["{rundir}"], ["error: {rundir} is the directory of a training run; give a checkpoint in it: "
+                               "{rundir}/checkpoint-000100"]),
 ]

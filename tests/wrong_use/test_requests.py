@@ -146,3 +146,34 @@ def test_a_system_message_may_be_put_before_the_question(model):
     assert asked == protocol.read_chat(chat(messages=[{"role": "user", "content": "be brief\nhi"}]), model).prompts
     with pytest.raises(APIError, match="first"):
         protocol.read_chat({"model": "tiny", "messages": [messages[1], messages[0], messages[1]]}, prepending)
+
+
+@pytest.mark.parametrize("body, reason", [
+    (b"", "the body is not JSON: Expecting value: line 1 column 1 (char 0)"),
+    (b"{", "the body is not JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
+    (b"[1]", "the body must be a JSON object"), (b"null", "the body must be a JSON object"),
+    (b'{"a": NaN}', "the body is not JSON: NaN is not a JSON number"),
+    (b'{"a": -Infinity}', "the body is not JSON: -Infinity is not a JSON number"),
+    (b'{"a": "\xff"}', "the body is not UTF-8 (byte 7)"),
+    (b'{"model": "\\ud800"}', "the body holds half of a surrogate pair; write the whole character"),
+    (b"[" * 10_000 + b"]" * 10_000, "the body is nested too deeply"),
+])
+def test_wrong_bodies(body, reason):
+    with pytest.raises(APIError) as refused:
+        protocol.parse_body(body)
+    assert (refused.value.status, refused.value.message, refused.value.param) == (400, reason, None)
+    assert refused.value.body()["error"] == {"message": reason, "type": "invalid_request_error", "param": None, "code": None}
+
+
+@pytest.mark.parametrize("status, kind", [(400, "invalid_request_error"), (404, "invalid_request_error"),
+                                          (429, "rate_limit_error"), (500, "server_error"), (503, "server_error")])
+def test_kinds_of_errors(status, kind):
+    assert APIError(status, "x", "y", "z").body() == {"error": {"message": "x", "type": kind, "param": "y", "code": "z"}}
+
+
+def test_a_whole_number_may_be_5000_digits_long_and_is_told_in_short(model):
+    with pytest.raises(APIError, match="^the body is not JSON: "):
+        protocol.parse_body(b'{"n": ' + b"9" * 5000 + b"}")
+    with pytest.raises(APIError) as refused:
+        protocol.read_chat(chat(n=10**60), model)
+    assert refused.value.message == f"n must be a whole number from 1 to 16, not {'1' + '0' * 39}…"

@@ -1,0 +1,27 @@
+"""What an evaluation is of: model, data and settings by their content, so that no answer of another one is taken up."""
+
+import json
+import os
+
+import telechat
+from telechat.checkpoint.safetensors_files import is_weight_file
+from telechat.content import digest_of, sampled_digest
+
+
+def identify(directory, config, settings, files, **given):
+    """The identity of an evaluation, a dict that JSON can express; equal for equal content, wherever it lies.
+
+    Args:
+        directory (str): of the checkpoint; its weights count by names, sizes and blocks (`sampled_digest`).
+        config (TeleChatConfig): of the model.
+        settings (GenerationSettings): tokenizer and chat format.
+        files (dict): name in the identity → path, of all files of data; they count whole.
+        given: task, split, shots and whatever else changes the numbers.
+    """
+    weights = {name: sampled_digest(os.path.join(directory, name)) for name in sorted(filter(is_weight_file,
+                                                                                              os.listdir(directory)))}
+    chat_format = settings.chat_format.tokens(settings.tokenizer)
+    return json.loads(json.dumps({
+        **given, "config": config.to_dict(), "weights": weights, "tokenizer": settings.tokenizer.sha256,
+        "chat_format": chat_format, "data": {name: digest_of(path) for name, path in files.items()},
+        "telechat": telechat.__version__}))

@@ -1,0 +1,108 @@
+"""What the tests run on the simulated card, in a process of its own: on_card.py FUNCTION ARGUMENTS.json RESULT.json."""
+
+import json
+import sys
+
+import mindspore as ms
+import numpy as np
+
+RECIPE = dict(learning_rate=1e-3, warmup_steps=2, total_steps=8, betas=[0.9, 0.95], eps=1e-8, weight_decay=0.1)
+SIZES = dict(vocab_size=96, hidden_size=64, n_layer=2, n_head=4, ffn_hidden_size=48, initializer_range=0.2)
+PADDING = 6  # of the first sequence
+DOCUMENTS = np.repeat([[0, 1, 2], [0, 1, 2]], [5, 3, 25, 9, 14, 10]).reshape(2, 33)
+# Fields of the config and of TrainConfig, and whether the batch has documents.
+FEATURES = {
+    "grouped heads": (dict(num_key_value_heads=2), {}, False),
+    "padding": ({}, dict(mask_padding=True), False),
+    "documents": ({}, dict(document_mask=True, restart_positions=True), True),
+    "ALiBi": (dict(position_embedding="alibi"), {}, False),
+    "documents and ALiBi": (dict(position_embedding="alibi"), dict(document_mask=True), True),
+    "tied, two micro-batches": (dict(tie_word_embeddings=True), dict(micro_batches=2), False),
+    "dropout": (dict(hidden_dropout=0.1, attention_dropout=0.1, embedding_dropout=0.1), {}, False),
+    "documents and dropout": (dict(hidden_dropout=0.1, attention_dropout=0.1), dict(document_mask=True), True),
+}
+
+
+def trace(trainer, batches):
+    """[loss, norm] of each step."""
+    return [[result.loss, result.grad_norm] for result in (trainer.train_step(*batch) for batch in batches)]
+
+
+def training(directory, golden, dtypes):
+    """For each dtype: logits, those of a left-padded sequence, the trace of 8 steps, the logits after them."""
+    from telechat import TeleChat, TrainConfig, Trainer
+
+    golden, results = np.load(golden), {}
+    for dtype in dtypes:
+        model = TeleChat.from_pretrained(directory, dtype)
+        found = {"logits": model(golden["input_ids"]).asnumpy().tolist()}
+        if "padded_ids" in golden:
+            ids = golden["padded_ids"]
+            shown = np.arange(ids.shape[1]) >= ids.shape[1] - golden["padded_logits"].shape[1]
+            logits = model(ids, np.broadcast_to(shown, ids.shape).astype(np.int32)).asnumpy()
+            found["padded_logits"] = logits[:, shown].tolist()
+        trainer = Trainer(model, TrainConfig(**RECIPE, dtype=dtype))
+        found["trace"] = trace(trainer, zip(golden["train_input_ids"], golden["train_labels"]))
+        found["train_logits_after"] = model(golden["train_input_ids"][0]).asnumpy().tolist()
+        results[dtype] = found
+    return results
+
+
+def generation(directory, prompts, count, dtype, paged=None):
+    """Greedy answers, two at a time, and the kernels that gave them."""
+    from telechat.nn.inference import use_inference_kernels
+
+    use_inference_kernels()
+    from telechat import Generator, SamplingParams, TeleChat
+
+    model = TeleChat.from_pretrained(directory, dtype, use_paged_attention=paged)
+    generator = Generator(model, max_length=64, batch_size=2)
+    return {"kernels": model.kernels.describe(), "answers": generator.generate(prompts, SamplingParams(count))}
+
+
+def features(names, dtype):
+    """Three steps with each of `FEATURES`: [loss, norm] of each, and the loss scale after them."""
+    return {name: feature(name, dtype) for name in names}
+
+
+def feature(name, dtype):
+    """Three steps on whatever device this process has."""
+    from telechat import TeleChat, TeleChatConfig, TrainConfig, Trainer
+
+    fields, settings, packed = FEATURES[name]
+    ids = np.random.default_rng(0).integers(4, 96, (2, 33))
+    ids[0, :PADDING] = 3
+    model = TeleChat(TeleChatConfig(**{**SIZES, **fields}), dtype)
+    train = TrainConfig(learning_rate=1e-2, lr_schedule="constant", total_steps=4, dtype=dtype, **settings)
+    return trace(Trainer(model, train), [(ids, ids, DOCUMENTS if packed else None)] * 3)
+
+
+def faults(dtype):
+    """What is said where weights are left in host memory: by the check of placement, and without it."""
+    from telechat import InputError, TeleChat, TeleChatConfig, TrainConfig, Trainer
+    from telechat.nn import device
+    from telechat.training import trainer as trainer_module
+    from telechat.training.update_check import UpdateLost
+
+    said, ids = [], np.random.default_rng(0).integers(4, 96, (2, 17))
+    device.move_to_device = lambda parameter: parameter
+    train = TrainConfig(learning_rate=1e-2, lr_schedule="constant", total_steps=4, dtype=dtype)
+    try:
+        Trainer(TeleChat(TeleChatConfig(**SIZES), dtype), train)
+    except InputError as error:
+        said.append(str(error))
+    trainer_module.check_placement = lambda tensors: None
+    try:
+        Trainer(TeleChat(TeleChatConfig(**SIZES), dtype), train).train_step(ids, ids)
+    except UpdateLost as error:
+        said.append(str(error))
+    return said
+
+
+if __name__ == "__main__":
+    ms.set_device("Ascend")
+    with open(sys.argv[2]) as file:
+        arguments = json.load(file)
+    answer = globals()[sys.argv[1]](*arguments)
+    with open(sys.argv[3], "w") as file:
+        json.dump(answer, file)

@@ -1,0 +1,42 @@
+"""What attention and the loss have to know of the tokens, on the simulated card against the CPU's portable kernels."""
+
+import numpy as np
+import pytest
+
+from tests.ascend.on_card import FEATURES, feature
+
+PLAIN = [name for name in FEATURES if "dropout" not in name]
+
+
+@pytest.mark.ascend
+@pytest.mark.parametrize("dtype, tolerance", [("bfloat16", 0.03), ("float16", 0.01)])
+def test_features(card, dtype, tolerance):
+    """Three steps; a rounded first step moves the next ones a little further apart."""
+    found = card("features", PLAIN, dtype)
+    for name in PLAIN:
+        expected = np.array(feature(name, "float32"))
+        assert np.abs(np.array(found[name]) / expected - 1)[:, 0].max() < tolerance, name
+        assert np.abs(np.array(found[name]) / expected - 1)[0, 1] < tolerance, name
+
+
+@pytest.mark.ascend
+def test_dropout_is_drawn_by_place(card):
+    """The same numbers twice; another seed's mask would change the loss by far more than rounding."""
+    names = [name for name in FEATURES if "dropout" in name]
+    first, second = (card("features", names, "bfloat16") for _ in range(2))
+    assert first == second
+    for name in names:
+        fields, settings, packed = FEATURES[name]
+        without = feature("documents" if packed else "grouped heads", "float32")
+        losses = np.array(first[name])[:, 0]
+        assert np.isfinite(losses).all() and losses[-1] < losses[0]
+        assert abs(losses[0] / without[0][0] - 1) < 0.5
+
+
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.ascend)])
+def test_weights_left_on_the_host_stop_the_run(card, dtype):
+    said = card("faults", dtype)
+    assert said[0].startswith("transformer.") and "in host memory, where a graph's updates are lost" in said[0]
+    if dtype == "float32":  # in lower dtypes the masters are computed, so they are on the card
+        assert said[1] == ("after update 1 transformer.word_embeddings.weight is not its float32 master weight, rounded to "
+                           "float32; the run stops: try tools/doctor.py")

@@ -1,0 +1,55 @@
+"""The official models' numbers on the simulated card: MindSpore's real Ascend back end, this library's own path."""
+
+import numpy as np
+import pytest
+
+from tests.conftest import MODELS
+
+# One of them in every run of the tests, the others by `make test-ascend`.
+USUAL = "telechat_12b"
+reference_of = pytest.mark.parametrize(
+    "reference", [name if name == USUAL else pytest.param(name, marks=pytest.mark.ascend) for name in MODELS], indirect=True)
+
+
+def far(found, wanted):
+    """The largest difference, as a share of the largest value."""
+    return np.abs(np.array(found) - wanted).max() / np.abs(wanted).max()
+
+
+@reference_of
+def test_forward_and_training(card, reference):
+    golden = reference.golden
+    results = card("training", str(reference.directory), str(reference.official / "golden.npz"), ["float32", "bfloat16"])
+    wanted = np.stack([golden["train_loss"], golden["train_grad_norm"]], 1)
+    exact, rounded = results["float32"], results["bfloat16"]
+    for name in set(exact) - {"trace"}:
+        assert far(exact[name], golden[name]) < 1e-4, name
+    assert np.abs(np.array(exact["trace"]) / wanted - 1).max() < 1e-4
+    assert np.abs(np.array(rounded["trace"])[:, 0] / wanted[:, 0] - 1).max() < 0.02
+    for name in ("logits", "padded_logits"):
+        assert name not in rounded or far(rounded[name], golden[name]) < 0.05, name
+
+
+@reference_of
+@pytest.mark.parametrize("paged", [True, pytest.param(False, marks=pytest.mark.ascend)], ids=["paged", "plain cache"])
+def test_greedy_answers_of_prompts_of_different_lengths(card, reference, paged):
+    """A prompt, a part of another, and the rest of the first answer's prompt: three prompts, two slots."""
+    prompts, wanted = reference.golden["prompt_ids"].tolist(), reference.golden["greedy_ids"].tolist()
+    given = [prompts[0], wanted[1][:13], prompts[1]]
+    count = 12
+    expected = [wanted[0][9:9 + count], wanted[1][13:13 + count], wanted[1][9:9 + count]]
+    dtype = "bfloat16"
+    found = card("generation", str(reference.directory), given, count, dtype, paged)
+    assert ("decoding PagedAttention" in found["kernels"]) == paged
+    # bfloat16 may choose another token where two are nearly alike, and goes on from there.
+    same = [next((place for place, (ours, theirs) in enumerate(zip(*pair)) if ours != theirs), count)
+            for pair in zip(found["answers"], expected)]
+    assert np.mean(same) >= 0.6 * count and min(same) >= 1, same
+
+
+@pytest.mark.ascend
+@pytest.mark.parametrize("reference", MODELS, indirect=True)
+def test_greedy_answers_in_float32_are_the_official_ones(card, reference):
+    prompts, wanted = reference.golden["prompt_ids"].tolist(), reference.golden["greedy_ids"].tolist()
+    found = card("generation", str(reference.directory), [prompts[0], wanted[1][:13]], 28, "float32")
+    assert found["answers"] == [wanted[0][9:37], wanted[1][13:41]]
