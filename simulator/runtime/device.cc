@@ -73,6 +73,11 @@ int aclrtGetRunMode(int32_t *mode) {
   return OK;
 }
 
+int aclrtProcessReport(int32_t milliseconds) {  // callbacks run in their stream: there is none to wait for
+  usleep(1000 * (milliseconds < 0 || milliseconds > 100 ? 100 : milliseconds));
+  return OK;
+}
+
 int aclrtDeviceGetStreamPriorityRange(int32_t *lowest, int32_t *highest) {
   *lowest = 7;
   *highest = 0;
@@ -103,7 +108,6 @@ int aclrtSetStreamFailureMode(void *stream, uint64_t mode) { return OK; }
 int aclrtCtxSetSysParamOpt(int32_t option, int64_t value) { return OK; }
 int aclrtSubscribeReport(uint64_t thread, void *stream) { return OK; }
 int aclrtUnSubscribeReport(uint64_t thread, void *stream) { return OK; }
-int aclrtProcessReport(int32_t milliseconds) { return OK; }
 int aclrtGetLastError(int32_t level) { return OK; }
 int aclrtDeviceTaskAbort(int32_t device, uint32_t milliseconds) { return OK; }
 int aclmdlInitDump() { return OK; }
