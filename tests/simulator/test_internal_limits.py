@@ -105,3 +105,12 @@ def test_reshape_and_cache(both):
     taken = ["cache 2 4 128", "cache 3 4 5"]
     refused = ["cache 2 4 129", "cache 4 4 5", "cache 2 2 5"]
     assert agree(both, taken + refused) == {**dict.fromkeys(taken, True), **dict.fromkeys(refused, False)}
+
+
+def test_the_blocks_that_telechat_chooses_are_taken_and_larger_ones_are_not(both):
+    from telechat.nn.paged_attention import LARGEST_HEAD, block_size
+
+    heads = range(16, LARGEST_HEAD + 1, 16)
+    chosen = [f"paged 3 8 8 {dim} {block_size(dim)} 1" for dim in heads]
+    beyond = [f"paged 3 8 8 {dim} {2 * block_size(dim)} 1" for dim in heads] + [f"paged 3 8 8 {LARGEST_HEAD + 16} 16 1"]
+    assert agree(both, chosen + beyond) == {**dict.fromkeys(chosen, True), **dict.fromkeys(beyond, False)}
