@@ -71,7 +71,8 @@ void Attention::check_layout(Op &op, const AttentionCall &call) {
   op.require(key_heads > 0 && heads % key_heads == 0, "query's %ld heads are no multiple of key's %ld", heads,
              key_heads);
   if (is_packed()) {
-    const Shape ends = op.setting("actualSeqQLen", call.query_ends), key_ends = op.setting("actualSeqKvLen", call.key_ends);
+    const Shape ends = op.setting("actualSeqQLen", call.query_ends);
+    const Shape key_ends = op.setting("actualSeqKvLen", call.key_ends);
     op.require(!ends.empty() && ends.size() == key_ends.size(),
                "layout TND needs actualSeqQLen and actualSeqKvLen of the same length");
     op.require(int64_t(ends.size()) <= kMostSequences, "at most %ld sequences, not %zu", kMostSequences, ends.size());
@@ -129,7 +130,8 @@ void Attention::check_bias(const Op &op) const {
   if (!op[bias]) return;
   op.require(!is_packed(), "realShift in layout TND is not simulated");
   const Shape &shape = op[bias].shape;
-  const int64_t queries = sequences.empty() ? 0 : sequences[0].queries, keys = sequences.empty() ? 0 : sequences[0].keys;
+  const int64_t queries = sequences.empty() ? 0 : sequences[0].queries;
+  const int64_t keys = sequences.empty() ? 0 : sequences[0].keys;
   const int64_t batch = sequences.size();
   const bool fits = shape.size() == 4 && (shape[0] == 1 || shape[0] == batch) && shape[1] == heads && shape[3] == keys;
   const bool whole = fits && (shape[2] == queries || (shape[2] == 1 && shape[0] == batch));
@@ -192,8 +194,8 @@ void Attention::prepare(const Tensors &t) const {
   for (int64_t i = 0; i < kTriangle * kTriangle; ++i) {
     const bool hidden = i % kTriangle > i / kTriangle;
     if (bool(values[i]) != hidden) {
-      fail("attenMask of sparse mode %ld must hide what is above its diagonal and nothing else; it has %ld at (%ld,%ld)",
-           sparse_mode, values[i], i / kTriangle, i % kTriangle);
+      fail("attenMask of sparse mode %ld must hide what is above its diagonal and nothing else; "
+           "it has %ld at (%ld,%ld)", sparse_mode, values[i], i / kTriangle, i % kTriangle);
     }
   }
 }
@@ -210,7 +212,8 @@ Head Attention::head(const Tensors &t, const Sequence &sequence, int64_t number)
   } else if (t[mask]) {
     Tensor view = broadcast(t[mask], {int64_t(sequences.size()), heads, sequence.queries, keys});
     view = slice(slice(view, 0, sequence.index, 1), 1, number, 1);
-    const int64_t low = sparse_mode == ALL_MASK ? INT64_MAX : before, high = sparse_mode == ALL_MASK ? INT64_MAX : after;
+    const int64_t low = sparse_mode == ALL_MASK ? INT64_MAX : before;
+    const int64_t high = sparse_mode == ALL_MASK ? INT64_MAX : after;
     result.hide = [=](int64_t row, uint8_t *hidden) {
       const uint8_t *from = static_cast<const uint8_t *>(view.data) + view.offset + row * view.strides[2];
       for (int64_t j = 0; j < keys; ++j) hidden[j] = from[j * view.strides[3]] || j - row > high || row - j > low;

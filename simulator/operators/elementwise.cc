@@ -7,45 +7,61 @@
 namespace sim {
 namespace {
 
-constexpr auto kWhole = Arithmetic::WHOLE;
+// Which dtypes an operator takes and gives.
+enum Kind {
+  ANY,      // whatever it is given
+  REAL,     // whole numbers too, but results are floating-point
+  FLOATS,   // floating-point alone
+  BITS,     // whole numbers and bool alone
+};
+
+void check_kind(const Op &op, std::initializer_list<int> inputs, int out, Kind kind) {
+  for (int i : inputs) {
+    if (kind == FLOATS) op.types(i, {FLOAT32, FLOAT16, BFLOAT16});
+    if (kind == BITS) op.types(i, {BOOL, INT8, INT16, INT32, INT64, UINT8, UINT16});
+  }
+  if (kind == REAL || kind == FLOATS) op.types(out, {FLOAT32, FLOAT16, BFLOAT16, FLOAT64});
+}
 
 // Where whole numbers would lose a fraction the operator computes in float32.
-Arithmetic at_least_single(Arithmetic arithmetic) { return arithmetic == kWhole ? Arithmetic::SINGLE : arithmetic; }
+Arithmetic arithmetic_for(Arithmetic arithmetic, bool has_fractions) {
+  return arithmetic == Arithmetic::WHOLE && has_fractions ? Arithmetic::SINGLE : arithmetic;
+}
 
 template <class Function>
-int unary(const char *name, const aclTensor *self, const aclTensor *out, bool whole, uint64_t *workspace,
+int unary(const char *name, const aclTensor *self, const aclTensor *out, Kind kind, uint64_t *workspace,
           aclOpExecutor **executor, Function function) {
   return plan(name, workspace, executor, [&](Op &op) {
     const int x = op.input("self", self), y = op.output("out", out);
     op.shape(y, op[x].shape);
-    const Arithmetic arithmetic = arithmetic_of({op[x].type});
-    op.run([=](const Tensors &t) { map(whole ? arithmetic : at_least_single(arithmetic), t[x], t[y], function); });
+    check_kind(op, {x}, y, kind);
+    const Arithmetic arithmetic = arithmetic_for(arithmetic_of({op[x].type}), kind == REAL);
+    op.run([=](const Tensors &t) { map(arithmetic, t[x], t[y], function); });
   });
 }
 
 template <class Function>
-int binary(const char *name, const aclTensor *self, const aclTensor *other, const aclTensor *out, bool whole,
+int binary(const char *name, const aclTensor *self, const aclTensor *other, const aclTensor *out, Kind kind,
            uint64_t *workspace, aclOpExecutor **executor, Function function) {
   return plan(name, workspace, executor, [&](Op &op) {
     const int x = op.input("self", self), y = op.input("other", other), z = op.output("out", out);
     op.shape(z, broadcast_shapes(op[x].shape, op[y].shape));
-    const Arithmetic arithmetic = arithmetic_of({op[x].type, op[y].type});
-    op.run([=](const Tensors &t) {
-      map(whole ? arithmetic : at_least_single(arithmetic), t[x], t[y], t[z], function);
-    });
+    check_kind(op, {x, y}, z, kind);
+    const Arithmetic arithmetic = arithmetic_for(arithmetic_of({op[x].type, op[y].type}), kind == REAL);
+    op.run([=](const Tensors &t) { map(arithmetic, t[x], t[y], t[z], function); });
   });
 }
 
 // A scalar takes part in the arithmetic of its own dtype: 1.5 times a whole number is no whole number.
 template <class Function>
-int with_scalar(const char *name, const aclTensor *self, const aclScalar *other, const aclTensor *out, bool whole,
+int with_scalar(const char *name, const aclTensor *self, const aclScalar *other, const aclTensor *out, Kind kind,
                 uint64_t *workspace, aclOpExecutor **executor, Function function) {
   return plan(name, workspace, executor, [&](Op &op) {
     const int x = op.input("self", self), y = op.output("out", out);
     const double scalar = op.number("other", other);
     op.shape(y, op[x].shape);
-    Arithmetic arithmetic = arithmetic_of({op[x].type});
-    if (!whole || (arithmetic == kWhole && is_float(other->type))) arithmetic = at_least_single(arithmetic);
+    check_kind(op, {x}, y, kind);
+    const Arithmetic arithmetic = arithmetic_for(arithmetic_of({op[x].type}), kind == REAL || is_float(other->type));
     op.run([=](const Tensors &t) {
       map(arithmetic, t[x], t[y], [=](auto value) { return function(value, static_cast<decltype(value)>(scalar)); });
     });
@@ -56,14 +72,14 @@ int with_scalar(const char *name, const aclTensor *self, const aclScalar *other,
 int sum(const char *name, const aclTensor *self, const aclTensor *other, const aclScalar *alpha, double sign,
         const aclTensor *out, uint64_t *workspace, aclOpExecutor **executor) {
   const double factor = alpha == nullptr ? sign : sign * alpha->number;
-  return binary(name, self, other, out, true, workspace, executor,
+  return binary(name, self, other, out, ANY, workspace, executor,
                 [=](auto x, auto y) { return x + static_cast<decltype(y)>(factor) * y; });
 }
 
 int sum(const char *name, const aclTensor *self, const aclScalar *other, const aclScalar *alpha, double sign,
         const aclTensor *out, uint64_t *workspace, aclOpExecutor **executor) {
   const double factor = alpha == nullptr ? sign : sign * alpha->number;
-  return with_scalar(name, self, other, out, true, workspace, executor,
+  return with_scalar(name, self, other, out, ANY, workspace, executor,
                      [=](auto x, auto y) { return x + static_cast<decltype(y)>(factor) * y; });
 }
 
@@ -83,80 +99,80 @@ Number remainder(Number x, Number y) {  // of the divisor's sign
 
 using namespace sim;
 
-#define UNARY(name, whole, expression)                                                                           \
+#define UNARY(name, kind, expression)                                                                           \
   SIM_OPERATOR(name)                                                                                             \
   extern "C" int name##GetWorkspaceSize(const aclTensor *self, aclTensor *out, uint64_t *workspace,              \
                                         aclOpExecutor **executor) {                                              \
-    return unary(#name, self, out, whole, workspace, executor, [](auto x) { return expression; });               \
+    return unary(#name, self, out, kind, workspace, executor, [](auto x) { return expression; });               \
   }
 
-UNARY(aclnnAbs, true, x < 0 ? -x : x)
-UNARY(aclnnNeg, true, -x)
-UNARY(aclnnSign, true, (x > 0) - (x < 0))
-UNARY(aclnnLogicalNot, true, x == 0)
-UNARY(aclnnBitwiseNot, true, ~static_cast<int64_t>(x))
-UNARY(aclnnIsFinite, false, std::isfinite(x))
-UNARY(aclnnFloor, true, std::floor(x))
-UNARY(aclnnCeil, true, std::ceil(x))
-UNARY(aclnnExp, false, std::exp(x))
-UNARY(aclnnLog, false, std::log(x))
-UNARY(aclnnSqrt, false, std::sqrt(x))
-UNARY(aclnnRsqrt, false, 1 / std::sqrt(x))
-UNARY(aclnnReciprocal, false, 1 / x)
-UNARY(aclnnSin, false, std::sin(x))
-UNARY(aclnnCos, false, std::cos(x))
-UNARY(aclnnTanh, false, std::tanh(x))
-UNARY(aclnnErf, false, std::erf(x))
-UNARY(aclnnSigmoid, false, 1 / (1 + std::exp(-x)))
-UNARY(aclnnSilu, false, x / (1 + std::exp(-x)))
+UNARY(aclnnAbs, ANY, x < 0 ? -x : x)
+UNARY(aclnnNeg, ANY, -x)
+UNARY(aclnnSign, ANY, (x > 0) - (x < 0))
+UNARY(aclnnLogicalNot, ANY, x == 0)
+UNARY(aclnnBitwiseNot, BITS, ~static_cast<int64_t>(x))
+UNARY(aclnnIsFinite, ANY, std::isfinite(static_cast<double>(x)))
+UNARY(aclnnFloor, ANY, std::floor(x))
+UNARY(aclnnCeil, ANY, std::ceil(x))
+UNARY(aclnnExp, REAL, std::exp(x))
+UNARY(aclnnLog, REAL, std::log(x))
+UNARY(aclnnSqrt, REAL, std::sqrt(x))
+UNARY(aclnnRsqrt, REAL, 1 / std::sqrt(x))
+UNARY(aclnnReciprocal, REAL, 1 / x)
+UNARY(aclnnSin, REAL, std::sin(x))
+UNARY(aclnnCos, REAL, std::cos(x))
+UNARY(aclnnTanh, REAL, std::tanh(x))
+UNARY(aclnnErf, REAL, std::erf(x))
+UNARY(aclnnSigmoid, FLOATS, 1 / (1 + std::exp(-x)))
+UNARY(aclnnSilu, FLOATS, x / (1 + std::exp(-x)))
 
-#define BINARY(name, whole, expression)                                                                          \
+#define BINARY(name, kind, expression)                                                                          \
   SIM_OPERATOR(name)                                                                                             \
   extern "C" int name##GetWorkspaceSize(const aclTensor *self, const aclTensor *other, aclTensor *out,           \
                                         uint64_t *workspace, aclOpExecutor **executor) {                         \
-    return binary(#name, self, other, out, whole, workspace, executor,                                           \
+    return binary(#name, self, other, out, kind, workspace, executor,                                           \
                   [](auto x, auto y) { return expression; });                                                    \
   }
 
-BINARY(aclnnMul, true, x * y)
-BINARY(aclnnDiv, false, x / y)
-BINARY(aclnnFloorDivide, true, floor_divide(x, y))
-BINARY(aclnnRemainderTensorTensor, true, sim::remainder(x, y))
-BINARY(aclnnPowTensorTensor, true, std::pow(x, y))
-BINARY(aclnnMaximum, true, x > y || x != x ? x : y)
-BINARY(aclnnMinimum, true, x < y || x != x ? x : y)
-BINARY(aclnnEqTensor, true, x == y)
-BINARY(aclnnNeTensor, true, x != y)
-BINARY(aclnnGtTensor, true, x > y)
-BINARY(aclnnGeTensor, true, x >= y)
-BINARY(aclnnLtTensor, true, x < y)
-BINARY(aclnnLeTensor, true, x <= y)
-BINARY(aclnnLogicalAnd, true, x != 0 && y != 0)
-BINARY(aclnnLogicalOr, true, x != 0 || y != 0)
-BINARY(aclnnLogicalXor, true, (x != 0) != (y != 0))
-BINARY(aclnnBitwiseAndTensor, true, static_cast<int64_t>(x) & static_cast<int64_t>(y))
-BINARY(aclnnBitwiseOrTensor, true, static_cast<int64_t>(x) | static_cast<int64_t>(y))
+BINARY(aclnnMul, ANY, x * y)
+BINARY(aclnnDiv, REAL, x / y)
+BINARY(aclnnFloorDivide, ANY, floor_divide(x, y))
+BINARY(aclnnRemainderTensorTensor, ANY, sim::remainder(x, y))
+BINARY(aclnnPowTensorTensor, ANY, std::pow(x, y))
+BINARY(aclnnMaximum, ANY, x > y || x != x ? x : y)
+BINARY(aclnnMinimum, ANY, x < y || x != x ? x : y)
+BINARY(aclnnEqTensor, ANY, x == y)
+BINARY(aclnnNeTensor, ANY, x != y)
+BINARY(aclnnGtTensor, ANY, x > y)
+BINARY(aclnnGeTensor, ANY, x >= y)
+BINARY(aclnnLtTensor, ANY, x < y)
+BINARY(aclnnLeTensor, ANY, x <= y)
+BINARY(aclnnLogicalAnd, ANY, x != 0 && y != 0)
+BINARY(aclnnLogicalOr, ANY, x != 0 || y != 0)
+BINARY(aclnnLogicalXor, ANY, (x != 0) != (y != 0))
+BINARY(aclnnBitwiseAndTensor, BITS, static_cast<int64_t>(x) & static_cast<int64_t>(y))
+BINARY(aclnnBitwiseOrTensor, BITS, static_cast<int64_t>(x) | static_cast<int64_t>(y))
 
-#define WITH_SCALAR(name, whole, expression)                                                                     \
+#define WITH_SCALAR(name, kind, expression)                                                                     \
   SIM_OPERATOR(name)                                                                                             \
   extern "C" int name##GetWorkspaceSize(const aclTensor *self, const aclScalar *other, aclTensor *out,           \
                                         uint64_t *workspace, aclOpExecutor **executor) {                         \
-    return with_scalar(#name, self, other, out, whole, workspace, executor,                                      \
+    return with_scalar(#name, self, other, out, kind, workspace, executor,                                      \
                        [](auto x, auto y) { return expression; });                                               \
   }
 
-WITH_SCALAR(aclnnMuls, true, x * y)
-WITH_SCALAR(aclnnDivs, false, x / y)
-WITH_SCALAR(aclnnFloorDivides, true, floor_divide(x, y))
-WITH_SCALAR(aclnnRemainderTensorScalar, true, sim::remainder(x, y))
-WITH_SCALAR(aclnnPowTensorScalar, true, std::pow(x, y))
-WITH_SCALAR(aclnnEqScalar, true, x == y)
-WITH_SCALAR(aclnnNeScalar, true, x != y)
-WITH_SCALAR(aclnnGtScalar, true, x > y)
-WITH_SCALAR(aclnnGeScalar, true, x >= y)
-WITH_SCALAR(aclnnLtScalar, true, x < y)
-WITH_SCALAR(aclnnLeScalar, true, x <= y)
-WITH_SCALAR(aclnnClampMin, true, x < y ? y : x)
+WITH_SCALAR(aclnnMuls, ANY, x * y)
+WITH_SCALAR(aclnnDivs, REAL, x / y)
+WITH_SCALAR(aclnnFloorDivides, ANY, floor_divide(x, y))
+WITH_SCALAR(aclnnRemainderTensorScalar, ANY, sim::remainder(x, y))
+WITH_SCALAR(aclnnPowTensorScalar, ANY, std::pow(x, y))
+WITH_SCALAR(aclnnEqScalar, ANY, x == y)
+WITH_SCALAR(aclnnNeScalar, ANY, x != y)
+WITH_SCALAR(aclnnGtScalar, ANY, x > y)
+WITH_SCALAR(aclnnGeScalar, ANY, x >= y)
+WITH_SCALAR(aclnnLtScalar, ANY, x < y)
+WITH_SCALAR(aclnnLeScalar, ANY, x <= y)
+WITH_SCALAR(aclnnClampMin, ANY, x < y ? y : x)
 
 #define SUM(name, Other, sign)                                                                                   \
   SIM_OPERATOR(name)                                                                                             \
@@ -182,23 +198,23 @@ IN_PLACE_SUM(aclnnInplaceSub, aclTensor, -1)
 IN_PLACE_SUM(aclnnInplaceAdds, aclScalar, 1)
 IN_PLACE_SUM(aclnnInplaceSubs, aclScalar, -1)
 
-#define IN_PLACE(name, Other, plan_of, whole, expression)                                                        \
+#define IN_PLACE(name, Other, plan_of, kind, expression)                                                        \
   SIM_OPERATOR(name)                                                                                             \
   extern "C" int name##GetWorkspaceSize(aclTensor *self, const Other *other, uint64_t *workspace,                \
                                         aclOpExecutor **executor) {                                              \
-    return plan_of(#name, self, other, self, whole, workspace, executor,                                         \
+    return plan_of(#name, self, other, self, kind, workspace, executor,                                         \
                    [](auto x, auto y) { return expression; });                                                   \
   }
 
-IN_PLACE(aclnnInplaceMul, aclTensor, binary, true, x * y)
-IN_PLACE(aclnnInplaceMuls, aclScalar, with_scalar, true, x * y)
-IN_PLACE(aclnnInplaceDiv, aclTensor, binary, false, x / y)
-IN_PLACE(aclnnInplaceDivs, aclScalar, with_scalar, false, x / y)
+IN_PLACE(aclnnInplaceMul, aclTensor, binary, ANY, x * y)
+IN_PLACE(aclnnInplaceMuls, aclScalar, with_scalar, ANY, x * y)
+IN_PLACE(aclnnInplaceDiv, aclTensor, binary, REAL, x / y)
+IN_PLACE(aclnnInplaceDivs, aclScalar, with_scalar, REAL, x / y)
 
 SIM_OPERATOR(aclnnSiluBackward)
 extern "C" int aclnnSiluBackwardGetWorkspaceSize(const aclTensor *gradient, const aclTensor *self, aclTensor *out,
                                                  uint64_t *workspace, aclOpExecutor **executor) {
-  return binary("aclnnSiluBackward", gradient, self, out, false, workspace, executor, [](auto dy, auto x) {
+  return binary("aclnnSiluBackward", gradient, self, out, FLOATS, workspace, executor, [](auto dy, auto x) {
     const auto gate = 1 / (1 + std::exp(-x));
     return dy * gate * (1 + x * (1 - gate));
   });
@@ -207,7 +223,7 @@ extern "C" int aclnnSiluBackwardGetWorkspaceSize(const aclTensor *gradient, cons
 SIM_OPERATOR(aclnnSigmoidBackward)
 extern "C" int aclnnSigmoidBackwardGetWorkspaceSize(const aclTensor *gradient, const aclTensor *output, aclTensor *out,
                                                     uint64_t *workspace, aclOpExecutor **executor) {
-  return binary("aclnnSigmoidBackward", gradient, output, out, false, workspace, executor,
+  return binary("aclnnSigmoidBackward", gradient, output, out, FLOATS, workspace, executor,
                 [](auto dy, auto y) { return dy * y * (1 - y); });
 }
 

@@ -70,8 +70,8 @@ OldOperator scatter_nd(bool add) {
 void split(Op &op, const Indices &in, const Indices &out, const Attributes &attributes) {
   require_inputs(op, in, 1);
   const int x = in.back();
-  const int64_t axis = checked_axis(op, in.size() > 1 ? constant(op, in[0]).at(0) : attribute_of(attributes, "split_dim", 0),
-                               op[x].rank());
+  const int64_t given = in.size() > 1 ? constant(op, in[0]).at(0) : attribute_of(attributes, "split_dim", 0);
+  const int64_t axis = checked_axis(op, given, op[x].rank());
   op.require(op[x].shape[axis] % out.size() == 0, "axis %ld of %ld cannot be split in %zu", axis, op[x].shape[axis],
              out.size());
   const int64_t length = op[x].shape[axis] / out.size();
@@ -102,7 +102,8 @@ struct Stride {
 
 std::vector<Stride> strides_of(const Op &op, const Shape &shape, const Shape &begin, const Shape &end,
                                const Shape &step, const Attributes &attributes) {
-  const int64_t begin_mask = attribute_of(attributes, "begin_mask", 0), end_mask = attribute_of(attributes, "end_mask", 0);
+  const int64_t begin_mask = attribute_of(attributes, "begin_mask", 0);
+  const int64_t end_mask = attribute_of(attributes, "end_mask", 0);
   const int64_t shrink = attribute_of(attributes, "shrink_axis_mask", 0);
   op.require(attribute_of(attributes, "ellipsis_mask", 0) == 0 && attribute_of(attributes, "new_axis_mask", 0) == 0,
              "ellipsis_mask and new_axis_mask are not simulated");
@@ -180,7 +181,8 @@ void scatter_update(Op &op, const Indices &in, const Indices &out, const Attribu
   op.require(op[s].size() == op[n].size() * width, "there is no row for each index");
   op.run([=](const Tensors &t) {
     const auto indices = read<int64_t>(t[n]);
-    const Tensor rows = reshaped(t[x], {t[x].shape[0], width}), updates = reshaped(t[s], {int64_t(indices.size()), width});
+    const Tensor rows = reshaped(t[x], {t[x].shape[0], width});
+    const Tensor updates = reshaped(t[s], {int64_t(indices.size()), width});
     for (size_t i = 0; i < indices.size(); ++i) {
       copy(slice(rows, 0, checked_index(indices[i], rows.shape[0]), 1), slice(updates, 0, i, 1));
     }
@@ -226,7 +228,8 @@ void fill_zeros(Op &op, const Indices &, const Indices &out, const Attributes &)
 }  // namespace
 
 OldTable old_moves() {
-  const std::vector<DType> all{FLOAT32, FLOAT16, BFLOAT16, INT8, UINT8, BOOL, INT16, UINT16, INT32, UINT32, INT64, UINT64};
+  const std::vector<DType> all{FLOAT32, FLOAT16, BFLOAT16, INT8,  UINT8, BOOL,
+                               INT16,   UINT16,  INT32,    UINT32, INT64, UINT64};
   const std::vector<DType> updated{FLOAT32, FLOAT16, BFLOAT16, INT32, INT64};
   return {
       {"Cast", move},

@@ -1,7 +1,7 @@
 // Random numbers by seed and offset, and dropout by bit masks.
-// Sources: headers aclnn_{dropout_gen_mask,dropout_do_mask,uniform,normal}.h of CANN 8.1, documentation and host code of
-// ops-math: the offset is the upper half of the generator's 128-bit counter, so that each has a sequence of its own. The
-// generator here is Philox4x32-10 (Salmon et al., 2011); the card's bits need not be these.
+// Sources: headers aclnn_{dropout_gen_mask,dropout_do_mask,uniform,normal}.h of CANN 8.1, documentation and host code
+// of ops-math: the offset is the upper half of the generator's 128-bit counter, so that each has a sequence of its own.
+// The generator here is Philox4x32-10 (Salmon et al., 2011); the card's bits need not be these.
 #include <array>
 #include <cmath>
 

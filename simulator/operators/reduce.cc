@@ -108,13 +108,16 @@ int extreme(const char *name, const aclTensor *self, int64_t dim, bool keep, boo
 // Operators whose result has the shape of x and is made row by row along `dim`.
 template <class Function>
 int along(const char *name, const aclTensor *self, const aclTensor *second, int64_t dim, const aclTensor *out,
-          uint64_t *workspace, aclOpExecutor **executor, Function function) {
+          bool floats, uint64_t *workspace, aclOpExecutor **executor, Function function) {
   return plan(name, workspace, executor, [&](Op &op) {
     const int x = op.input("self", self), other = op.optional("other", second), y = op.output("out", out);
     const int64_t rank = std::max<int64_t>(op[x].rank(), 1), axis = op.setting("dim", dim);
     op.require(axis >= -rank && axis < rank, "axis %ld is outside the tensor's %ld", axis, rank);
     op.shape(y, op[x].shape);
     op.shape(other, op[x].shape);
+    if (floats) {
+      for (int i : {x, other, y}) op.types(i, {FLOAT32, FLOAT16, BFLOAT16, FLOAT64});
+    }
     const Arithmetic arithmetic = arithmetic_of({op[x].type});
     op.run([=](const Tensors &t) {
       const auto view = [&](const Tensor &tensor) {
@@ -264,21 +267,21 @@ void softmax_gradient_row(Number *gradient, const Number *output, int64_t length
 SIM_OPERATOR(aclnnSoftmax)
 extern "C" int aclnnSoftmaxGetWorkspaceSize(const aclTensor *self, int64_t dim, aclTensor *out, uint64_t *workspace,
                                             aclOpExecutor **executor) {
-  return along("aclnnSoftmax", self, nullptr, dim, out, workspace, executor,
+  return along("aclnnSoftmax", self, nullptr, dim, out, true, workspace, executor,
                [](auto *row, auto *other, int64_t length) { softmax_row(row, other, length); });
 }
 
 SIM_OPERATOR(aclnnLogSoftmax)
 extern "C" int aclnnLogSoftmaxGetWorkspaceSize(const aclTensor *self, int64_t dim, aclTensor *out, uint64_t *workspace,
                                                aclOpExecutor **executor) {
-  return along("aclnnLogSoftmax", self, nullptr, dim, out, workspace, executor,
+  return along("aclnnLogSoftmax", self, nullptr, dim, out, true, workspace, executor,
                [](auto *row, auto *other, int64_t length) { log_softmax_row(row, other, length); });
 }
 
 SIM_OPERATOR(aclnnSoftmaxBackward)
 extern "C" int aclnnSoftmaxBackwardGetWorkspaceSize(const aclTensor *gradient, const aclTensor *output, int64_t dim,
                                                     aclTensor *out, uint64_t *workspace, aclOpExecutor **executor) {
-  return along("aclnnSoftmaxBackward", gradient, output, dim, out, workspace, executor,
+  return along("aclnnSoftmaxBackward", gradient, output, dim, out, true, workspace, executor,
                [](auto *row, auto *other, int64_t length) { softmax_gradient_row(row, other, length); });
 }
 
@@ -286,6 +289,6 @@ SIM_OPERATOR(aclnnCumsum)
 extern "C" int aclnnCumsumGetWorkspaceSize(const aclTensor *self, int64_t dim, int dtype, aclTensor *out,
                                            uint64_t *workspace, aclOpExecutor **executor) {
   (void)dtype;
-  return along("aclnnCumsum", self, nullptr, dim, out, workspace, executor,
+  return along("aclnnCumsum", self, nullptr, dim, out, false, workspace, executor,
                [](auto *row, auto *, int64_t length) { std::partial_sum(row, row + length, row); });
 }

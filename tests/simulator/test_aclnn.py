@@ -243,3 +243,29 @@ def test_dropout_masks_are_by_seed_and_offset():
     assert_close(call("aclnnDropoutDoMask", x, one, 0.3, like(x)), expected, torch.bfloat16)
     with pytest.raises(Refused, match="shape"):
         call("aclnnDropoutGenMaskV2", [100, 100], 0.3, 7, 0, 0, empty(1250, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("name, arguments, words", [
+    ("aclnnSigmoid", [torch.ones(2, dtype=torch.int32), empty(2)], "self is int32"),
+    ("aclnnDiv", [torch.ones(2, dtype=torch.int32)] * 2 + [empty(2, dtype=torch.int32)], "out is int32"),
+    ("aclnnSoftmax", [torch.ones(2, dtype=torch.int64), 0, empty(2)], "self is int64"),
+    ("aclnnBitwiseAndTensor", [torch.ones(2)] * 2 + [empty(2)], "self is float32"),
+    ("aclnnAdd", [torch.ones(2), torch.ones(3), Scalar(1), empty(2)], "cannot be broadcast"),
+    ("aclnnAdd", [torch.ones(2), torch.ones(2), Scalar(1), empty(3)], "out has shape .3., must have .2."),
+    ("aclnnCast", [torch.ones(2), 1, empty(2)], "out is float32, must be one of float16"),
+    ("aclnnMm", [torch.ones(2, 3), torch.ones(2, 3), empty(2, 3), Int8(0)], "inner axes 3 and 2 differ"),
+    ("aclnnMm", [torch.ones(2, 3).bfloat16(), torch.ones(3, 2), empty(2, 2), Int8(0)], "differ in dtype"),
+    ("aclnnMm", [torch.ones(2, 3, dtype=torch.int32)] * 2 + [empty(2, 3), Int8(0)], "self is int32"),
+    ("aclnnRmsNorm", [torch.ones(2, 4), torch.ones(3), 1e-5, empty(2, 4), empty(2, 1)], "gamma must have the shape"),
+    ("aclnnRmsNorm", [torch.ones(2, 4), torch.ones(4).bfloat16(), 1e-5, empty(2, 4), empty(2, 1)], "gamma must be"),
+    ("aclnnAddRmsNorm", [torch.ones(2, 4).half(), torch.ones(2, 4), torch.ones(4), 1e-5, empty(2, 4), empty(2, 1),
+                         empty(2, 4)], "x2 is float32, must be one of float16"),
+    ("aclnnSwiGlu", [torch.ones(2, 5), -1, empty(2, 2)], "cannot be halved"),
+    ("aclnnSWhere", [torch.ones(2), torch.ones(2), torch.ones(2), empty(2)], "condition is float32"),
+    ("aclnnCat", [[torch.ones(2, 2), torch.ones(3, 2)], 1, empty(2, 4)], "shape"),
+    ("aclnnApplyAdamWV2", [*(Out(torch.ones(2)) for _ in range(3)), None, torch.ones(2), torch.ones(2),
+                           *map(Float, (0.1, 0.9, 0.9, 0.0, 0.0)), False, False], "step must have one element"),
+])
+def test_calls_that_cann_refuses(name, arguments, words):
+    with pytest.raises(Refused, match=words):
+        call(name, *arguments)
