@@ -22,7 +22,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.9",
     packages=find_packages(include=["telechat", "telechat.*"]),
-    package_data={"telechat.serving": ["page.html"]},
+    package_data={"telechat.serving": ["page.html"], "telechat.nn.cpu": ["*.cpp", "*.h"]},
     install_requires=[
         "mindspore>=2.8,<2.11",
         "numpy>=1.23,<2",

@@ -51,7 +51,7 @@ class TeleChat(nn.Cell):
         seed (int): of the random weights.
         tensors (callable): ``tensors(name, shape)`` → numpy array, where the weights are not to be
             random: called once for each parameter, by its published name.
-        kernels (str): "ascend" or "portable" operations; None: what the device has.
+        kernels (str): "ascend", "cpu" or "portable" operations; None: what the device has.
         use_flash_attention, use_paged_attention (bool): False turns it off, True refuses a model that cannot have it;
             None: where it is.
 

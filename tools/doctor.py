@@ -22,7 +22,7 @@ def main(argv=None):
     parser = ArgumentParser(description="Versions, device, kernels, a self-test of their numbers, and a verdict.")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"),
                         help="default: bfloat16, on a CPU float32")
-    parser.add_argument("--kernels", choices=("ascend", "portable"), help="default: what the device has")
+    parser.add_argument("--kernels", choices=("ascend", "cpu", "portable"), help="default: what the device has")
     arguments = parser.parse_args(argv)
 
     problems = []

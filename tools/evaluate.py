@@ -21,9 +21,12 @@ def main(argv=None):
     config = TeleChatConfig.from_pretrained(arguments.load_checkpoint)
     settings = GenerationSettings.load(arguments.load_checkpoint, config)
 
+    from telechat.evaluation.forward import ROWS
     from telechat.evaluation.identity import identify
     from telechat.evaluation.multiple_choice import BENCHMARKS, letter_ids
-    from telechat.evaluation.run import Results, evaluate_choices, evaluate_perplexity, read_sequences
+    from telechat.evaluation.run import (Results, evaluate_choices, evaluate_perplexity, longest_prompt,
+                                         read_sequences)
+    from telechat.generation.memory import check_inference_memory
     from telechat.parallel.inference import load_for_inference
 
     choices = arguments.task in BENCHMARKS
@@ -41,6 +44,14 @@ def main(argv=None):
         raise InputError(f"--data {arguments.data} is not a file; --task jsonl wants a JSONL file")
     else:
         sequences = read_sequences(arguments.data, settings, config.training_seqlen + 1, arguments.system)
+    if choices:
+        longest, count = longest_prompt(arguments.task, arguments.data, split, settings, arguments.shots,
+                                        config.training_seqlen)
+    else:
+        longest, count = max(len(ids) for ids, _ in sequences.pairs), len(sequences.pairs)
+    at_once = max(min(arguments.batch_size, count), 1)
+    check_inference_memory(config, arguments.dtype, f"lower --batch_size {arguments.batch_size}", arguments.ignore_memory,
+                           prompt=max(longest, 1), prompts=at_once, logits=at_once if choices else ROWS)
     identity = identify(arguments.load_checkpoint, config, settings, files, task=arguments.task, split=split,
                         shots=arguments.shots if choices else None, dtype=arguments.dtype,
                         system=None if choices else arguments.system)
@@ -87,6 +98,7 @@ def parse_arguments(argv):
     parser.add_argument("--output_dir", type=path_argument, default="evaluation", help="where answers and scores go")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32",
                         help="of the weights in memory; bfloat16 on Ascend")
+    parser.add_argument("--ignore_memory", action="store_true", help="start though memory does not seem to suffice")
     arguments = parser.parse_args(argv)
     if arguments.batch_size < 1:
         raise InputError(f"--batch_size must be at least 1, not {arguments.batch_size}")

@@ -30,7 +30,7 @@ def main(argv=None):
         raise InputError(f"--samples must be at least 0, not {arguments.samples}")
     names = os.listdir(arguments.directory) if os.path.isdir(arguments.directory) else None
     if names is None:
-        raise InputError(f"{arguments.directory} is not a directory")
+        raise InputError(f"{arguments.directory} is not a directory; give that of a checkpoint or a dataset")
     color = arguments.color == "always" or arguments.color == "auto" and sys.stdout.isatty()
     if "dataset.json" in names:
         from telechat.inspection import describe_dataset

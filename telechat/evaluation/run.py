@@ -14,6 +14,7 @@ from telechat.evaluation.multiple_choice import BENCHMARKS, LETTERS, build_promp
 from telechat.parallel.agreement import together
 from telechat.fields import shown
 from telechat.parallel.collectives import gather_objects
+from telechat.progress import Progress
 from telechat.text_files import decode, parse_json, read_json_object
 
 
@@ -114,12 +115,14 @@ def evaluate_choices(task, directory, split, model, settings, results, shots=5, 
         # Of like length together, so that little is filled up.
         prompts = build_prompts(benchmark, settings, subject, examples[subject], waiting, max_length)
         order = sorted(range(len(waiting)), key=lambda place: len(prompts[place]))
-        for first in range(0, len(order), batch_size):
-            chosen = order[first:first + batch_size]
-            logits = forward.last_logits([prompts[place] + before for place in chosen])[:, letters]
-            for place, row in zip(chosen, logits):
-                results.add(f"{subject}/{waiting[place].number}", answer=LETTERS[int(row.argmax())],
-                            correct=waiting[place].answer, logits=[round(float(value), 4) for value in row])
+        with Progress(subject, len(order), "questions") as progress:
+            for first in range(0, len(order), batch_size):
+                chosen = order[first:first + batch_size]
+                logits = forward.last_logits([prompts[place] + before for place in chosen])[:, letters]
+                for place, row in zip(chosen, logits):
+                    results.add(f"{subject}/{waiting[place].number}", answer=LETTERS[int(row.argmax())],
+                                correct=waiting[place].answer, logits=[round(float(value), 4) for value in row])
+                progress.advance(len(chosen))
         scores[subject] = _score(subject, questions[subject], results)
         say(describe(subject, scores[subject]))
     known = [score for score in scores.values() if score["accuracy"] is not None]
@@ -127,6 +130,18 @@ def evaluate_choices(task, directory, split, model, settings, results, shots=5, 
     return {"subjects": scores,
             "accuracy": sum(score["accuracy"] for score in known) / len(known) if known else None,
             "accuracy_of_questions": correct / asked if asked else None}
+
+
+def longest_prompt(task, directory, split, settings, shots, limit):
+    """How many tokens the longest question of a benchmark has with its worked examples, at most ``limit``, and how many
+    questions there are; arguments as of `evaluate_choices`."""
+    benchmark, longest, count = BENCHMARKS[task], 0, 0
+    for subject in benchmark.subjects(directory, split):
+        questions = benchmark.read(directory, split, subject)
+        examples = benchmark.read(directory, "dev", subject)[:shots] if shots else []
+        prompts = build_prompts(benchmark, settings, subject, examples, questions, limit)
+        longest, count = max([longest, *map(len, prompts)]), count + len(prompts)
+    return longest, count
 
 
 def _score(subject, questions, results):
@@ -162,7 +177,8 @@ def evaluate_perplexity(sequences, model, results, batch_size=4, say=print):
                      key=lambda number: len(pairs[number][0]))
     for first in range(0, len(waiting), batch_size):
         chosen = waiting[first:first + batch_size]
-        losses, counts = forward.losses(*zip(*(pairs[number] for number in chosen)))
+        with Progress(f"sequences {first + 1} to {first + len(chosen)} of {len(waiting)}"):
+            losses, counts = forward.losses(*zip(*(pairs[number] for number in chosen)))
         for number, loss, count in zip(chosen, losses, counts):
             results.add(str(number), loss=float(loss), tokens=int(count))
         say(f"{min(first + batch_size, len(waiting))} of {len(waiting)} sequences")

@@ -156,7 +156,7 @@ class Engine:
         self._weight_bytes = 4 * sum(map(math.prod, parameter_shapes(model.config).values()))
         self._compiled = set()  # what `decode` has been compiled for: (slots, length, batch size)
         self._wanted = collections.Counter()  # how often a smaller one would have done that is not among them
-        functions = model.transformer.h[0].functions
+        config, functions = model.config, model.transformer.h[0].functions
         self._key_value_heads = functions.key_value_heads
         self._prefill_attention = PrefillAttention(functions)
         self._long_prefill_attention = LongPrefillAttention(functions)
@@ -164,6 +164,11 @@ class Engine:
         self._logits = Logits(model)
         self._decode = Decode(model, max_length)
         self._decode_blocks = DecodeBlocks(model, max_length)
+        self._decode_step = None  # the whole model in one operator, where the kernels have one
+        if not functions.is_surrounded:
+            slopes = alibi_slopes(config.n_head) if config.position_embedding == "alibi" else None
+            tables = decoding_tables(config, max_length) if functions.rotary else None
+            self._decode_step = model.kernels.decode_step(config, tables, slopes)
 
     def reserve(self, slots, length):
         """Make room for ``slots`` sequences of ``length`` tokens; what the cache held is lost."""
@@ -242,8 +247,8 @@ class Engine:
 
     @property
     def uncompiled(self):
-        """Those of `batch_sizes` that have not been needed yet."""
-        return [size for size in self.batch_sizes if (self.slots, self.length, size) not in self._compiled]
+        """Those of `batch_sizes` that are to be compiled and have not been needed yet."""
+        return [] if self._decode_step is not None else [size for size in self.batch_sizes if (self.slots, self.length, size) not in self._compiled]
 
     def decode(self, slots, tokens, positions):
         """Advance some slots: newest token's id and its position of each → float32 logits (N, V).
@@ -251,6 +256,12 @@ class Engine:
         Computed in a batch of the next of `batch_sizes`; one that has not been compiled yet is, unless a larger one
         has been and the size was not needed often enough to be worth it.
         """
+        if self._decode_step is not None:
+            transformer = self.model.transformer
+            return self._decode_step(slots, tokens, positions, transformer.word_embeddings.weight,
+                                     transformer.ln_f.weight, self.model.head_weight,
+                                     [block.weights() for block in transformer.h],
+                                     [self._caches_of(layer)[2:] for layer in range(self.model.config.n_layer)])
         slots = list(slots)
         size = self._choose_size(len(slots))
         if size > len(slots):

@@ -88,26 +88,15 @@ class Accumulate(nn.Cell):
 
 
 class SquaredNorm(nn.Cell):
-    """Squares of tensors (matrices or vectors) summed, as one float32 vector to be added up.
-
-    On CPU they are summed row by row only: MindSpore's kernel splits a sum over everything among as many
-    threads as it finds fastest at the moment, so that its last bits change from run to run.
-    """
+    """Sums of squares of tensors (matrices or vectors), or of their rows, as one float32 vector to be added up."""
 
     def __init__(self, kernels):
         super().__init__()
-        self.by_rows = kernels.for_cpu
+        self.kernels = kernels
 
     @ms.jit
     def construct(self, *tensors):
-        rows = ()
-        for tensor in tensors:
-            tensor = tensor.astype(ms.float32)
-            squares = tensor * tensor
-            if not self.by_rows:
-                squares = squares.sum().reshape(1)
-            rows = rows + (squares if squares.ndim == 1 else squares.sum(axis=-1),)
-        return ops.concat(rows)
+        return self.kernels.sums_of_squares(*tensors)
 
 
 class Update(nn.Cell):
@@ -128,9 +117,9 @@ class Update(nn.Cell):
         done = clip
         for i in range(count):
             parameter = tensors[i]
-            gradient = tensors[3 * count + i].astype(ms.float32) * clip
-            updated = self.kernels.adamw(parameter, tensors[count + i], tensors[2 * count + i], gradient, step,
-                                         rate, beta1, beta2, epsilon, decay if parameter.ndim > 1 else no_decay)
+            updated = self.kernels.adamw(parameter, tensors[count + i], tensors[2 * count + i], tensors[3 * count + i],
+                                         clip, step, rate, beta1, beta2, epsilon,
+                                         decay if parameter.ndim > 1 else no_decay)
             # Chained, so that the result is there only when the last tensor is updated.
             done = ops.depend(done, updated)
         return self.kernels.by_workers(done * clip)

@@ -23,7 +23,7 @@ from telechat.nn.notes import say_once
 from telechat.nn.paged_attention import obstacle as paged_obstacle
 from telechat.nn.positions import causal_mask
 
-CHOICES = ("ascend", "portable")
+CHOICES = ("ascend", "cpu", "portable")
 ROWS_AT_ONCE = 2048
 # Logits made at a time in training, as rows × vocabulary. On a CPU 16 MB in float32, so that a chunk stays near the
 # caches while its products are still large; on a card 512 MB: each chunk adds a whole gradient of the head.
@@ -82,6 +82,10 @@ class Kernels(nn.Cell):
         """InputError where Ascend operations were chosen and this device has none."""
         if on_cpu() and (self.fused or self.flash or self.paged):
             raise InputError('kernels "ascend" cannot run on a CPU; set kernels to "portable" or leave it out')
+
+    def for_training(self):
+        """The kernels that train a model whose answers these compute; the same, unless training may be less exact."""
+        return self
 
     def by_workers(self, result):
         """A result of a graph, unchanged; on CPU the graph is run by MindSpore's worker threads alone."""
@@ -289,6 +293,10 @@ class Kernels(nn.Cell):
         attend = ascend.cached_attention if self.paged else portable.cached_attention
         return attend(query, key_value, rotation, caches, places, scale)
 
+    def decode_step(self, config, tables, slopes):
+        """An operator for the whole decoding step of a model with all its weights here: `DecodeStep`; None for none."""
+        return None
+
     def token_cross_entropy(self, logits, labels, weights):
         """Weighted cross entropies of tokens, and the gradient of their sum in the logits.
 
@@ -310,13 +318,19 @@ class Kernels(nn.Cell):
         """
         return (ascend if self.fused else portable).adamw_scalars(updates, rate, betas, epsilon, decay)
 
-    def adamw(self, parameter, first_moment, second_moment, gradient, step, rate, beta1, beta2, epsilon, decay):
+    def adamw(self, parameter, first_moment, second_moment, gradient, clip, step, rate, beta1, beta2, epsilon, decay):
         """One step of torch's AdamW (arXiv:1711.05101) in place on float32 tensors of one shape.
 
-        Scalars are those of `adamw_scalars`. Returns something to depend on.
+        The gradient, of any float dtype, is multiplied by ``clip`` first. Scalars behind it are those of
+        `adamw_scalars`. Returns something to depend on.
         """
+        gradient = gradient.astype(ms.float32) * clip
         step_by = ascend.adamw if self.fused else portable.adamw
         return step_by(parameter, first_moment, second_moment, gradient, step, rate, beta1, beta2, epsilon, decay)
+
+    def sums_of_squares(self, *tensors):
+        """Sums of squares, float32, which add up to those of all tensors; the bits are the same in every run."""
+        return portable.sums_of_squares(tensors, self.for_cpu)
 
 
 def _tensor(array):
@@ -329,8 +343,9 @@ def choose_kernels(config, dtype, kernels=None, use_flash_attention=None, use_pa
     Args:
         config (TeleChatConfig): sizes, position bias, dropout.
         dtype: of the weights, a MindSpore dtype.
-        kernels (str): "ascend" or "portable"; None: what the device has. "ascend" on a CPU gives
-            kernels whose graphs can be compiled but not run (`Kernels.require_device`).
+        kernels (str): "ascend", "cpu" (operators of our own, compiled when first needed) or "portable"; None: what
+            the device has. "ascend" on a CPU gives kernels whose graphs can be compiled but not run
+            (`Kernels.require_device`).
         use_flash_attention (bool): False: portable attention in training and prefill; True: refuse a
             model that flash attention cannot serve; None: flash attention where it can.
         use_paged_attention (bool): the same of decoding on a cache in blocks, which a process that was prepared
@@ -340,14 +355,21 @@ def choose_kernels(config, dtype, kernels=None, use_flash_attention=None, use_pa
         InputError: an argument is wrong, or flash or paged attention was asked for and cannot be had.
     """
     if kernels not in (None, *CHOICES):
-        raise InputError(f'kernels must be "ascend" or "portable", not {kernels!r}')
+        raise InputError(f'kernels must be "ascend", "cpu" or "portable", not {kernels!r}')
     for name, wanted in (("use_flash_attention", use_flash_attention), ("use_paged_attention", use_paged_attention)):
         if wanted not in (None, True, False):
             raise InputError(f"{name} must be true or false, not {wanted!r}")
-    if kernels == "portable" or (kernels is None and on_cpu()):
-        where = "a CPU has no such kernel" if on_cpu() else 'kernels is "portable"'
+    if kernels in ("portable", "cpu") or (kernels is None and on_cpu()):
+        where = "a CPU has no such kernel" if on_cpu() else f'kernels is "{kernels}"'
         _refuse_unless(use_flash_attention, "use_flash_attention", where)
         _refuse_unless(use_paged_attention, "use_paged_attention", where)
+        obstacle = "" if kernels == "portable" else cpu_obstacle(dtype)
+        if obstacle is None:
+            from telechat.nn.cpu.kernels import CpuKernels
+
+            return CpuKernels(1 - config.attention_dropout, dtype)
+        if kernels == "cpu":
+            raise InputError(f'kernels is "cpu" and {obstacle}; set kernels to "portable" or leave it out')
         # A CPU has no bfloat16 product and a slow float16 one: it computes in float32.
         return Kernels(ms.float32 if on_cpu() else dtype, keep_prob=1 - config.attention_dropout)
     obstacle = flash_obstacle(dtype, config.head_dim)
@@ -368,3 +390,14 @@ def _refuse_unless(wanted, name, obstacle):
     """InputError where an obstacle stands before what was asked for."""
     if wanted and obstacle:
         raise InputError(f"{name} is true and {obstacle}; set it to false or leave it out")
+
+
+def cpu_obstacle(dtype):
+    """Why a model with weights in ``dtype`` cannot have the operators for CPUs, as half a sentence; None where it can."""
+    from telechat.nn.cpu.build import load_library
+
+    if not on_cpu():
+        return f"the device is {ms.get_context('device_target')}"
+    if dtype == ms.float16:
+        return "its operators take weights in float32 or bfloat16, not float16"
+    return "its operators could not be compiled" if load_library() is None else None

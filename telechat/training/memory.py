@@ -3,7 +3,9 @@
 import dataclasses
 import functools
 
+from telechat.model import as_dtype
 from telechat.nn import kernels
+from telechat.nn.cpu.build import ATTENTION_BLOCK as BLOCK
 from telechat.nn.long_attention import PIECE, is_long
 from telechat.nn.portable_kernels import keeps_probabilities
 from telechat.parallel.estimate import FLOAT32, Workload, stage_memory
@@ -32,7 +34,10 @@ def workload_of(model, run, sequence_length, on_cpu=False):
     width = FLOAT32 if run.train.dtype == "float32" else 2
     logits = kernels.LOGITS_ON_CPU if on_cpu else kernels.LOGITS_ON_CARD
     rows = functools.partial(head_rows, vocab_size=model.vocab_size, logits=logits)
-    piece = PIECE if on_cpu and is_long(sequence_length, model.attention_dropout) else None
+    if on_cpu and run.train.kernels != "portable" and kernels.cpu_obstacle(as_dtype(run.train.dtype)) is None:
+        piece = BLOCK  # of the operators' attention
+    else:
+        piece = PIECE if on_cpu and is_long(sequence_length, model.attention_dropout) else None
     keeps = on_cpu and not piece and keeps_probabilities(sequence_length, model.head_dim)
     return Workload(sequence_length, run.batch_size, run.train.micro_batches, width,
                     FLOAT32 if on_cpu else width, rows, run.train.mask_padding, piece,

@@ -13,7 +13,7 @@ SCHEDULES = ("cosine", "linear", "constant")
 _FIELDS = (
     (fields.one_of, {"choices": SCHEDULES}, ("lr_schedule",)),
     (fields.one_of, {"choices": ("float32", "bfloat16", "float16")}, ("dtype",)),
-    (fields.one_of, {"choices": ("ascend", "portable"), "default": None}, ("kernels",)),
+    (fields.one_of, {"choices": ("ascend", "cpu", "portable"), "default": None}, ("kernels",)),
     (fields.flag, {}, ("mask_padding", "document_mask", "restart_positions")),
     (fields.flag, {"default": None}, ("use_flash_attention",)),
     (fields.whole_number, {"least": 1}, ("total_steps", "micro_batches", "loss_scale_window")),
@@ -52,7 +52,7 @@ class TrainConfig:
     dtype: str = "float32"  # of the working weights; master weights and moments are float32
     loss_scale: float = 65536.0  # the first one, in float16 only
     loss_scale_window: int = 1000  # steps without an overflow after which it doubles
-    kernels: str = None  # "ascend" or "portable" operations; None: what the device has
+    kernels: str = None  # "ascend", "cpu" or "portable" operations; None: what the device has
     use_flash_attention: bool = None  # False: off; True: refuse a model that cannot have it; None: where it is
 
     def __post_init__(self):

@@ -73,6 +73,7 @@ class Trainer:
             model.set_kernels(choose_kernels(model.config, dtype, config.kernels, config.use_flash_attention))
         model.kernels.require_device()
         self.stage = model if isinstance(model, Stage) else Stage.of_model(model)
+        self.stage.set_kernels(self.stage.kernels.for_training())
         self.parallel = parallel or ParallelConfig()
         self.compute = StageCompute(self.stage, self.mesh, self.parallel, config.seed, config.mask_padding,
                                     config.restart_positions)

@@ -38,7 +38,7 @@ def test_a_view_is_the_memory_of_what_is_read():
 
 def test_running_slots_are_computed_alone(monkeypatch):
     """Any slots in any order, in the next power of two: the logits that all slots together give."""
-    engine = Engine(TeleChat(small_config(initializer_range=0.3, num_key_value_heads=2)), 64)
+    engine = Engine(TeleChat(small_config(initializer_range=0.3, num_key_value_heads=2), kernels="portable"), 64)
     engine.reserve(6, 64)
     assert engine.batch_sizes == engine.uncompiled == [1, 2, 4, 6]
     prompts = [[5 + slot, 9, 3][:1 + slot % 3] for slot in range(6)]
@@ -54,7 +54,7 @@ def test_running_slots_are_computed_alone(monkeypatch):
 
 
 def test_a_smaller_batch_is_compiled_when_it_is_worth_it(monkeypatch):
-    engine = Engine(TeleChat(small_config()), 64)
+    engine = Engine(TeleChat(small_config(), kernels="portable"), 64)
     engine.reserve(4, 64)
     monkeypatch.setattr(engine, "_decode_rows", lambda slots, *rest: np.zeros((len(slots), 3)))
     monkeypatch.setattr("telechat.generation.engine.BYTES_A_COMPILATION", 2.5 * engine._weight_bytes)

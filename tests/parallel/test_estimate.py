@@ -109,8 +109,9 @@ def tensor_bytes(kept):
 
 
 @pytest.mark.parametrize("model", [SMALL, dataclasses.replace(SMALL, position_embedding="alibi")])
-@pytest.mark.parametrize("recompute, length", [(False, 16), (True, 16), (False, 33), (False, 1040)])
-def test_activations_equal_the_tensors_that_a_forward_pass_keeps(model, recompute, length):
+@pytest.mark.parametrize("recompute, length, kernels", [(False, 16, "portable"), (True, 16, None), (False, 33, None),
+                                                        (False, 1040, "portable")])
+def test_activations_equal_the_tensors_that_a_forward_pass_keeps(model, recompute, length, kernels):
     from telechat import TeleChat
     from telechat.parallel.mesh import Mesh
     from telechat.parallel.stage import Stage
@@ -119,18 +120,18 @@ def test_activations_equal_the_tensors_that_a_forward_pass_keeps(model, recomput
     from telechat.training.step import StageCompute
 
     parallel = mesh(recompute=recompute)
-    compute = StageCompute(Stage.of_model(TeleChat(model)), Mesh.single(), parallel)
+    compute = StageCompute(Stage.of_model(TeleChat(model, kernels=kernels)), Mesh.single(), parallel)
     compute.forward("part", np.full((2, length), 5, np.int32))
     part = compute._parts["part"]
     kept = tensor_bytes(part.kept) + part.output.nbytes
-    run = RunConfig.from_dict({"sequence_length": length, "batch_size": 2})
+    run = RunConfig.from_dict({"sequence_length": length, "batch_size": 2, "kernels": kernels})
     assert activation_bytes(model, parallel, workload_of(model, run, length, on_cpu=True), 0) == kept
 
 
 @pytest.mark.parametrize("length, dropout, dtype", [(1024, 0.0, "float32"), (1025, 0.0, "float32"),
                                                     (1025, 0.1, "float32"), (4096, 0.0, "bfloat16")])
 def test_a_long_sequence_holds_the_scores_of_one_pair_of_pieces(length, dropout, dtype):
-    """Where the kernels of this device, a CPU, compute attention in pieces; a card is never taken to."""
+    """Where portable kernels on this device, a CPU, compute attention in pieces; a card is never taken to."""
     from telechat.model import as_dtype
     from telechat.nn.kernels import choose_kernels
     from telechat.nn.long_attention import PIECE, goes_in_pieces
@@ -138,8 +139,8 @@ def test_a_long_sequence_holds_the_scores_of_one_pair_of_pieces(length, dropout,
     from telechat.training.run_config import RunConfig
 
     model = dataclasses.replace(SMALL, attention_dropout=dropout)
-    run = RunConfig.from_dict({"dtype": dtype, "batch_size": 3})
-    pieces = goes_in_pieces(choose_kernels(model, as_dtype(dtype)), length, dropout > 0)
+    run = RunConfig.from_dict({"dtype": dtype, "batch_size": 3, "kernels": "portable"})
+    pieces = goes_in_pieces(choose_kernels(model, as_dtype(dtype), "portable"), length, dropout > 0)
     assert score_elements(model, mesh(), workload_of(model, run, length, on_cpu=True)) == \
         3 * 4 * (PIECE if pieces else length) ** 2
     assert score_elements(model, mesh(), workload_of(model, run, length)) == 3 * 4 * length ** 2

@@ -8,7 +8,7 @@ import pytest
 
 from tests.conftest import ROOT, assert_one_sentence
 from tests.wrong_use import answering, preparing, test_requests, training
-from tests.wrong_use.checks import check, fill, snapshot
+from tests.wrong_use.checks import REASONS, check, command, fill, snapshot
 
 # (tool, arguments, words of the sentence); names in braces stand for the `places` of conftest.py.
 USES = [*preparing.USES, *training.USES, *answering.USES]
@@ -22,6 +22,10 @@ def numbered(uses):
 def test_there_are_two_hundred_wrong_uses_and_some_of_every_tool():
     assert len(USES) + len(test_requests.REQUESTS) >= 200
     assert {tool for tool, _, _ in USES} == {path.stem for path in (ROOT / "tools").glob("*.py")}
+
+
+def test_the_reasons_are_those_of_the_uses():
+    assert {command(tool, arguments) for tool, arguments, _ in USES} == set(REASONS)
 
 
 @pytest.mark.parametrize("tool, arguments, words", USES, ids=numbered(USES))

@@ -1,0 +1,103 @@
+// Attention's backward pass: the weights of each block are made again from the rows' sums.
+#include "attention.h"
+
+#include "pool.h"
+
+namespace {
+
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int KEY_ROWS = 8;  // of the products with turned weights
+#else
+constexpr int KEY_ROWS = 4;
+#endif
+
+// sums (KEYS, padded) += weightsᵀ (KEYS, QUERIES) · columns of a block of queries.
+void add_turned(const float* weights, const float* columns, int64_t padded, float* sums) {
+    for (int64_t i = 0; i < padded; i += WIDTH)
+        for (int64_t key = 0; key < KEYS; key += KEY_ROWS)
+            panel_product<KEY_ROWS, 1, KEYS>(weights + key, columns + i * QUERIES, QUERIES, sums + key * padded + i, padded,
+                                             true);
+}
+
+void write_rows(const float* from, int64_t padded, int64_t rows, int64_t dim, float factor, float* to, int64_t stride) {
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t i = 0; i < dim; i++) to[r * stride + i] = from[r * padded + i] * factor;
+}
+
+}  // namespace
+
+// dy and y (B·S, n·D), query (B, S, n, D), key and value (B, S, m, D), the rows' logarithms (B, n, S), and what
+// `Attention` names → the gradients of query, key and value. With weights P: dS = P·(dP − Σ dy·y).
+OPERATOR(attention_gradient) {
+    const Attention a(in, 2, 3, 6);
+    const int64_t query_blocks = blocks_of(a.length, QUERIES), key_blocks = blocks_of(a.length, KEYS);
+    const int64_t rows = query_blocks * QUERIES, keys = key_blocks * KEYS;
+    const int64_t stride = a.heads * a.dim, key_stride = a.key_value_heads * a.dim;
+    parallel(a.batch * a.key_value_heads, [&](int64_t task) {
+        const int64_t b = task / a.key_value_heads, shared = task % a.key_value_heads;
+        const int32_t* segments = a.segments == nullptr ? nullptr : a.segments_of(b);
+        float* memory = scratch(5, rows * (2 * a.dim + 3 * a.padded + 2) + 2 * keys * a.padded
+                                       + KEYS * (2 * a.dim + a.padded) + 2 * QUERIES * KEYS);
+        auto take = [&](int64_t floats) { return memory += floats, memory - floats; };
+        float *query_strips = take(rows * a.dim), *dy_strips = take(rows * a.dim);
+        float *query_columns = take(rows * a.padded), *dy_columns = take(rows * a.padded);
+        float *dquery = take(rows * a.padded), *logs = take(rows), *along = take(rows);
+        float *dkey = take(keys * a.padded), *dvalue = take(keys * a.padded);
+        float *key_turned = take(KEYS * a.dim), *value_turned = take(KEYS * a.dim);
+        float *key_columns = take(KEYS * a.padded), *weights = take(QUERIES * KEYS), *dweights = take(QUERIES * KEYS);
+        std::fill(dkey, dkey + 2 * keys * a.padded, 0.0f);  // and dvalue
+        for (int64_t head = shared * a.group(); head < (shared + 1) * a.group(); head++) {
+            for (int64_t row = 0; row < rows; row += QUERIES) {
+                const int64_t from = a.place(b, row, head, a.heads), count = a.length - row;
+                pack_strips(in.floats(2) + from, stride, count, QUERIES, a.dim, a.scale, query_strips + row * a.dim);
+                pack_strips(in.floats(0) + from, stride, count, QUERIES, a.dim, 1.0f, dy_strips + row * a.dim);
+                pack_columns(in.floats(2) + from, stride, count, QUERIES, a.dim, a.scale, query_columns + row * a.padded);
+                pack_columns(in.floats(0) + from, stride, count, QUERIES, a.dim, 1.0f, dy_columns + row * a.padded);
+            }
+            for (int64_t row = 0; row < rows; row++) {
+                along[row] = 0;
+                logs[row] = INFINITY;  // rows that are not there have no weights
+                if (row >= a.length) continue;
+                const int64_t from = a.place(b, row, head, a.heads);
+                logs[row] = in.floats(5)[(b * a.heads + head) * a.length + row];
+                Floats sums{};
+                for (int64_t i = 0; i < a.dim; i += LANES)
+                    sums += load_first(in.floats(0) + from + i, a.dim - i) * load_first(in.floats(1) + from + i, a.dim - i);
+                along[row] = sum(sums);
+            }
+            std::fill(dquery, dquery + rows * a.padded, 0.0f);
+            for (int64_t key = 0; key < a.length; key += KEYS) {
+                const int64_t from = a.place(b, key, shared, a.key_value_heads), count = a.length - key;
+                pack_turned(in.floats(3) + from, key_stride, count, a.dim, key_turned);
+                pack_turned(in.floats(4) + from, key_stride, count, a.dim, value_turned);
+                pack_columns(in.floats(3) + from, key_stride, count, KEYS, a.dim, 1.0f, key_columns);
+                for (int64_t query = key / QUERIES * QUERIES; query < a.length; query += QUERIES) {
+                    if (!may_see(a, segments, query, key)) continue;
+                    block_scores(query_strips + query * a.dim, key_turned, a.dim, weights);
+                    bias_and_hide(a, segments, head, query, key, -INFINITY, weights);
+                    for (int64_t r = 0; r < QUERIES; r++)
+                        for (int64_t k = 0; k < KEYS; k += LANES) {
+                            float* at = weights + r * KEYS + k;
+                            store(at, exponential(load(at) - logs[query + r]));
+                        }
+                    block_scores(dy_strips + query * a.dim, value_turned, a.dim, dweights);
+                    if (a.dropout != nullptr) drop(a, b, head, query, key, dweights);
+                    for (int64_t r = 0; r < QUERIES; r++)
+                        for (int64_t k = 0; k < KEYS; k += LANES) {
+                            float* at = dweights + r * KEYS + k;
+                            store(at, load(weights + r * KEYS + k) * (load(at) - along[query + r]));
+                        }
+                    if (a.dropout != nullptr) drop(a, b, head, query, key, weights);
+                    add_turned(weights, dy_columns + query * a.padded, a.padded, dvalue + key * a.padded);
+                    add_turned(dweights, query_columns + query * a.padded, a.padded, dkey + key * a.padded);
+                    add_weighted(dweights, key_columns, a.padded, dquery + query * a.padded);
+                }
+            }
+            write_rows(dquery, a.padded, a.length, a.dim, a.scale, in.floats(10) + a.place(b, 0, head, a.heads), stride);
+        }
+        const int64_t to = a.place(b, 0, shared, a.key_value_heads);
+        write_rows(dkey, a.padded, a.length, a.dim, 1.0f, in.floats(11) + to, key_stride);
+        write_rows(dvalue, a.padded, a.length, a.dim, 1.0f, in.floats(12) + to, key_stride);
+    });
+    return 0;
+}

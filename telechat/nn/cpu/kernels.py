@@ -1,0 +1,116 @@
+"""The kernels of a model on a CPU that has a C++ compiler: operators of our own in the place of MindSpore's."""
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor
+
+from telechat.nn.alibi import alibi_slopes
+from telechat.nn.cpu.decoding import DecodeStep
+from telechat.nn.cpu.operators import Operators
+from telechat.nn.dropout import threshold
+from telechat.nn.kernels import Kernels
+
+
+class CpuKernels(Kernels):
+    """`Kernels` by the operators in this folder; what has none is portable.
+
+    Activations are float32, heads lie as (B, S, heads, D).
+
+    Args:
+        keep_prob (float): 1 − the rate of attention dropout.
+        weights: dtype of the weights.
+        rounded (bool): factors of products are rounded to bfloat16 where the machine multiplies these; sums are
+            float32. Else bfloat16 weights are multiplied as the float32 numbers they are.
+    """
+
+    def __init__(self, keep_prob=1.0, weights=ms.float32, rounded=False):
+        super().__init__(ms.float32, keep_prob=keep_prob)
+        self.weights = weights
+        self.operators = Operators(rounded)
+
+    def for_training(self):
+        return CpuKernels(self.keep_prob, self.weights, rounded=self.weights == ms.bfloat16)
+
+    def describe(self):
+        return "operators for CPUs of our own, all else portable"
+
+    def by_workers(self, result):
+        return result
+
+    def linear(self, x, weight, bias=None):
+        return self.operators.linear(x, weight, bias)
+
+    def rms_norm(self, x, weight, epsilon):
+        return self.operators.rms_norm(x, weight, Tensor(epsilon, ms.float32))
+
+    def add_rms_norm(self, x, delta, weight, epsilon):
+        total = x + delta
+        return self.rms_norm(total, weight, epsilon), total
+
+    def swiglu(self, gate, up):
+        return self.operators.swiglu(gate, up)
+
+    def rotate(self, x, cos, sin):
+        return self.operators.rotate(x, cos, sin)
+
+    def split_heads(self, x, length, dim):
+        return x.reshape(-1, length, x.shape[-1] // dim, dim)
+
+    def split_key_value(self, x, length, dim):
+        return self.operators.split_key_value(self.split_heads(x, length, 2 * dim))
+
+    def merge_key_value(self, key, value):
+        return self.merge_heads(self.operators.merge_key_value(key, value))
+
+    def merge_heads(self, x):
+        return x.reshape(x.shape[0] * x.shape[1], x.shape[2] * x.shape[3])
+
+    def attention_tensors(self, config, length, padding=None, documents=None, heads=slice(None), dropout=False):
+        """(segments, slopes, None): int32 (B, S) and float32 (n,) as `operators.Attend` takes them, or None."""
+        segments = slopes = None
+        if padding is not None or documents is not None:
+            some = padding if documents is None else documents
+            segments = np.zeros(np.shape(some), np.int32) if documents is None else np.asarray(documents, np.int32)
+            if padding is not None:
+                # A pad is a segment of its own, which nothing else sees.
+                segments = np.where(np.asarray(padding) != 0, segments, -2 ** 31 + np.arange(length, dtype=np.int32))
+            segments = Tensor(segments.astype(np.int32))
+        if config.position_embedding == "alibi":
+            slopes = Tensor(alibi_slopes(config.n_head)[heads])
+        return segments, slopes, None
+
+    def attention_dropout(self, length, rate, place, heads):
+        """What the operator makes masks from, int32 (B, n, 6): sequence, layer and head, step, the key, T."""
+        if rate == 0:
+            return None
+        words = [(*counter, *place.key, threshold(rate)) for counter in place.counters(heads)]
+        return Tensor(np.array(words, np.uint32).view(np.int32).reshape(-1, len(heads), 6))
+
+    def attention(self, query, key, value, mask, shift, documents, scale, dropout=None):
+        attended, _ = self.operators.attend(query, key, value, mask, shift, dropout, Tensor(scale, ms.float32))
+        return attended.reshape(query.shape)
+
+    def attention_in_training(self, query, key, value, mask, shift, documents, scale, dropout=None):
+        """`attention` with its heads merged, and each row's logarithm of its sum, float32 (B, n, S)."""
+        return self.operators.attend(query, key, value, mask, shift, dropout, Tensor(scale, ms.float32))
+
+    def attention_backward(self, dattended, attended, query, key, value, probabilities, mask, shift, documents, scale,
+                           dropout=None):
+        return self.operators.attend.backward(dattended, attended, query, key, value, probabilities, mask, shift,
+                                              dropout, Tensor(scale, ms.float32))
+
+    def write_cache(self, key_cache, value_cache, key, value, index):
+        return self.operators.write_cache(key_cache, value_cache, key, value, index)
+
+    def decode_step(self, config, tables, slopes):
+        return DecodeStep(config, tables, slopes)
+
+    def token_cross_entropy(self, logits, labels, weights):
+        return self.operators.cross_entropy(logits, labels, weights)
+
+    def adamw(self, parameter, first_moment, second_moment, gradient, clip, step, rate, beta1, beta2, epsilon, decay):
+        return self.operators.adamw(parameter, first_moment, second_moment, gradient.astype(ms.float32), clip, rate,
+                                    beta1, beta2, epsilon, decay)
+
+    def sums_of_squares(self, *tensors):
+        return self.operators.sums_of_squares(*[tensor.astype(ms.float32) for tensor in tensors])

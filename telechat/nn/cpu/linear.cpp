@@ -1,0 +1,67 @@
+// The products of training and of prompts.
+#include <algorithm>
+
+#include "operator.h"
+#include "pool.h"
+#include "rows.h"
+
+namespace {
+
+constexpr int64_t FEW = 32;  // rows of x, below which a weight is best read as it lies, once
+constexpr int64_t TASK_ROWS = 32;
+
+}  // namespace
+
+// Of all three the input before the result is 1 where factors are to be rounded to bfloat16, else 0.
+
+// x (N, in), weight (out, in), bias (out) or none → (N, out).
+OPERATOR(linear) {
+    const int64_t rows = in.size(0, 0), inputs = in.size(0, 1), outputs = in.size(1, 0);
+    const Weight weight{in.data[1], in.type(1)}, bias{in.absent(2) ? nullptr : in.data[2], in.type(2)};
+    float* result = in.floats(4);
+    if (rows >= FEW) {
+        product(rows, outputs, inputs, {in.data[0], Type::float32, inputs, 1}, {weight.data, weight.type, 1, inputs},
+                result, outputs, nullptr, in.scalar(3) != 0);
+    } else {
+        parallel((outputs + TASK_ROWS - 1) / TASK_ROWS, [&](int64_t task) {
+            const int64_t first = task * TASK_ROWS;
+            rows_product(in.floats(0), rows, inputs, weight, first, std::min(TASK_ROWS, outputs - first),
+                         result + first, outputs);
+        });
+    }
+    if (bias)
+        parallel(rows, [&](int64_t row) {
+            for (int64_t i = 0; i < outputs; i++) result[row * outputs + i] += bias.at(i);
+        });
+    return 0;
+}
+
+// dy (N, out), weight (out, in) → dx (N, in).
+OPERATOR(linear_input_gradient) {
+    const int64_t rows = in.size(0, 0), outputs = in.size(0, 1), inputs = in.size(1, 1);
+    product(rows, inputs, outputs, {in.data[0], Type::float32, outputs, 1}, {in.data[1], in.type(1), inputs, 1},
+            in.floats(3), inputs, nullptr, in.scalar(2) != 0);
+    return 0;
+}
+
+// dy (N, out), x (N, in) → dweight (out, in).
+OPERATOR(linear_weight_gradient) {
+    const int64_t rows = in.size(0, 0), outputs = in.size(0, 1), inputs = in.size(1, 1);
+    product(outputs, inputs, rows, {in.data[0], Type::float32, 1, outputs}, {in.data[1], Type::float32, inputs, 1},
+            in.floats(3), inputs, nullptr, in.scalar(2) != 0);
+    return 0;
+}
+
+// x (N, H) → the sum of its rows (H): in one order, by columns.
+OPERATOR(column_sums) {
+    const int64_t rows = in.size(0, 0), width = in.size(0, 1);
+    constexpr int64_t COLUMNS = 4 * LANES;
+    parallel((width + COLUMNS - 1) / COLUMNS, [&](int64_t task) {
+        for (int64_t i = task * COLUMNS; i < std::min(width, (task + 1) * COLUMNS); i += LANES) {
+            Floats sums{};
+            for (int64_t row = 0; row < rows; row++) sums += load_first(in.floats(0) + row * width + i, width - i);
+            store_first(in.floats(1) + i, sums, width - i);
+        }
+    });
+    return 0;
+}

@@ -1,0 +1,82 @@
+// Cross entropy, and what the optimizer does to parameters.
+#include <algorithm>
+
+#include "operator.h"
+#include "pool.h"
+
+namespace {
+
+constexpr int64_t ELEMENTS = 1 << 14;  // that one thread takes at a time
+
+}  // namespace
+
+// logits (N, V), labels (N), weights (N) → weighted losses (N), and the gradient of their sum in the logits.
+OPERATOR(cross_entropy) {
+    const int64_t rows = in.size(0, 0), width = in.size(0, 1);
+    parallel(rows, [&](int64_t row) {
+        const float *x = in.floats(0) + row * width, weight = in.floats(2)[row];
+        float* gradient = in.floats(4) + row * width;
+        Floats most = broadcast(x[0]);
+        for (int64_t i = 0; i + LANES <= width; i += LANES) {
+            Floats part = load(x + i);
+            most = part > most ? part : most;
+        }
+        float highest = largest(most);
+        for (int64_t i = width / LANES * LANES; i < width; i++) highest = std::max(highest, x[i]);
+        Floats sums{};
+        for (int64_t i = 0; i < width; i += LANES) {
+            store_first(gradient + i, exponential(load_first(x + i, width - i) - highest), width - i);
+            sums += load_first(gradient + i, width - i);
+        }
+        const float total = sum(sums), share = weight / total;
+        const int32_t label = in.ints(1)[row];
+        in.floats(3)[row] = (std::log(total) - (x[label] - highest)) * weight;
+        for (int64_t i = 0; i < width; i += LANES)
+            store_first(gradient + i, load_first(gradient + i, width - i) * share, width - i);
+        gradient[label] -= weight;
+    });
+    return 0;
+}
+
+// Any number of tensors → the sum of squares of each, (count): of blocks, added up in their order in double.
+OPERATOR(sums_of_squares) {
+    for (int tensor = 0; tensor + 1 < count; tensor++) {
+        const float* x = in.floats(tensor);
+        const int64_t elements = in.elements(tensor), blocks = (elements + ELEMENTS - 1) / ELEMENTS;
+        float* partial = scratch(4, blocks);
+        parallel(blocks, [&](int64_t block) {
+            const int64_t end = std::min(elements, (block + 1) * ELEMENTS);
+            Floats sums[4] = {};
+            for (int64_t i = block * ELEMENTS; i < end; i += LANES) {
+                Floats part = load_first(x + i, end - i);
+                sums[i / LANES % 4] += part * part;
+            }
+            partial[block] = sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
+        });
+        double total = 0;
+        for (int64_t block = 0; block < blocks; block++) total += partial[block];
+        in.floats(count - 1)[tensor] = static_cast<float>(total);
+    }
+    return 0;
+}
+
+// torch's AdamW (arXiv:1711.05101) in place: parameter, first and second moment, gradient, what that is multiplied by,
+// and the scalars of portable_kernels.adamw_scalars: rate and ε with the bias corrections in them, and what decay leaves.
+OPERATOR(adamw) {
+    float *parameter = in.floats(0), *first = in.floats(1), *second = in.floats(2);
+    const float* gradient = in.floats(3);
+    const float clip = in.scalar(4), rate = in.scalar(5), beta1 = in.scalar(6), beta2 = in.scalar(7);
+    const float epsilon = in.scalar(8), left = in.scalar(9);
+    const int64_t elements = in.elements(0);
+    parallel((elements + ELEMENTS - 1) / ELEMENTS, [&](int64_t block) {
+        const int64_t end = std::min(elements, (block + 1) * ELEMENTS);
+        for (int64_t i = block * ELEMENTS; i < end; i++) {
+            const float g = gradient[i] * clip;
+            first[i] = beta1 * first[i] + (1 - beta1) * g;
+            second[i] = beta2 * second[i] + (1 - beta2) * g * g;
+            parameter[i] = parameter[i] * left - rate * first[i] / (std::sqrt(second[i]) + epsilon);
+        }
+    });
+    *in.floats(10) = 0;
+    return 0;
+}

@@ -1,0 +1,201 @@
+"""The operators for CPUs as MindSpore's graphs and gradients take them."""
+
+import functools
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn, ops
+
+from telechat.nn.cpu.build import library_path
+
+_NOTHING = Tensor(np.zeros((1, 1, 1), np.float32))  # how an operator is told that there is none
+
+
+def _or_nothing(tensor):
+    return _NOTHING if tensor is None else tensor
+
+
+@functools.lru_cache(None)
+def _operator(name, shapes, count=1):
+    """The operator ``name``: ``shapes`` gives its outputs' shapes, all float32, from those of its inputs."""
+    dtypes = ms.float32 if count == 1 else (ms.float32,) * count
+    return ops.Custom(f"{library_path()}:{name}", out_shape=shapes, out_dtype=lambda *_: dtypes, func_type="aot")
+
+
+def _product_shape(x, weight, *others):
+    return [x[0], weight[0]]
+
+
+def _input_shape(dy, weight, rounded):
+    return [dy[0], weight[1]]
+
+
+def _weight_shape(dy, x, rounded):
+    return [dy[1], x[1]]
+
+
+def _columns(x):
+    return [x[1]]
+
+
+def _first(first, *others):
+    return first
+
+
+def _norm_gradients(dy, x, weight, epsilon):
+    return x, weight
+
+
+def _first_two(dy, gate, up):
+    return gate, up
+
+
+def _halves(pairs):
+    half = [*pairs[:-1], pairs[-1] // 2]
+    return half, half
+
+
+def _pairs(key, value):
+    return [*key[:-1], 2 * key[-1]]
+
+
+def _one(*inputs):
+    return [1]
+
+
+def _count(*inputs):
+    return [len(inputs)]
+
+
+def _attended(query, *others):
+    batch, length, heads, dim = query
+    return [batch * length, heads * dim], [batch, heads, length]
+
+
+def _attention_gradients(dy, y, query, key, value, *others):
+    return query, key, value
+
+
+def _loss_shapes(logits, labels, weights):
+    return labels, logits
+
+
+class Linear(nn.Cell):
+    """x (N, in)·weight (out, in)ᵀ + bias: x float32, weight float32 or bfloat16, its gradient in float32.
+
+    rounded (bool): factors are rounded to bfloat16 where the machine multiplies these; sums are float32.
+    """
+
+    def __init__(self, rounded):
+        super().__init__()
+        self.rounded = Tensor([float(rounded)], ms.float32)
+        self.product = _operator("linear", _product_shape)
+        self.input_gradient = _operator("linear_input_gradient", _input_shape)
+        self.weight_gradient = _operator("linear_weight_gradient", _weight_shape)
+        self.column_sums = _operator("column_sums", _columns)
+
+    def construct(self, x, weight, bias):
+        return self.product(x, weight, _or_nothing(bias), self.rounded)
+
+    def bprop(self, x, weight, bias, out, dout):
+        dbias = None if bias is None else self.column_sums(dout)
+        return self.input_gradient(dout, weight, self.rounded), self.weight_gradient(dout, x, self.rounded), dbias
+
+
+class RmsNorm(nn.Cell):
+    """RMSNorm of x (N, H), float32, with weight (H,)."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = _operator("rms_norm", _first)
+        self.gradient = _operator("rms_norm_gradient", _norm_gradients, 2)
+
+    def construct(self, x, weight, epsilon):
+        return self.norm(x, weight, epsilon)
+
+    def bprop(self, x, weight, epsilon, out, dout):
+        return *self.gradient(dout, x, weight, epsilon), epsilon
+
+
+class Swiglu(nn.Cell):
+    """SiLU(gate)·up, float32 of one shape."""
+
+    def __init__(self):
+        super().__init__()
+        self.swiglu = _operator("swiglu", _first)
+        self.gradient = _operator("swiglu_gradient", _first_two, 2)
+
+    def construct(self, gate, up):
+        return self.swiglu(gate, up)
+
+    def bprop(self, gate, up, out, dout):
+        return self.gradient(dout, gate, up)
+
+
+class Rotate(nn.Cell):
+    """x (B, S, n, D) by cos and sin (1 or B, 1, S, D): float32, no gradient in the tables."""
+
+    def __init__(self):
+        super().__init__()
+        self.rotate = _operator("rotate", _first)
+        self.forth, self.back = Tensor([1.0], ms.float32), Tensor([-1.0], ms.float32)
+
+    def construct(self, x, cos, sin):
+        return self.rotate(x, cos, sin, self.forth)
+
+    def bprop(self, x, cos, sin, out, dout):
+        return self.rotate(dout, cos, sin, self.back), cos, sin
+
+
+class SplitKeyValue(nn.Cell):
+    """[k|v] (B, S, m, 2D) → keys and values (B, S, m, D) each."""
+
+    def __init__(self):
+        super().__init__()
+        self.split = _operator("split_key_value", _halves, 2)
+        self.merge = _operator("merge_key_value", _pairs)
+
+    def construct(self, key_value):
+        return self.split(key_value)
+
+    def bprop(self, key_value, out, dout):
+        return (self.merge(*dout),)
+
+
+class Attend(nn.Cell):
+    """Causal attention: query (B, S, n, D), key and value (B, S, m, D) → (B·S, n·D), and each row's logarithm (B, n, S).
+
+    segments int32 (1 or B, S): tokens see those of the same number only; slopes float32 (n,): ALiBi's; dropout: of
+    `CpuKernels.attention_dropout`; each None for none. scale float32 (1,). The logarithms have no gradient.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.attend = _operator("attention", _attended, 2)
+        self.gradient = _operator("attention_gradient", _attention_gradients, 3)
+
+    def construct(self, query, key, value, segments, slopes, dropout, scale):
+        return self.attend(query, key, value, _or_nothing(segments), _or_nothing(slopes), _or_nothing(dropout), scale)
+
+    def backward(self, dattended, attended, query, key, value, logarithms, segments, slopes, dropout, scale):
+        """The gradients of query, key and value."""
+        return self.gradient(dattended, attended, query, key, value, logarithms, _or_nothing(segments),
+                             _or_nothing(slopes), _or_nothing(dropout), scale)
+
+    def bprop(self, query, key, value, segments, slopes, dropout, scale, out, dout):
+        gradients = self.backward(dout[0], out[0], query, key, value, out[1], segments, slopes, dropout, scale)
+        return *gradients, segments, slopes, dropout, scale
+
+
+class Operators(nn.Cell):
+    """All of them: what has a gradient as a Cell, the others as they are. rounded: as of `Linear`."""
+
+    def __init__(self, rounded):
+        super().__init__()
+        self.linear, self.rms_norm, self.swiglu = Linear(rounded), RmsNorm(), Swiglu()
+        self.rotate, self.split_key_value, self.attend = Rotate(), SplitKeyValue(), Attend()
+        self.merge_key_value = self.split_key_value.merge
+        self.write_cache = _operator("write_cache", _one)
+        self.cross_entropy = _operator("cross_entropy", _loss_shapes, 2)
+        self.adamw = _operator("adamw", _one)
+        self.sums_of_squares = _operator("sums_of_squares", _count)

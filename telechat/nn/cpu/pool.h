@@ -1,0 +1,20 @@
+// The threads that all operators share: the caller and as many others as the process may use cores.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+
+// Calls task(i) for each i below `count`, each by one thread, in any order; returns when all are done.
+// A result that is to be the same for any number of threads must not depend on which calls share a thread.
+void run_parallel(int64_t count, void (*call)(void*, int64_t), void* task);
+
+template <typename Task>
+void parallel(int64_t count, const Task& task) {
+    run_parallel(count, [](void* context, int64_t i) { (*static_cast<const Task*>(context))(i); },
+                 const_cast<Task*>(&task));
+}
+
+int thread_count();
+
+// Memory of the calling thread that lasts until its next call with the same `slot`; 64-byte aligned.
+float* scratch(int slot, int64_t floats);

@@ -1,0 +1,59 @@
+// Matrix products.
+#pragma once
+
+#include <cstdint>
+
+#include "vector.h"
+
+enum class Type { float32, bfloat16 };
+
+// Element (i, j) lies at data[i·row + j·column].
+struct Matrix {
+    const void* data;
+    Type type;
+    int64_t row, column;
+
+    Matrix transposed() const { return {data, type, column, row}; }
+};
+
+// result (m, n), rows `stride` apart, = a (m, k) · b (k, n) + bias (n) where there is one. Sums are float32 and added
+// up in one order, so that a row's bits do not depend on the other rows or on the number of threads.
+// `rounded`: factors are rounded to bfloat16 where the machine multiplies these.
+void product(int64_t m, int64_t n, int64_t k, Matrix a, Matrix b, float* result, int64_t stride, const float* bias,
+             bool rounded);
+
+// The innermost part of products: R rows times one panel of b, WIDTH columns that lie together for each k.
+#if defined(__AVX512F__)
+constexpr int ROWS = 14, VECTORS = 2;
+#elif defined(__AVX2__)
+constexpr int ROWS = 6, VECTORS = 2;
+#elif defined(__aarch64__)
+constexpr int ROWS = 6, VECTORS = 4;
+#else
+constexpr int ROWS = 4, VECTORS = 2;
+#endif
+constexpr int WIDTH = VECTORS * LANES;
+
+// c (R, WIDTH), rows `stride` apart, = or += Σ_k a[r·ROW + k·STEP]·panel[k·WIDTH …].
+template <int R, int ROW, int STEP>
+inline void panel_product(const float* a, const float* panel, int64_t k, float* c, int64_t stride, bool add) {
+    Floats sums[R][VECTORS] = {};
+    for (int64_t i = 0; i < k; i++, a += STEP, panel += WIDTH) {
+        Floats b[VECTORS];
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; v++) b[v] = load(panel + v * LANES);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; r++) {
+            Floats factor = broadcast(a[r * ROW]);
+#pragma GCC unroll 4
+            for (int v = 0; v < VECTORS; v++) sums[r][v] += factor * b[v];
+        }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; v++) {
+            float* to = c + r * stride + v * LANES;
+            store(to, add ? load(to) + sums[r][v] : sums[r][v]);
+        }
+}

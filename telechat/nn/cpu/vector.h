@@ -1,0 +1,122 @@
+// Vectors of floats as wide as the machine has them (AVX-512, AVX2, NEON, SSE), in the compilers' vector extension.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX512F__)
+#define VECTOR_BYTES 64
+#elif defined(__AVX2__)
+#define VECTOR_BYTES 32
+#else
+#define VECTOR_BYTES 16
+#endif
+constexpr int LANES = VECTOR_BYTES / 4;
+
+typedef float Floats __attribute__((vector_size(VECTOR_BYTES)));
+typedef int32_t Ints __attribute__((vector_size(VECTOR_BYTES)));
+typedef uint32_t Words __attribute__((vector_size(VECTOR_BYTES)));
+typedef uint16_t Halves __attribute__((vector_size(VECTOR_BYTES / 2)));
+typedef float LooseFloats __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
+typedef uint16_t LooseHalves __attribute__((vector_size(VECTOR_BYTES / 2), aligned(2), may_alias));
+
+struct bfloat16 {
+    uint16_t bits;
+};
+
+inline float widen(float x) { return x; }
+
+inline float widen(bfloat16 x) {
+    uint32_t word = static_cast<uint32_t>(x.bits) << 16;
+    float result;
+    std::memcpy(&result, &word, 4);
+    return result;
+}
+
+// To the nearest, ties to even; NaN stays NaN.
+inline bfloat16 narrow(float x) {
+    uint32_t word;
+    std::memcpy(&word, &x, 4);
+    if ((word & 0x7fffffff) > 0x7f800000) return {static_cast<uint16_t>((word >> 16) | 64)};
+    return {static_cast<uint16_t>((word + 0x7fff + ((word >> 16) & 1)) >> 16)};
+}
+
+inline Floats broadcast(float x) { return x - Floats{}; }
+
+inline Floats load(const float* from) { return *reinterpret_cast<const LooseFloats*>(from); }
+
+inline Floats load(const bfloat16* from) {
+    Halves halves = *reinterpret_cast<const LooseHalves*>(from);
+    return reinterpret_cast<Floats>(__builtin_convertvector(halves, Words) << 16);
+}
+
+inline void store(float* to, Floats x) { *reinterpret_cast<LooseFloats*>(to) = x; }
+
+// The first `count` of a vector's elements, the others 0.
+template <typename T>
+inline Floats load_first(const T* from, int64_t count) {
+    if (count >= LANES) return load(from);
+    T all[LANES] = {};
+    std::memcpy(all, from, count * sizeof(T));
+    return load(all);
+}
+
+inline void store_first(float* to, Floats x, int64_t count) {
+    if (count >= LANES) return store(to, x);
+    std::memcpy(to, &x, count * sizeof(float));
+}
+
+// x with its elements moved `by` places to the front, in a circle.
+template <int by>
+inline Floats turned(Floats x) {
+#define AT(i) (((i) + by) % LANES)
+#if VECTOR_BYTES == 64
+    return __builtin_shufflevector(x, x, AT(0), AT(1), AT(2), AT(3), AT(4), AT(5), AT(6), AT(7), AT(8), AT(9), AT(10),
+                                   AT(11), AT(12), AT(13), AT(14), AT(15));
+#elif VECTOR_BYTES == 32
+    return __builtin_shufflevector(x, x, AT(0), AT(1), AT(2), AT(3), AT(4), AT(5), AT(6), AT(7));
+#else
+    return __builtin_shufflevector(x, x, AT(0), AT(1), AT(2), AT(3));
+#endif
+#undef AT
+}
+
+// Sum and largest of the elements; each by halves, so in one order.
+inline float sum(Floats x) {
+    if constexpr (LANES > 8) x += turned<8 % LANES>(x);
+    if constexpr (LANES > 4) x += turned<4 % LANES>(x);
+    x += turned<2>(x);
+    x += turned<1>(x);
+    return x[0];
+}
+
+inline float largest(Floats x) {
+    auto greater = [](Floats a, Floats b) { return a > b ? a : b; };
+    if constexpr (LANES > 8) x = greater(x, turned<8 % LANES>(x));
+    if constexpr (LANES > 4) x = greater(x, turned<4 % LANES>(x));
+    x = greater(x, turned<2>(x));
+    return greater(x, turned<1>(x))[0];
+}
+
+// e^x within 2 units in the last place: x = n·ln 2 + r, and a polynomial in r (Cephes' expf). 0 below −87.3.
+inline Floats exponential(Floats x) {
+    constexpr float LOWEST = -87.3365f, HIGHEST = 88.7228f, ROUND = 12582912.0f;  // 1.5·2^23 rounds to whole numbers
+    Floats inside = x < LOWEST ? broadcast(LOWEST) : x;
+    inside = inside > HIGHEST ? broadcast(HIGHEST) : inside;
+    Floats shifted = inside * 1.44269504088896341f + ROUND;
+    Floats n = shifted - ROUND;
+    Floats r = inside - n * 0.693359375f;
+    r = r + n * 2.12194440e-4f;
+    Floats p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * (r * r) + r + 1.0f;
+    // 2^n as 2^(n−1)·2: n may be 128.
+    Ints power = (reinterpret_cast<Ints>(shifted) - 0x4b400000 + 126) << 23;
+    Floats result = p * reinterpret_cast<Floats>(power) * 2.0f;
+    result = x < LOWEST ? Floats{} : result;
+    return x > HIGHEST ? broadcast(INFINITY) : result;
+}
