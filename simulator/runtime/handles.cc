@@ -6,15 +6,27 @@
 
 namespace sim {
 namespace {
-std::mutex handles_lock;
-std::unordered_set<const void *> &live_tensors() {
-  static auto &set = *new std::unordered_set<const void *>;
-  return set;
+struct Live {  // handles that have not been destroyed
+  std::mutex lock;
+  std::unordered_set<const void *> tensors, lists;
+};
+Live &live() {
+  static auto &all = *new Live;
+  return all;
 }
 }  // namespace
-bool is_live_tensor(const void *pointer) {
-  std::lock_guard hold(handles_lock);
-  return live_tensors().count(pointer) != 0;
+
+std::string describe_handle(const void *pointer) {
+  std::lock_guard hold(live().lock);
+  if (live().tensors.count(pointer)) {
+    const auto &tensor = *static_cast<const aclTensor *>(pointer);
+    return text(tensor) + (tensor.contiguous() ? " strides " + text(tensor.strides) : "");
+  }
+  std::string list;
+  if (live().lists.count(pointer))
+    for (const aclTensor *tensor : static_cast<const aclTensorList *>(pointer)->tensors)
+      list += (list.empty() ? "[" : ", ") + text(*tensor);
+  return list.empty() ? list : list + "]";
 }
 }  // namespace sim
 
@@ -31,14 +43,14 @@ aclTensor *aclCreateTensor(const int64_t *shape, uint64_t rank, int32_t type, co
   tensor->format = format;
   tensor->storage.assign(storage, storage + storage_rank);
   tensor->data = data;
-  std::lock_guard hold(handles_lock);
-  live_tensors().insert(tensor);
+  std::lock_guard hold(live().lock);
+  live().tensors.insert(tensor);
   return tensor;
 }
 int aclDestroyTensor(const aclTensor *tensor) {
   {
-    std::lock_guard hold(handles_lock);
-    live_tensors().erase(tensor);
+    std::lock_guard hold(live().lock);
+    live().tensors.erase(tensor);
   }
   delete tensor;
   return OK;
@@ -79,9 +91,16 @@ int aclDestroyBoolArray(const aclBoolArray *array) {
 }
 
 aclTensorList *aclCreateTensorList(aclTensor *const *tensors, uint64_t size) {
-  return new aclTensorList{{tensors, tensors + size}};
+  auto *list = new aclTensorList{{tensors, tensors + size}};
+  std::lock_guard hold(live().lock);
+  live().lists.insert(list);
+  return list;
 }
 int aclDestroyTensorList(const aclTensorList *list) {  // and its tensors
+  {
+    std::lock_guard hold(live().lock);
+    live().lists.erase(list);
+  }
   for (aclTensor *tensor : list->tensors) aclDestroyTensor(tensor);
   delete list;
   return OK;

@@ -1,7 +1,8 @@
-// Parts of the runtime that know of each other's handles.
+// The handles of aclnn's prototypes, where one is found without knowing what it is.
 #pragma once
 #include "sim.h"
 
 namespace sim {
-bool is_live_tensor(const void *pointer);  // an aclTensor that has not been destroyed
+// Dtype, shape and strides of a tensor, or of those of a list; empty if the pointer is neither, or was destroyed.
+std::string describe_handle(const void *pointer);
 }  // namespace sim

@@ -11,11 +11,8 @@ int sim_missing_operator(const char *name, const intptr_t *words, int count) {
   return sim::guard([&] {
     std::string tensors;
     for (int i = 0; i < count; ++i) {
-      if (!sim::is_live_tensor(reinterpret_cast<void *>(words[i]))) continue;
-      const auto *tensor = reinterpret_cast<const aclTensor *>(words[i]);
-      tensors += (tensors.empty() ? "" : ", ") + sim::format("argument %d ", i) + sim::text(*tensor);
-      if (!tensor->contiguous()) continue;
-      tensors += " strides " + sim::text(tensor->strides);
+      std::string found = sim::describe_handle(reinterpret_cast<void *>(words[i]));
+      if (!found.empty()) tensors += (tensors.empty() ? "" : ", ") + sim::format("argument %d ", i) + found;
     }
     sim::fail("%s is not simulated; it was called with %s", name, tensors.empty() ? "no tensor" : tensors.c_str());
   });
