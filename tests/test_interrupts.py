@@ -20,7 +20,8 @@ TWICE = """
 for number in (signal.SIGTERM, signal.SIGINT):
     try:
         os.kill(os.getpid(), number)
-        time.sleep(20)
+        for _ in range(2000):
+            time.sleep(0.01)
     except KeyboardInterrupt:
         print("stopped", flush=True)
 """
