@@ -9,6 +9,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from telechat.cli import ArgumentParser, path_argument, run  # noqa: E402
 from telechat.errors import InputError  # noqa: E402
+from telechat.interrupts import keep_interrupts  # noqa: E402
 
 
 def main(argv=None):
@@ -136,4 +137,5 @@ def write(directory, name, value):
 
 
 if __name__ == "__main__":
+    keep_interrupts()
     run(main)

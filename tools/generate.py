@@ -11,6 +11,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from telechat.cli import ArgumentParser, path_argument, run  # noqa: E402
 from telechat.errors import InputError  # noqa: E402
+from telechat.interrupts import keep_interrupts  # noqa: E402
 
 
 def main(argv=None):
@@ -226,4 +227,5 @@ def chat(terminal, session):
 
 
 if __name__ == "__main__":
+    keep_interrupts()
     run(main)

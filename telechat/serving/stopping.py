@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 
-DESERTED_SECONDS = 2.0  # that the loop may go on working on what nobody waits for
+DESERTED_SECONDS = 1.5  # that the loop may go on working on what nobody waits for
 HURRIED_SECONDS = 3.0  # in which other processes are told of a second signal
 
 
