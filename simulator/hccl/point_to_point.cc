@@ -29,7 +29,8 @@ using namespace sim::hccl;
 
 extern "C" {
 
-// A send waits for its receive, as on the card: two ranks that both send first wait for ever.
+// A send waits for its receive, and what follows waits for it (HCCL's documentation: used in pairs, in strict order, both
+// ends synchronised before the next task). Two ranks that both send first would wait for ever: here they are told.
 int HcclSend(void *data, uint64_t count, int type, uint32_t peer, void *comm, void *stream) {
   return status([&] { send_or_receive("HcclSend", data, count, type, peer, comm, stream, true); });
 }
@@ -45,13 +46,15 @@ struct SendRecvItem {
   uint32_t peer;
 };
 
-// All of the items at once; several for one peer are matched in their order.
+// All of the items at once, without an order; for each peer one to it and one from it at most.
 int HcclBatchSendRecv(SendRecvItem *items, uint32_t count, void *comm, void *stream) {
   return status([&] {
     const std::vector<SendRecvItem> all(items, items + count);
     Tensors tensors;
+    std::map<std::pair<int, uint32_t>, int> seen;
     for (const auto &item : all) {
       communicator(comm).check_peer(item.peer, "HcclBatchSendRecv");
+      if (++seen[{item.kind, item.peer}] > 1) fail("HcclBatchSendRecv: two items of one direction for rank %u", item.peer);
       tensors.push_back(make_tensor(type_of(item.type), {int64_t(item.count)}, item.data));
     }
     queue(comm, stream, "HcclBatchSendRecv", call("BatchSendRecv", UNDEFINED, 0), tensors,

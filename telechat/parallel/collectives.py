@@ -234,7 +234,9 @@ def send(tensor, peer, group):
     """Start sending ``tensor`` to the rank at place ``peer`` of the group; returns a `Sending`.
 
     Never waits for the receiver: two ranks may send to each other before they receive, and several
-    messages may be under way; they arrive in the order sent. On CPU everything between two ranks
+    messages may be under way; they arrive in the order sent. On Ascend the first is so in the pipeline's group
+    alone, which has a group for each direction: in one group HCCL's send holds back what follows until it is
+    received. On CPU everything between two ranks
     arrives in one order, collectives included and whatever the group: a message must be received
     before the next collective that both ranks take part in, which would take it for its own.
     """

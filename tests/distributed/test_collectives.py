@@ -96,8 +96,8 @@ def jobs(msrun_in, tmp_path_factory):
         if count not in done:
             folder = tmp_path_factory.mktemp(f"collectives_{count}")
             plan = PLAN[count]
-            msrun_in(folder, count, "collectives.py", plan["tensor"], folder, json.dumps(plan["gradients"]),
-                     json.dumps(plan["exact"]), timeout=300)
+            msrun_in(folder, count, "collectives.py", json.dumps({"tensor": plan["tensor"]}), folder,
+                     json.dumps(plan["gradients"]), json.dumps(plan["exact"]), timeout=300)
             done[count] = Results(folder, count)
         return done[count]
     return call
