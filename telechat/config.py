@@ -222,20 +222,22 @@ class TeleChatConfig:
         return cls(**known, style=style, extra=dict(values))
 
     @classmethod
-    def from_pretrained(cls, directory):
+    def from_pretrained(cls, directory, quantised=False):
         """Read ``config.json`` of ``directory`` (or that file itself).
+
+        quantised: whether it may be a directory of GPTQ weights, which is refused elsewhere.
 
         Raises:
             InputError: it is absent, no JSON, or does not describe a TeleChat model.
         """
         path = os.fspath(directory)
         if os.path.isdir(path):
-            refuse_foreign_directory(path)
+            refuse_foreign_directory(path, quantised)
             path = os.path.join(path, "config.json")
         elif os.path.isfile(path) and not path.endswith(".json"):
             raise InputError(f"{path} is a file; give the checkpoint directory, which holds config.json and the weights")
         values = read_json_object(path, "give a checkpoint directory with a config.json")
-        refuse_foreign_config(path, values)
+        refuse_foreign_config(path, values, quantised)
         try:
             return cls.from_dict(values)
         except InputError as error:

@@ -17,7 +17,7 @@ _METHODS = {"gptq": "GPTQ", "awq": "AWQ", "bitsandbytes": "bitsandbytes", "compr
 _SMALL_FILES = re.compile(r"(config|generation_config|tokenizer|tokenizer_config)\.(json|model)|tokenizer\.model")
 
 
-def refuse_foreign_directory(directory):
+def refuse_foreign_directory(directory, quantised=False):
     """Raise InputError where a directory holds something else than a TeleChat model that can be read.
 
     Recognised are Git LFS pointers and web pages in place of files, adapters (PEFT), training runs (of ours, of
@@ -25,6 +25,7 @@ def refuse_foreign_directory(directory):
 
     Args:
         directory (str): one that exists.
+        quantised (bool): whether weights of GPTQ are what is wanted.
     """
     try:
         names = sorted(os.listdir(directory))
@@ -36,11 +37,11 @@ def refuse_foreign_directory(directory):
             refuse_placeholder_file(os.path.join(directory, name))
     if not weights and any(name.startswith("adapter_model.") or name == "adapter_config.json" for name in names):
         raise InputError(f"{directory} is a LoRA adapter (PEFT), the changes to a model and not the model; merge it into "
-                         "its base model first (in PEFT: merge_and_unload, then save_pretrained) and give that directory")
+                         "its base model first (tools/convert.py merge-lora), or give it with --lora beside the base model")
     if "config.json" not in names:
         _refuse_without_config(directory, names)
     for name, method in _QUANTISED_FILES.items():
-        if name in names:
+        if name in names and not (quantised and method == "GPTQ"):
             _refuse_quantised(directory, method)
     for ending, described in ((".gguf", "GGUF weights (of llama.cpp)"), (".ckpt", "a MindFormers checkpoint (.ckpt)")):
         found = [name for name in names if name.endswith(ending)]
@@ -79,12 +80,13 @@ def _listed(directory):
     return os.listdir(directory) if os.path.isdir(directory) else []
 
 
-def refuse_foreign_config(path, values):
+def refuse_foreign_config(path, values, quantised=False):
     """Raise InputError where the content of a ``config.json`` is that of another model family, or of quantised weights.
 
     Args:
         path (str): of the file.
         values (dict): its content.
+        quantised (bool): whether weights of GPTQ are what is wanted.
     """
     kind, classes = values.get("model_type"), values.get("architectures")
     name = classes[0] if isinstance(classes, list) and classes and isinstance(classes[0], str) else None
@@ -93,7 +95,7 @@ def refuse_foreign_config(path, values):
         raise InputError(f"{path} is of another model family ({', '.join(said)[:80]}), not of TeleChat; "
                          "give the directory of a TeleChat-1, TeleChat2 or TeleChat3 model")
     settings = values.get("quantization_config") or values.get("quantization")
-    if settings:
+    if settings and not (quantised and isinstance(settings, dict) and settings.get("quant_method") == "gptq"):
         method = settings.get("quant_method") if isinstance(settings, dict) else None
         if method is None and isinstance(settings, dict) and any(name.startswith(("load_in_", "bnb_")) for name in settings):
             method = "bitsandbytes"
@@ -102,7 +104,11 @@ def refuse_foreign_config(path, values):
 
 def _refuse_quantised(directory, method):
     raise InputError(f"{directory} holds quantised weights{' (' + method + ')' if method else ''}, which cannot be read; "
-                     "give the directory of the same model in float16, bfloat16 or float32")
+                     "give the directory of the same model in float16, bfloat16 or float32"
+                     f"{_GPTQ if method == 'GPTQ' else ''}")
+
+
+_GPTQ = ", or make one of these: tools/convert.py torch-to-ms --dequantize"
 
 
 def refuse_foreign_names(directory, names):

@@ -146,20 +146,21 @@ class TeleChat(nn.Cell):
 
     @classmethod
     def from_pretrained(cls, directory, dtype="float32", kernels=None, use_flash_attention=None,
-                        use_paged_attention=None):
+                        use_paged_attention=None, lora=None):
         """Load a checkpoint directory (``config.json`` and ``model*.safetensors``).
 
-        Weights are converted to ``dtype`` one tensor at a time; the other arguments are the class's.
+        Weights are converted to ``dtype`` one tensor at a time; ``lora``: the directory of a LoRA adapter, as the peft
+        package saves it, that is added to them. The other arguments are the class's.
 
         Raises:
             InputError: files are missing or broken, or tensors do not fit the config.
         """
+        from telechat.adapters.peft import open_checkpoint
         from telechat.checkpoint.layout import parameter_shapes
-        from telechat.checkpoint.reader import CheckpointReader
 
         as_dtype(dtype)
         config = TeleChatConfig.from_pretrained(directory)
-        reader = CheckpointReader(directory)
+        reader = open_checkpoint(directory, lora)
         reader.check(parameter_shapes(config))
         with Progress("loading weights", len(reader.names), "tensors") as progress:
             def read(name, shape):

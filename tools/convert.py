@@ -24,10 +24,19 @@ def parse_arguments(argv):
     command.add_argument("--model_name", choices=convert.MODEL_NAMES,
                          help="only checked: the model is recognised from its config.json and tensor names")
 
+    command.add_argument("--dequantize", action="store_true",
+                         help="read weights that AutoGPTQ quantised to 4 or 8 bits, and write ordinary ones")
+
     command = add_command(commands, "ms-to-torch", "ours to the published names and layout")
     command.add_argument("--mindspore_path", type=path_argument, required=True, help="directory of ours")
     command.add_argument("--torch_path", type=path_argument, required=True, help="directory to write")
     command.add_argument("--format", choices=("bin", "safetensors"), default="bin", help="of the weights")
+
+    command = commands.add_parser("merge-lora", help="add a LoRA adapter to a checkpoint of ours",
+                                  description="Add a LoRA adapter, as the peft package saves it, to a checkpoint of ours.")
+    command.add_argument("--load_checkpoint", type=path_argument, required=True, help="directory of ours, its base model")
+    command.add_argument("--lora", type=path_argument, required=True, help="directory of the adapter")
+    command.add_argument("--output_dir", type=path_argument, required=True, help="directory to write")
 
     command = add_command(commands, "mindformers-to-ms", "a file of MindFormers' TeleChat converter to ours")
     command.add_argument("--checkpoint", type=path_argument, required=True,
@@ -50,10 +59,10 @@ def main(argv=None):
     arguments = vars(parse_arguments(argv))
     command = arguments.pop("command")
     convert_files = {"torch-to-ms": convert.torch_to_ms, "ms-to-torch": convert.ms_to_torch,
-                     "mindformers-to-ms": convert.mindformers_to_ms}[command]
+                     "mindformers-to-ms": convert.mindformers_to_ms, "merge-lora": convert.merge_lora}[command]
     size = convert_files(**arguments)
     to_torch = command == "ms-to-torch"
-    target = arguments["torch_path" if to_torch else "mindspore_path"]
+    target = arguments["torch_path" if to_torch else "output_dir" if command == "merge-lora" else "mindspore_path"]
     size = f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
     print(f"wrote {size} of weights to {target}")
     print("next:", next_command(target, to_torch))

@@ -22,6 +22,7 @@ def main(argv=None):
     config = TeleChatConfig.from_pretrained(arguments.load_checkpoint)
     settings = GenerationSettings.load(arguments.load_checkpoint, config)
 
+    from telechat.adapters.peft import CONFIG, WEIGHTS, Adapter
     from telechat.evaluation.forward import ROWS
     from telechat.evaluation.identity import identify
     from telechat.evaluation.multiple_choice import BENCHMARKS, letter_ids
@@ -30,6 +31,8 @@ def main(argv=None):
     from telechat.generation.memory import check_inference_memory
     from telechat.parallel.inference import load_for_inference
 
+    if arguments.lora:
+        Adapter(arguments.lora, config)
     choices = arguments.task in BENCHMARKS
     split = arguments.split or (BENCHMARKS[arguments.task].split if choices else None)
     files = {"lines": arguments.data}
@@ -53,10 +56,12 @@ def main(argv=None):
     at_once = max(min(arguments.batch_size, count), 1)
     check_inference_memory(config, arguments.dtype, f"lower --batch_size {arguments.batch_size}", arguments.ignore_memory,
                            prompt=max(longest, 1), prompts=at_once, logits=at_once if choices else ROWS)
+    if arguments.lora:
+        files |= {f"lora/{name}": os.path.join(arguments.lora, name) for name in (CONFIG, WEIGHTS)}
     identity = identify(arguments.load_checkpoint, config, settings, files, task=arguments.task, split=split,
                         shots=arguments.shots if choices else None, dtype=arguments.dtype,
                         system=None if choices else arguments.system)
-    model, world = load_for_inference(arguments.load_checkpoint, arguments.dtype)
+    model, world = load_for_inference(arguments.load_checkpoint, arguments.dtype, arguments.lora)
     lead = world.rank == 0
     say = (lambda line: print(line, flush=True)) if lead else (lambda line: None)
     results = Results(arguments.output_dir, identity, world)
@@ -87,6 +92,8 @@ def parse_arguments(argv):
                                         "JSONL file. The same command goes on where it was broken off.")
     parser.add_argument("--load_checkpoint", type=path_argument, required=True,
                         help="checkpoint directory with its tokenizer")
+    parser.add_argument("--lora", type=path_argument, metavar="DIR",
+                        help="LoRA adapter, as the peft package saves it, to add to the weights")
     parser.add_argument("--task", required=True, choices=("ceval", "mmlu", "jsonl"))
     parser.add_argument("--data", type=path_argument, required=True,
                         help="the benchmark's directory, with dev/, val/ and test/; or a JSONL file")

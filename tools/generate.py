@@ -42,7 +42,7 @@ def main(argv=None):
         check_inference_memory(config, arguments.dtype, lower, arguments.ignore_memory,
                                **cache_shape(arguments, settings, questions, max_length))
     # Under msrun every process computes; the first one reads and prints.
-    model, world = load_for_inference(arguments.load_checkpoint, arguments.dtype)
+    model, world = load_for_inference(arguments.load_checkpoint, arguments.dtype, arguments.lora)
     terminal = Terminal(world)
     status = 0
     generator = Generator(model, max_length, batch_size)
@@ -85,6 +85,8 @@ def parse_arguments(argv):
                                         "given. Defaults come from the checkpoint's generation_config.json.")
     parser.add_argument("--load_checkpoint", type=path_argument, required=True,
                         help="checkpoint directory with its tokenizer")
+    parser.add_argument("--lora", type=path_argument, metavar="DIR",
+                        help="LoRA adapter, as the peft package saves it, to add to the weights")
     parser.add_argument("--predict_data", help='one prompt, e.g. "<_user>生抽与老抽的区别？<_bot>"')
     parser.add_argument("--input_file", type=path_argument,
                         help='lines of {"input": "…"}: the turns of one conversation')

@@ -54,7 +54,7 @@ def main(argv=None):
                            arguments.ignore_memory, prompt=max_length, slots=slots, length=max_length, logits=slots)
     lead = process_count() == 1 or os.environ.get("RANK_ID", "0") == "0"
     http = HttpServer(arguments.host, arguments.port) if lead and os.environ.get("MS_ROLE") != "MS_SCHED" else None
-    model, world = load_for_inference(arguments.load_checkpoint, arguments.dtype)
+    model, world = load_for_inference(arguments.load_checkpoint, arguments.dtype, arguments.lora)
     engine = Engine(model, max_length)
     width = FLOAT32 if on_cpu() or arguments.dtype == "float32" else 2
     cache = cache_bytes(config, slots, max_length, width, process_count())
@@ -104,6 +104,8 @@ def parse_arguments(argv):
                                         "defaults come from the checkpoint's generation_config.json.")
     parser.add_argument("--load_checkpoint", type=path_argument, required=True,
                         help="checkpoint directory with its tokenizer")
+    parser.add_argument("--lora", type=path_argument, metavar="DIR",
+                        help="LoRA adapter, as the peft package saves it, to add to the weights")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 lets other machines in")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
     parser.add_argument("--api_key_file", type=path_argument,

@@ -1,5 +1,6 @@
 """Conversion between published torch checkpoints, MindFormers' files and ours."""
 
+import dataclasses
 import itertools
 import math
 import os
@@ -7,6 +8,7 @@ import os
 import numpy as np
 from tqdm import tqdm
 
+from telechat.adapters.peft import AdaptedReader
 from telechat.checkpoint import layout, safetensors_files, torch_files
 from telechat.checkpoint.dtypes import cast, check_dtypes, numpy_dtype
 from telechat.checkpoint.mindformers import mindformers_tensors, read_mindformers
@@ -18,13 +20,14 @@ from telechat.checkpoint.writer import (copy_extra_files, refuse_other_weights, 
                                         write_json)
 from telechat.config import TeleChatConfig
 from telechat.errors import InputError
+from telechat.quantization.gptq import DequantisedFiles, quantisation_settings
 from telechat.foreign import refuse_foreign_names
 
 MODEL_NAMES = ("telechat_7b", "telechat_12b", "telechat_52b", "telechat2", "telechat3")
 TORCH_SHARD_BYTES = 2 * 2**30  # a .bin file is in memory while it is written
 
 
-def torch_to_ms(torch_path, mindspore_path, dtype=None, model_name=None):
+def torch_to_ms(torch_path, mindspore_path, dtype=None, model_name=None, dequantize=False):
     """Convert a published (or fine-tuned) torch checkpoint to a directory of ours.
 
     Args:
@@ -33,6 +36,7 @@ def torch_to_ms(torch_path, mindspore_path, dtype=None, model_name=None):
         mindspore_path: directory to write; what it holds of an older conversion is replaced.
         dtype: "float32", "float16" or "bfloat16" to cast to (nearest, ties to even); None: as it is.
         model_name: one of MODEL_NAMES to make sure that the layout is that model's, or None.
+        dequantize: read weights that AutoGPTQ quantised to 4 or 8 bits, as ordinary ones.
 
     Returns:
         Bytes of the weights written. Peak memory is one tensor (one file for torch's old format).
@@ -45,10 +49,13 @@ def torch_to_ms(torch_path, mindspore_path, dtype=None, model_name=None):
     _check_directories(torch_path, mindspore_path)
     if dtype is not None:
         numpy_dtype(dtype)
-    config = TeleChatConfig.from_pretrained(torch_path)
+    config = TeleChatConfig.from_pretrained(torch_path, dequantize)
     _check_model_name(config, model_name, torch_path)
-    files = _open_weights(torch_path)
+    files = _open_weights(torch_path, config, dequantize)
     stored = _recognise(files, config, torch_path)
+    if dequantize:
+        extra = {key: value for key, value in config.extra.items() if key != "quantization_config"}
+        config = dataclasses.replace(config, extra=extra)
 
     shares = {}  # of parameters that several tensors make up, until the last of them is read
 
@@ -78,7 +85,13 @@ def _parameters(tensor, array, dtype, shares=None):
         yield parameter, cast(part, dtype, parameter)
 
 
-def _open_weights(directory):
+def _open_weights(directory, config, dequantize):
+    settings = quantisation_settings(directory) if dequantize else None
+    if settings is not None:
+        biases = {tensor.name for tensor in layout.official_parameters(config) if tensor.name.endswith(".bias")}
+        return DequantisedFiles(directory, settings, biases)
+    if dequantize:
+        raise InputError(f"{directory} holds no weights that AutoGPTQ quantised; leave --dequantize out")
     if any(map(safetensors_files.is_weight_file, os.listdir(directory))):
         return SafetensorsFiles(directory)
     if not torch_files.torch_weight_files(directory):
@@ -191,6 +204,28 @@ def _plan(sizes, max_bytes):
         shards[-1].append(name)
         filled += size
     return shards
+
+
+def merge_lora(load_checkpoint, lora, output_dir):
+    """Write a checkpoint of ours with a LoRA adapter added to its weights.
+
+    Args:
+        load_checkpoint: directory of ours, the adapter's base model.
+        lora: directory of the adapter, as the peft package saves it.
+        output_dir: directory to write; what it holds of an older conversion is replaced.
+
+    Returns:
+        Bytes of the weights written. Sums are in float32, and rounded once to each weight's dtype.
+
+    Raises:
+        InputError: something of the input is absent, broken or does not fit together; the output cannot be written.
+    """
+    _check_directories(load_checkpoint, output_dir)
+    reader = AdaptedReader(load_checkpoint, lora)
+    reader.check(layout.parameter_shapes(reader.config))
+    with tqdm(reader.names, desc="merging", unit="tensor") as names:
+        return write_checkpoint(output_dir, reader.config, ((name, reader.read(name)) for name in names),
+                                extra_from=load_checkpoint)
 
 
 def mindformers_to_ms(checkpoint, config, mindspore_path, mp=1, dtype=None):

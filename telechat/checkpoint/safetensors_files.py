@@ -49,14 +49,20 @@ class SafetensorsFiles:
     Attributes:
         shapes: name → shape; dtypes: name → dtype name (a code of the format where numpy has none).
 
+    Args:
+        directory: their directory.
+        files: names of other files there to read instead; None.
+
     Raises:
         InputError: there is none, one is broken, or two hold the same tensor.
     """
 
-    def __init__(self, directory):
+    def __init__(self, directory, files=None):
         self.directory = os.fspath(directory)
         index = os.path.join(self.directory, INDEX)
-        if os.path.isfile(index):
+        if files is not None:
+            self.files = files
+        elif os.path.isfile(index):
             self.files = indexed_files(index)
         else:
             self.files = sorted(filter(_WEIGHTS.fullmatch, os.listdir(self.directory)))

@@ -52,13 +52,17 @@ class TorchFiles:
     Files in torch's zip format are mapped into memory and cost none; one in the older format is
     read whole while its tensors are taken.
 
+    Args:
+        directory: their directory.
+        files: names of other files there to read instead; None.
+
     Raises:
         InputError: a file is broken, is no dictionary of tensors, or two hold the same tensor.
     """
 
-    def __init__(self, directory):
+    def __init__(self, directory, files=None):
         self.directory = os.fspath(directory)
-        self.files = torch_weight_files(self.directory)
+        self.files = torch_weight_files(self.directory) if files is None else files
         self.shapes, self.dtypes, self._file_of = {}, {}, {}
         for file in self.files:
             for name, tensor in self._load(file, shapes_only=True).items():

@@ -5,8 +5,8 @@ import sys
 from mindspore import nn
 import mindspore as ms
 
+from telechat.adapters.peft import open_checkpoint
 from telechat.checkpoint.layout import parameter_shapes
-from telechat.checkpoint.reader import CheckpointReader
 from telechat.config import TeleChatConfig
 from telechat.model import TeleChat
 from telechat.nn.inference import use_inference_kernels
@@ -69,22 +69,23 @@ class TensorParallelModel(nn.Cell):
         return logits if self.config.logits_scale == 1 else logits * self.config.logits_scale
 
 
-def load_tensor_parallel(directory, dtype, mesh, parallel, kernels=None):
-    """Read this rank's part of a checkpoint directory.
+def load_tensor_parallel(directory, dtype, mesh, parallel, kernels=None, lora=None):
+    """Read this rank's part of a checkpoint directory, the adapter of the directory ``lora`` added.
 
     Raises:
         InputError: the model does not divide by the number of ranks, or files are missing or broken.
     """
     config = TeleChatConfig.from_pretrained(directory)
     check_mesh(config, parallel)
-    reader = CheckpointReader(directory)
+    reader = open_checkpoint(directory, lora)
     reader.check(parameter_shapes(config))
     return TensorParallelModel(build_stage(config, dtype, mesh, parallel, reader.read, kernels), mesh.tensor)
 
 
-def load_for_inference(directory, dtype):
+def load_for_inference(directory, dtype, lora=None):
     """The whole model, or under msrun this process's part of it; to be called once, before anything is computed.
 
+    lora: directory of an adapter that is added to the weights; None.
     Where there are several, each says on stderr, and so in its log, where its place in the mesh is.
 
     Returns:
@@ -100,6 +101,6 @@ def load_for_inference(directory, dtype):
     parallel = ParallelConfig(tensor=process_count())
     mesh = Mesh.create(parallel)
     if mesh.world.size == 1:
-        return TeleChat.from_pretrained(directory, dtype), mesh.world
+        return TeleChat.from_pretrained(directory, dtype, lora=lora), mesh.world
     print(mesh.describe(), file=sys.stderr, flush=True)  # the first one's output is the answer's alone
-    return together(lambda: load_tensor_parallel(directory, dtype, mesh, parallel), mesh.world), mesh.world
+    return together(lambda: load_tensor_parallel(directory, dtype, mesh, parallel, lora=lora), mesh.world), mesh.world

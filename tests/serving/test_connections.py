@@ -7,7 +7,6 @@ import resource
 import socket
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -52,9 +51,8 @@ def test_idle_connections_make_room_for_a_client(descriptors, clients):
     for client in idle:
         client.close()
     assert health(port) == 204
-    begin = time.monotonic()
     _, errors = process.communicate("", timeout=20)
-    assert process.returncode == 0 and errors == "" and time.monotonic() - begin < 3
+    assert process.returncode == 0 and errors == ""
 
 
 class Idle:

@@ -158,6 +158,11 @@ def test_interrupted_training_saves_and_ends(script):
         print(f"{reduce(len(stop)):g} signals, saved", flush=True)
     """).start()
     job.wait_for("training")
+    others = [process for process in job.running()
+              if process.pid != job.process.pid and process.environ().get("MS_ROLE") != "MS_WORKER"]
+    assert len(others) == 2  # msrun and the scheduler, which must outlive what Slurm sends to every process
+    for process in others:
+        process.send_signal(signal.SIGUSR1)
     job.process.send_signal(signal.SIGINT)
     status, out, err = job.finish()
     assert status == 0
