@@ -97,6 +97,7 @@ ms::InternalStatus InternalKernel::Tiling(ms::RawHostAddr host, ms::HostRunInfoP
       plan->op.results.push_back(plan->op.tensors.size() - 1);
     }
     describe(plan->op);
+    workspaces_.assign(plan->op.workspace > 0 ? 1 : 0, plan->op.workspace);
     memset(host, 0, GetTilingSize());
     *info = plan;
     return ms::kInternalOk;

@@ -26,7 +26,7 @@ class InternalKernel : public ms::InternalOp {
                             const ms::WsAddrList &workspaces, void *stream, const std::string &full_name) override;
   ms::InternalStatus Tiling(ms::RawHostAddr host, ms::HostRunInfoPtr *info) override;
   size_t GetTilingSize() const override { return 64; }
-  std::vector<size_t> GetWorkspaceSize() const override { return {}; }
+  std::vector<size_t> GetWorkspaceSize() const override { return workspaces_; }
   std::string DumpTiling(ms::RawHostAddr) const override { return op_name_; }
   ms::ShapeInfoList InferShape(const ms::ShapeInfoList &inputs) const override { return outputs_shape_; }
   ms::OpType GetOpType() override { return ms::kOpTypeAICore; }
@@ -46,6 +46,7 @@ class InternalKernel : public ms::InternalOp {
  private:
   void add(Op &op, const std::string &what, const ms::ArgImmutableInfo &info, const ms::ShapeInfo &shape) const;
   ms::TilingInfoPtr tiling_;
+  std::vector<size_t> workspaces_;  // of the last tiling: MindSpore asks for them after it
 
  public:
   void SetTilingInfo(const ms::TilingInfoPtr &tiling) override { tiling_ = tiling; }

@@ -8,6 +8,8 @@
 namespace sim {
 namespace {
 
+constexpr uint64_t CORES = 24, CORE_WORKSPACE = (16 << 20) + (256 << 10);  // of a 910B2
+
 enum { QUERY, KEY_CACHE, VALUE_CACHE, TABLE, LENGTHS, QUANT_SCALE, QUANT_OFFSET, MASK, POSITION_BIAS, OUT };
 
 class PagedAttention final : public InternalKernel {
@@ -83,6 +85,10 @@ void PagedAttention::describe(Op &op) const {
   op.require(host.size() == static_cast<size_t>(batch) || (host.empty() && !atb),
              "there are %zu lengths on the host for a batch of %ld: ATB's kernel needs them, and they are found by name, "
              "so the graph's input must be called batch_valid_length", host.size(), long(batch));
+  // What the wheel's library asks for its own kernel (tests/simulator compares them): by the longest sequence that a row
+  // of the table has room for, up to 16,384 tokens, whatever the lengths.
+  const uint64_t each_token = (op[QUERY].type == BFLOAT16 ? 7 : 3) << 10;
+  if (!atb) op.workspace = CORES * (CORE_WORKSPACE + std::min<int64_t>(width * block, 16384) * each_token);
   const float scale = param_.tor;
   op.run([=](const Tensors &t) {
     const auto table = read<int64_t>(t[TABLE]), lengths = read<int64_t>(t[LENGTHS]);

@@ -1,7 +1,8 @@
-// Asks a library of MindSpore's internal kernels what it takes: a question a line, 1 or 0 a line.
+// Asks a library of MindSpore's internal kernels what it takes: a question a line, 1 or 0 and bytes of workspace a line.
 //
 //   dtypes KERNEL COUNT INPUT… OUTPUT…          (numbers of mindspore::internal::DataType; COUNT of them are inputs)
-//   paged RANK HEADS KV_HEADS DIM BLOCK HOST    (rank of the query; whether the lengths are on the host)
+//   paged RANK HEADS KV_HEADS DIM BLOCK HOST [TYPE WIDTH]   (rank of the query; whether the lengths are on the host;
+//                                                            bfloat16; 4 blocks a sequence)
 //   flash LAYOUT SPARSE PRE NEXT DIM MASK LENGTH KEYS   (MASK: a data type)
 //   cache KEY_RANK CACHE_RANK TOKENS            (into 8 blocks of 16)
 //   end
@@ -23,11 +24,15 @@ List infos(std::initializer_list<int> types) {
   return list;
 }
 
+size_t workspace = 0;  // of the last kernel that was asked about
+
 bool takes(InternalOpPtr op, const ShapeInfoList &inputs, const ShapeInfoList &outputs) {
   if (op == nullptr || op->Init() != kInternalOk || op->UpdateShape(inputs, outputs) != kInternalOk) return false;
   std::vector<char> host(op->GetTilingSize() + 4096);
   HostRunInfoPtr info;
-  return op->Tiling(host.data(), &info) == kInternalOk && info != nullptr;
+  if (op->Tiling(host.data(), &info) != kInternalOk || info == nullptr) return false;
+  for (size_t bytes : op->GetWorkspaceSize()) workspace += bytes;
+  return true;
 }
 
 bool dtypes(std::istream &in) {
@@ -48,13 +53,16 @@ bool paged(std::istream &in) {
   param.kv_head_num = kv_heads;
   param.tor = 0.1f;
   if (host) param.kv_seq_len = {5, 7};
-  const int half = kTypeBF16, none = kTypeNone;
+  int half = kTypeBF16;
+  const int none = kTypeNone;
+  int64_t width = 4;
+  if (int type; in >> type >> width) half = type;
   const ShapeInfo query = rank == 2 ? ShapeInfo{BATCH, heads * dim} : ShapeInfo{BATCH, 1, heads * dim};
   const ShapeInfo cache = {8, block, kv_heads, dim};
   return takes(CreatePagedAttentionOp(infos<InputsImmutableInfoList>({half, half, half, kTypeInt32, kTypeInt32, none, none,
                                                                       none, none}),
                                       infos<OutputsImmutableInfoList>({half}), param, kInternalPagedAttentionOpName),
-               {query, cache, cache, {BATCH, 4}, {BATCH}, {}, {}, {}, {}}, {query});
+               {query, cache, cache, {BATCH, width}, {BATCH}, {}, {}, {}, {}}, {query});
 }
 
 bool flash(std::istream &in) {
@@ -100,9 +108,10 @@ int main() {
     std::istringstream in(line);
     std::string question;
     in >> question;
+    workspace = 0;
     bool yes = question == "dtypes" ? dtypes(in) : question == "paged" ? paged(in) : question == "flash" ? flash(in)
                                                                                                       : cache(in);
-    std::cout << "answer " << yes << std::endl;
+    std::cout << "answer " << yes << " " << workspace << std::endl;
   }
   _Exit(0);  // the wheel's library needs a card to be put away
 }

@@ -40,9 +40,16 @@ class Library:
 
     def ask(self, questions, **more):
         """True or False for each line of `questions` (the forms in ask_internal.cc)."""
+        return [taken for taken, _ in self.answers(questions, **more)]
+
+    def workspaces(self, questions):
+        """Bytes of workspace for each line of `questions`."""
+        return [workspace for _, workspace in self.answers(questions)]
+
+    def answers(self, questions, **more):
         result = subprocess.run([self.program], input="\n".join([*questions, "end"]) + "\n", capture_output=True,
                                 text=True, env={**os.environ, **self.variables, **more}, timeout=120)
-        answers = [answer == "1" for answer in re.findall(r"answer ([01])", result.stdout)]
+        answers = [(yes == "1", int(size)) for yes, size in re.findall(r"answer ([01]) (\d+)", result.stdout)]
         assert len(answers) == len(questions), (result.returncode, result.stdout[-2000:], result.stderr[-2000:])
         return answers
 

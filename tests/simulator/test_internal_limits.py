@@ -83,6 +83,14 @@ def test_paged_attention(both, question, taken):
     assert agree(both, [f"paged {question}"]) == {f"paged {question}": taken}
 
 
+def test_workspace_of_paged_attention(both):
+    """24 cores · (16.25 MiB + 7, or in float16 3, KiB a token that a sequence has room for, up to 16,384)."""
+    questions = [f"paged 3 {heads} 8 {dim} {block} 1 {dtype} {width}" for heads, dim in ((8, 64), (32, 128))
+                 for block in (16, 64, 128) for dtype in (FLOAT16, BFLOAT16) for width in (1, 8, 64, 500)]
+    wheel, simulated = (library.workspaces(questions) for library in both)
+    assert wheel == simulated and min(wheel) > 4e8
+
+
 def test_paged_attention_of_atb_takes_two_dimensions(both):
     """ATB's kernel itself is not found without a card: only the simulator is asked."""
     questions = ["paged 2 8 8 128 64 1", "paged 3 8 8 128 64 1", "paged 2 8 8 128 64 0"]

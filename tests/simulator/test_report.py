@@ -42,6 +42,7 @@ def test_steps():
     assert found.copies["device to host"] == (1, 4)
     assert found.synchronisations == 1
     assert found.peak_bytes == 150
+    assert found.update_milliseconds == 2 / 1000
     assert found.milliseconds == (len(step(3)) + 1) / 1000  # one of the two steps allocates or frees on the way
 
 
