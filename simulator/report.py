@@ -34,6 +34,7 @@ class Report:
     unit: str                                   # "step", "token" or "run"
     count: int                                  # how many were seen in the steady state
     milliseconds: float                         # from one's end to the next's
+    update_milliseconds: float                  # of them, from the first AdamW's launch to the last's
     kernels: dict[str, int]                     # launches by name
     layer_forward: dict[str, int]               # of them, a layer's forward by name; empty where no layer is seen
     layer_backward: dict[str, int]
@@ -113,10 +114,12 @@ def report(events: list[Event]) -> Report:
     ends = [u[-1].time for u in units if u]
     gaps = [b - a for a, b in zip(ends[WARM_UP - 1:], ends[WARM_UP:])]
     attention = "PagedAttention" if unit == "token" else "FlashAttention"
+    updates = [event.time for event in middle if "AdamW" in event.name]
     backward = next((name for name in ("FlashAttentionScoreGrad", "FlashAttentionUnpaddingScoreGrad")
                      if any(_is(event.name, name) for event in middle)), "FlashAttentionScoreGrad")
     return Report(
         unit=unit, count=len(steady), milliseconds=statistics.median(gaps) / 1000 if gaps else 0.0,
+        update_milliseconds=(updates[-1] - updates[0]) / 1000 if updates else 0.0,
         kernels=dict(collections.Counter(event.name for event in middle if event.kind == "launch").most_common()),
         layer_forward=layer(middle, attention, "Grad"), layer_backward=layer(middle, backward, "CrossEntropyLoss"),
         copies=copies, synchronisations=sum(event.kind == "synchronize" for event in middle), peak_bytes=peak,
@@ -133,7 +136,9 @@ def text(result: Report) -> str:
         return f"{sum(counts.values())}: " + ", ".join(f"{n} {name}" for name, n in counts.items())
 
     lines = [f"{result.count} {result.unit}s, of each" if result.unit != "run" else "the whole run",
-             f"host time        {result.milliseconds:.1f} ms", f"kernels          {kinds(result.kernels)}"]
+             f"host time        {result.milliseconds:.1f} ms" +
+             (f", {result.update_milliseconds:.1f} of them the update" if result.update_milliseconds else ""),
+             f"kernels          {kinds(result.kernels)}"]
     if result.layer_forward:
         lines.append(f"a layer forward  {kinds(result.layer_forward)}")
     if result.layer_backward:

@@ -178,7 +178,7 @@ void launch_nothing(void *stream, const Op &op, const Tensors &tensors) {
 
 void launch(void *stream, const Op &op, const Tensors &tensors) {
   if (!op.work) fail("%s was planned without work", op.name.c_str());
-  if (operators_do_nothing()) return launch_nothing(stream, op, tensors);
+  if (does_nothing(op.name)) return launch_nothing(stream, op, tensors);
   launch_named(stream, op.name, op.details(), tensors, op.names, op.work);
 }
 

@@ -8,6 +8,7 @@
 #include <mutex>
 #include <random>
 #include <set>
+#include <sstream>
 #include <thread>
 #include <utility>
 
@@ -111,8 +112,22 @@ Stream *get(void *stream) {
 }  // namespace
 
 bool operators_do_nothing() {
-  static const bool nothing = flag("SIM_OPERATORS", "none");
-  return nothing;
+  static const bool set = getenv("SIM_OPERATORS") != nullptr && !flag("SIM_OPERATORS", "");
+  return set;
+}
+
+bool does_nothing(const std::string &name) {
+  if (!operators_do_nothing()) return false;
+  static const std::vector<std::string> working = [] {
+    std::vector<std::string> names;
+    std::stringstream list(getenv("SIM_OPERATORS"));
+    for (std::string one; std::getline(list, one, ',');)
+      if (one != "none") names.push_back(one);
+    return names;
+  }();
+  for (const std::string &one : working)
+    if (name.find(one) != std::string::npos) return false;
+  return true;
 }
 
 void *default_stream() {
@@ -199,7 +214,7 @@ bool is_idle(void *handle) {
 
 void launch(void *stream, const std::string &what, const std::string &details, std::function<void()> work) {
   log::event("launch", get(stream), what, 0, details);
-  if (operators_do_nothing()) return;
+  if (does_nothing(what)) return;
   enqueue(stream, {what, std::move(work)});
 }
 

@@ -3,7 +3,8 @@
 // Work of one stream runs in order; between streams nothing is in order but by events and synchronisation. With
 // SIM_DELAY=seed a stream waits a random, reproducible while before each task, so that a missing event or
 // synchronisation shows as wrong numbers. With SIM_BLOCKING=1 every call waits for its work, so that an error comes from
-// the call that made it. With SIM_OPERATORS=none operators do nothing: what is left is the host's time.
+// the call that made it. With SIM_OPERATORS=none operators do nothing: what is left is the host's time. With
+// SIM_OPERATORS=AdamW,Cast only those do their work whose names hold one of these.
 #pragma once
 #include <functional>
 #include <memory>
@@ -29,7 +30,8 @@ bool is_idle(void *stream);
 int stream_number(const void *stream);
 void *default_stream();                // what a null stream means
 std::vector<void *> all_streams();
-bool operators_do_nothing();           // SIM_OPERATORS=none
+bool operators_do_nothing();           // SIM_OPERATORS is set: most of them
+bool does_nothing(const std::string &operator_name);
 
 // While `into` is not null, what is queued goes there instead. Gives back what was before.
 std::vector<Task> *capture(void *stream, std::vector<Task> *into);
