@@ -3,8 +3,8 @@
     python -m tests.mutation --count 300 --seed 17 --results build/mutants.jsonl
 
 A fault is a swapped comparison, sum, product or connective, a condition turned round, a number one larger. They are drawn
-at random from the folders of `FOLDERS`, each is put into a copy of the project, and the test files that name the module
-are run there until the first failure. What nothing notices is printed at the end; tests/mutation.md says of those found
+at random from the folders of `FOLDERS`, each is put into a copy of the project, and the test files of the module and of its
+folder are run there until the first failure. What nothing notices is printed at the end; tests/mutation.md says of those found
 so far why they are let be. The same seed draws the same faults while the code stays as it is. Results are kept as they
 come, and the same command goes on where it was broken off.
 """
@@ -28,7 +28,7 @@ SWAPS = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast
          ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Add: ast.Sub, ast.Sub: ast.Add,
          ast.Mult: ast.FloorDiv, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult, ast.And: ast.Or, ast.Or: ast.And}
 TIMEOUT = 600  # seconds; a fault that makes the tests hang has been noticed
-MOST_FILES = 6  # test files a module is judged by, those named like it first
+MOST_FILES = 10  # test files a module is judged by, those named like it first
 
 
 def places(tree):
@@ -68,14 +68,14 @@ def mutate(source, number):
 
 
 def test_files(module):
-    """The test files that name a module (a path below the project), those with its own name first."""
+    """The test files of a module (a path below the project): those of its name, those that import it, its folder's."""
     dotted = module.with_suffix("").as_posix().replace("/", ".")
     package, _, name = dotted.rpartition(".")
     words = (f"{dotted} ", f"{dotted}\n", f"from {package} import {name}", f"{dotted}.")
     found = [path for path in sorted((ROOT / "tests").rglob("test_*.py"))
              if "distributed" not in path.parts and any(word in path.read_text(encoding="utf-8") for word in words)]
     own = [path for path in sorted((ROOT / "tests" / module.parts[1]).rglob("test_*.py")) if name in path.stem]
-    near = sorted((ROOT / "tests" / module.parts[1]).rglob("test_*.py")) if not own + found else []
+    near = sorted((ROOT / "tests" / module.parts[1]).rglob("test_*.py"))
     return list(dict.fromkeys([*own, *found, *near]))[:MOST_FILES]
 
 
