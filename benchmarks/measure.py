@@ -114,7 +114,7 @@ def use_memory(size):
     """In a child: write to ``size`` bytes of memory, or to half of what is available where that is less."""
     import numpy as np
 
-    from telechat.generation.room import available_bytes
+    from telechat.memory_check import available_bytes
 
     np.ones(min(size, (available_bytes() or size) // 2), np.uint8)
     return {}

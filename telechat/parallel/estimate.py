@@ -24,8 +24,8 @@ _SCORES, _HIDDEN, _INNER = 4, 12, 10
 _CASTS = 4
 _LOGIT_COPIES = 3  # likewise of the head's graph, as multiples of a chunk of float32 logits
 # Of a CPU process that trains a negligible model: MindSpore, its compiler, the graphs' code, and what tools/train.py
-# draws curves and asks questions with. Measured: 746 MB, of which the last takes 200.
-FRAMEWORK = 700_000_000
+# draws curves and asks questions with. Measured: 530 MB of the steps alone, 620 with curves, 746 with questions.
+FRAMEWORK = 650_000_000
 
 
 @dataclasses.dataclass(frozen=True)

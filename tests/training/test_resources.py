@@ -53,7 +53,7 @@ def test_a_run_that_does_not_fit_into_memory_is_refused_with_what_helps(run_conf
     TrainingRun(run_config)
     monkeypatch.setattr(resources, "available_bytes", lambda: peak - 1)
     monkeypatch.setattr(TeleChat, "from_pretrained", lambda *_: pytest.fail("weights are read"))
-    with pytest.raises(InputError, match=r"^training needs about 0\.\d+ GB of memory \(framework 0\.7.*\), and 0\.\d+ GB are "
+    with pytest.raises(InputError, match=r"^training needs about 0\.\d+ GB of memory \(framework 0\.65.*\), and 0\.\d+ GB are "
                                          "available: raise micro_batches or lower batch_size and set "
                                          "parallel.recompute=true and preprocess with a smaller --max_length, or give "
                                          "--ignore_memory"):

@@ -77,7 +77,7 @@ USES = [
     *[("convert", ["torch-to-ms", "--torch_path", "{" + name + "}", "--mindspore_path", "{out}"], [f"error: {{{name}}}{said}"])
       for name, said in [
           ("adapter", " is a LoRA adapter (PEFT), the changes to a model and not the model; merge it into its base model first "
-                      "(in PEFT: merge_and_unload, then save_pretrained) and give that directory"),
+                      "(tools/convert.py merge-lora), or give it with --lora beside the base model"),
           ("gguf", " holds GGUF weights (of llama.cpp), q4.gguf; give the directory of the published weights (.bin or "
                    ".safetensors), which GGUF was made from"),
           ("llama", "/config.json is of another model family (llama), not of TeleChat; give the directory of a TeleChat-1, "
