@@ -26,8 +26,8 @@ def flash_attention(query, key, value, scale, layout, mask=None, sparse_mode=0, 
         key, value (Tensor): likewise with m heads; n a multiple of m.
         scale (float): multiplied into the scores.
         layout (str): one of `LAYOUTS`.
-        mask (Tensor): uint8 or bool, 1 hides. With sparse_mode 0 (B or 1, n or 1, S, T) or (S, T); with
-            2 and 3 (causal from the upper left, from the lower right) `causal_mask_tensor`.
+        mask (Tensor): uint8 or bool, 1 hides. With sparse_mode 0 (B or 1, 1, S, T), (B, n, S, T) or (S, T);
+            with 2 and 3 (causal from the upper left, from the lower right) `causal_mask_tensor`.
         sparse_mode (int): 0, 2 or 3.
         real_shift (Tensor): query's dtype, (B or 1, n, S, T), or its last 1024 rows in a causal
             sequence that is longer. Not in "TND": there its shape would follow the longest document.
@@ -129,7 +129,7 @@ def check_mask(mask, dtype, sparse_mode, query, key, layout):
                             f"not {None if mask is None else tuple(mask)}")
     elif mask is not None:
         batch, heads, rows, columns = query[0], heads_of(query, layout), _length(query, layout), _length(key, layout)
-        fitting = [(rows, columns), *((b, h, rows, columns) for b in (1, batch) for h in (1, heads))]
+        fitting = [(rows, columns), *((*axes, rows, columns) for axes in ((1, 1), (batch, 1), (batch, heads)))]
         if tuple(mask) not in fitting:
             _refuse("mask", f"must have shape {(rows, columns)} or {(batch, 1, rows, columns)}, not {tuple(mask)}")
 
