@@ -33,6 +33,20 @@ class Counts:
     values: list
 
 
+@dataclasses.dataclass
+class Items:
+    """HcclSendRecvItem for each (0 to send or 1 to receive, float32 array or `Out`, peer)."""
+
+    values: list
+
+
+class Item(ctypes.Structure):
+    """HcclSendRecvItem."""
+
+    _fields_ = [("kind", ctypes.c_int32), ("data", ctypes.c_void_p), ("count", ctypes.c_uint64),
+                ("type", ctypes.c_int32), ("peer", ctypes.c_uint32)]
+
+
 class Card:
     """The library in this process, with a stream and a communicator."""
 
@@ -57,15 +71,25 @@ class Card:
             self.check(self.library.aclrtMemcpy(address, size, ctypes.c_void_p(array.ctypes.data), size, 1))
         return address
 
+    def memory(self, argument, brought_back):
+        """The device address of an array or `Out`, and how many elements are there."""
+        if isinstance(argument, np.ndarray):
+            return self.device(argument), argument.size
+        array = np.zeros(argument.shape, argument.dtype.replace("bfloat16", "uint16"))
+        brought_back.append((self.device(array), array))
+        return brought_back[-1][0], array.size
+
     def call(self, name, arguments):
         given, brought_back = [], []
         for argument in arguments:
-            if isinstance(argument, Out):
-                array = np.zeros(argument.shape, argument.dtype.replace("bfloat16", "uint16"))
-                given.append(self.device(array))
-                brought_back.append((given[-1], array))
-            elif isinstance(argument, np.ndarray):
-                given.append(self.device(argument))
+            if isinstance(argument, (Out, np.ndarray)):
+                given.append(self.memory(argument, brought_back)[0])
+            elif isinstance(argument, Items):
+                items = (Item * len(argument.values))()
+                for item, (kind, array, peer) in zip(items, argument.values):
+                    address, count = self.memory(array, brought_back)
+                    item.kind, item.data, item.count, item.type, item.peer = kind, address.value, count, 4, peer
+                given += [items, ctypes.c_uint32(len(items))]
             elif isinstance(argument, Counts):
                 given.append((ctypes.c_uint64 * len(argument.values))(*argument.values))
             else:

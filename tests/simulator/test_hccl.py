@@ -17,7 +17,7 @@ if unavailable():
     pytest.skip(unavailable(), allow_module_level=True)
 
 from tests.conftest import ROOT  # noqa: E402
-from tests.simulator.run_hccl import TYPES, Counts, Out  # noqa: E402
+from tests.simulator.run_hccl import TYPES, Counts, Items, Out  # noqa: E402
 
 SUM, PROD, MAX, MIN = range(4)
 REDUCTIONS = {SUM: np.sum, PROD: np.prod, MAX: np.max, MIN: np.min}
@@ -125,6 +125,22 @@ def test_broadcast_and_point_to_point(tmp_path):
     answers = run(tmp_path, steps)
     assert np.array_equal(answers[0][0][0], x + 1) and np.array_equal(answers[2][0][0], x + 1)
     assert np.array_equal(answers[2][1][0], x) and np.array_equal(answers[1][2][0], x + 7)
+
+
+def test_sends_and_receives_in_a_batch_have_no_order(tmp_path):
+    """Each rank sends rank · 10 + peer to each other, all before they receive."""
+    def items(rank):
+        peers = [peer for peer in range(SIZE) if peer != rank]
+        return Items([(0, np.full(4, 10 * rank + peer, np.float32), peer) for peer in peers]
+                     + [(1, Out((4,), "float32"), peer) for peer in reversed(peers)])
+
+    twice = Items([(0, np.zeros(4, np.float32), 1)] * 2)
+    answers = run(tmp_path, [[("HcclBatchSendRecv", (items(rank),)) for rank in range(SIZE)],
+                             [("HcclBatchSendRecv", (twice,)), None, None]])
+    for rank in range(SIZE):
+        peers = reversed([peer for peer in range(SIZE) if peer != rank])
+        assert [array.tolist() for array in answers[rank][0]] == [[10 * peer + rank] * 4 for peer in peers]
+    assert "two items of one direction for rank 1" in answers[0][1]
 
 
 FLOAT = TYPES["float32"]
