@@ -5,6 +5,7 @@
 """
 
 import importlib.metadata
+import itertools
 import os
 import pathlib
 import platform
@@ -26,7 +27,7 @@ def main(argv=None):
     parser.add_argument("--kernels", choices=("ascend", "cpu", "portable"), help="default: what the device has")
     parser.add_argument("--first-hour", action="store_true",
                         help="try more, in some minutes, several cards too, and write it to --report")
-    parser.add_argument("--report", type=path_argument, default="first_hour.txt", help="where --first-hour writes; default: first_hour.txt")
+    parser.add_argument("--report", type=path_argument, default="first_hour.txt", help="where --first-hour writes")
     parser.add_argument("--length", type=int, default=2048, help="tokens of the long sequences of --first-hour")
     arguments = parser.parse_args(argv)
     if arguments.first_hour:
@@ -89,7 +90,7 @@ def first_hour(arguments):
         with open(arguments.report, "w", encoding="utf-8") as file:
             head = (f"telechat's first hour on {machine['device']}; CANN {cann_version()}; {versions}",
                     f"python {platform.python_version()} on {platform.system()} {platform.machine()}")
-            for line in (*head, *steps.run()):
+            for line in itertools.chain(head, steps.run()):
                 print(line, flush=True)
                 print(line, file=file, flush=True)
             for problem in steps.problems:
