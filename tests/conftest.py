@@ -15,6 +15,19 @@ SHARED = ROOT.parent / "shared"
 MODELS = ("telechat_7b", "telechat_12b", "telechat_52b", "telechat2", "telechat2_mha", "telechat3")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--portable", action="store_true", help="models that this process makes have no operators for CPUs")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def portable_kernels(request):
+    """With --portable the choice of kernels is what it is where there is no C++ compiler."""
+    if request.config.getoption("--portable"):
+        from telechat.nn import kernels
+
+        kernels.cpu_obstacle = lambda dtype: "the tests were given --portable"
+
+
 @pytest.fixture(scope="session")
 def shared():
     """The folder of reference material beside the project; the test is skipped where it is absent."""

@@ -67,31 +67,31 @@ def mutate(source, number):
     return ast.unparse(tree), f"line {node.lineno}: {before[:60]} → {ast.unparse(getattr(node, 'test', node))[:60]}"
 
 
-def test_files(module):
+def test_files(root, module):
     """The test files of a module (a path below the project): those of its name, those that import it, its folder's."""
     dotted = module.with_suffix("").as_posix().replace("/", ".")
     package, _, name = dotted.rpartition(".")
     words = (f"{dotted} ", f"{dotted}\n", f"from {package} import {name}", f"{dotted}.")
-    found = [path for path in sorted((ROOT / "tests").rglob("test_*.py"))
+    found = [path for path in sorted((root / "tests").rglob("test_*.py"))
              if "distributed" not in path.parts and any(word in path.read_text(encoding="utf-8") for word in words)]
-    own = [path for path in sorted((ROOT / "tests" / module.parts[1]).rglob("test_*.py")) if name in path.stem]
-    near = sorted((ROOT / "tests" / module.parts[1]).rglob("test_*.py"))
+    own = [path for path in sorted((root / "tests" / module.parts[1]).rglob("test_*.py")) if name in path.stem]
+    near = sorted((root / "tests" / module.parts[1]).rglob("test_*.py"))
     return list(dict.fromkeys([*own, *found, *near]))[:MOST_FILES]
 
 
-def draw(count, seed, folders):
-    """(module, place) of the faults, at random and without repetition."""
+def draw(root, count, seed, folders):
+    """(module, place) of the faults in the project at ``root``, at random and without repetition."""
     every = []
     for folder in folders:
-        for path in sorted((ROOT / "telechat" / folder).rglob("*.py")):
+        for path in sorted((root / "telechat" / folder).rglob("*.py")):
             number = sum(1 for _ in places(ast.parse(path.read_text(encoding="utf-8"))))
-            every += [(path.relative_to(ROOT), place) for place in range(number)]
+            every += [(path.relative_to(root), place) for place in range(number)]
     return random.Random(seed).sample(every, min(count, len(every)))
 
 
 def is_noticed(copied, module):
     """Whether the tests of the project's copy fail."""
-    files = [str(path.relative_to(ROOT)) for path in test_files(module)]
+    files = [str(path.relative_to(copied)) for path in test_files(copied, module)]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files]
     try:
         done = subprocess.run(command, cwd=copied, env={**os.environ, "PYTHONPATH": str(copied)}, timeout=TIMEOUT,
@@ -121,8 +121,9 @@ def main():
         shutil.copytree(ROOT, copied, ignore=shutil.ignore_patterns(".git", ".venv", "build", "demo", "__pycache__"))
         if (ROOT.parent / "shared").is_dir():
             (copied.parent / "shared").symlink_to(ROOT.parent / "shared")
-        for module, place in draw(arguments.count, arguments.seed, arguments.folders):
-            source = (ROOT / module).read_text(encoding="utf-8")
+        # From the copy: what is edited in the project meanwhile belongs to another run.
+        for module, place in draw(copied, arguments.count, arguments.seed, arguments.folders):
+            source = (copied / module).read_text(encoding="utf-8")
             changed, what = mutate(source, place)
             record = known.get((str(module), what))
             if record is None:

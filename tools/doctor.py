@@ -1,9 +1,11 @@
 """Say what this machine has, which kernels a model will use on it, and whether they compute right.
 
     python tools/doctor.py [--dtype bfloat16]
+    python tools/doctor.py --first-hour        all that is worth knowing of a new card, in a report to send in
 """
 
 import importlib.metadata
+import itertools
 import os
 import pathlib
 import platform
@@ -11,7 +13,7 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from telechat.cli import ArgumentParser, run  # noqa: E402
+from telechat.cli import ArgumentParser, path_argument, run  # noqa: E402
 from telechat.errors import InputError  # noqa: E402
 from telechat.version import check_mindspore  # noqa: E402
 
@@ -23,7 +25,13 @@ def main(argv=None):
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"),
                         help="default: bfloat16, on a CPU float32")
     parser.add_argument("--kernels", choices=("ascend", "cpu", "portable"), help="default: what the device has")
+    parser.add_argument("--first-hour", action="store_true",
+                        help="try more, in some minutes, several cards too, and write it to --report")
+    parser.add_argument("--report", type=path_argument, default="first_hour.txt", help="where --first-hour writes")
+    parser.add_argument("--length", type=int, default=2048, help="tokens of the long sequences of --first-hour")
     arguments = parser.parse_args(argv)
+    if arguments.first_hour:
+        return first_hour(arguments)
 
     problems = []
     print(f"python      {platform.python_version()} on {platform.system()} {platform.machine()}")
@@ -53,32 +61,76 @@ def main(argv=None):
     print(f"kernels     {kernels.describe()}; weights {dtype}, computing in {str(kernels.dtype).lower()}")
     kernels.require_device()
     print("self-test   largest error of results and gradients, of their largest value")
-    for name, error, gradient_error, allowed in check_kernels(kernels):
-        good = error <= allowed and gradient_error <= allowed
-        print(f"  {name:10} {error:.1e} {gradient_error:.1e} {'good' if good else 'WRONG'}", flush=True)
-        if not good:
-            problems.append(f"{name} is off by {max(error, gradient_error):.1e}, allowed is {allowed:.0e}")
-    try_model(TeleChat(config, dtype, kernels=arguments.kernels), dtype, problems)
+    # A card's operations choose among kernels by the heads' size: those of 7B and 12B.
+    for dim, length in ((16, 16),) if on_cpu() else ((128, 256), (160, 256)):
+        for name, error, gradient_error, allowed in check_kernels(kernels, dim, length):
+            good = error <= allowed and gradient_error <= allowed
+            heads = "" if on_cpu() else f"heads of {dim} "
+            print(f"  {heads}{name:10} {error:.1e} {gradient_error:.1e} {'good' if good else 'WRONG'}", flush=True)
+            if not good:
+                problems.append(f"{heads}{name} is off by {max(error, gradient_error):.1e}, allowed is {allowed:.0e}")
+    model = TeleChat(config, dtype, kernels=arguments.kernels)
+    try_training(model, dtype, problems)
+    if on_cpu():
+        try_generation(model, dtype, problems)
+    else:
+        try_generation_alone(dtype, problems)
     return verdict(problems)
 
 
-def try_model(model, dtype, problems):
-    """A tiny model learns one batch in a few steps, and answers through its cache what it computes without."""
+def first_hour(arguments):
+    """`FirstHour`, printed and written to a file as it comes."""
+    from telechat.diagnosis.first_hour import FirstHour
+    from telechat.diagnosis.probe import run_probe
+
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
+    machine = run_probe("machine")
+    steps = FirstHour(arguments.length, machine["cards"])
+    try:
+        with open(arguments.report, "w", encoding="utf-8") as file:
+            head = (f"telechat's first hour on {machine['device']}; CANN {cann_version()}; {versions}",
+                    f"python {platform.python_version()} on {platform.system()} {platform.machine()}")
+            for line in itertools.chain(head, steps.run()):
+                print(line, flush=True)
+                print(line, file=file, flush=True)
+            for problem in steps.problems:
+                print(f"WRONG: {problem}", file=file)
+    except OSError as error:
+        raise InputError(f"--report {arguments.report} cannot be written: {error.strerror}") from None
+    print(f"report      {arguments.report}")
+    return verdict(steps.problems)
+
+
+def try_training(model, dtype, problems):
+    """A tiny model learns one batch in a few steps; where its weights are, and whether updates arrive, is checked."""
     import numpy as np
 
-    from telechat.generation.generator import Generator
-    from telechat.generation.sampling import SamplingParams
     from telechat.training.train_config import TrainConfig
     from telechat.training.trainer import Trainer
+    from telechat.training.update_check import UpdateLost
 
     ids = np.random.default_rng(0).integers(4, 256, (2, 33))
-    trainer = Trainer(model, TrainConfig(learning_rate=1e-2, lr_schedule="constant", total_steps=5, dtype=dtype))
-    losses = [trainer.train_step(ids, ids).loss for _ in range(5)]
+    try:
+        trainer = Trainer(model, TrainConfig(learning_rate=1e-2, lr_schedule="constant", total_steps=5, dtype=dtype))
+        losses = [trainer.train_step(ids, ids).loss for _ in range(5)]
+    except (InputError, UpdateLost) as error:
+        print("  training   WRONG", flush=True)
+        problems.append(str(error))
+        return
     good = np.isfinite(losses).all() and losses[-1] < losses[0]
     print(f"  training   loss {losses[0]:.3f} to {losses[-1]:.3f} in 5 steps {'good' if good else 'WRONG'}", flush=True)
     if not good:
         problems.append(f"the loss of five steps on one batch went from {losses[0]:.3f} to {losses[-1]:.3f}")
-    prompt = ids[0, :8].tolist()
+
+
+def try_generation(model, dtype, problems):
+    """A tiny model answers through its cache what it computes without."""
+    import numpy as np
+
+    from telechat.generation.generator import Generator
+    from telechat.generation.sampling import SamplingParams
+
+    prompt = np.random.default_rng(0).integers(4, 256, 8).tolist()
     answer = Generator(model, max_length=32).generate([prompt], SamplingParams(8))[0]
     logits = model(np.array([prompt + answer])).asnumpy()[0, len(prompt) - 1:-1]
     # What was chosen may differ from the best by the dtype's rounding, not by more.
@@ -87,6 +139,26 @@ def try_model(model, dtype, problems):
     print(f"  generation {len(answer)} tokens through the cache {'good' if good else 'WRONG'}")
     if not good:
         problems.append("generation through the cache differs from the model without it")
+
+
+def try_generation_alone(dtype, problems):
+    """The same on a card, in a process of its own: MindSpore's kernels for decoding stay on once they are."""
+    from telechat.diagnosis.probe import run_probe
+
+    for dim in (128, 160):
+        try:
+            found = run_probe("generation", dtype, dim)
+        except InputError as error:
+            print(f"  generation, heads of {dim} WRONG", flush=True)
+            problems.append(str(error))
+            continue
+        paged = dtype == "float32" or "PagedAttention" in found["kernels"]
+        good = paged and max(found["short"]) < (1e-4 if dtype == "float32" else 0.05)
+        print(f"  generation, heads of {dim}, two lengths of prompts {'good' if good else 'WRONG'}", flush=True)
+        if not paged:
+            problems.append(f"decoding with heads of {dim} does not use PagedAttention: {found['kernels']}")
+        elif not good:
+            problems.append(f"generation through the cache with heads of {dim} differs from the model without it")
 
 
 def cann_version():

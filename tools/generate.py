@@ -42,7 +42,8 @@ def main(argv=None):
         check_inference_memory(config, arguments.dtype, lower, arguments.ignore_memory,
                                **cache_shape(arguments, settings, questions, max_length))
     # Under msrun every process computes; the first one reads and prints.
-    model, world = load_for_inference(arguments.load_checkpoint, arguments.dtype, arguments.lora)
+    model, world = load_for_inference(arguments.load_checkpoint, arguments.dtype, arguments.lora,
+                                      False if arguments.no_paged_attention else None)
     terminal = Terminal(world)
     status = 0
     generator = Generator(model, max_length, batch_size)
@@ -101,6 +102,8 @@ def parse_arguments(argv):
     parser.add_argument("--seed", type=int, help="of the random draws")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32",
                         help="of the weights in memory; bfloat16 on Ascend")
+    parser.add_argument("--no_paged_attention", action="store_true",
+                        help="on Ascend: decode on a plain cache, by portable operations")
     parser.add_argument("--ignore_memory", action="store_true", help="start though memory does not seem to suffice")
     return parser.parse_args(argv)
 

@@ -54,7 +54,8 @@ def main(argv=None):
                            arguments.ignore_memory, prompt=max_length, slots=slots, length=max_length, logits=slots)
     lead = process_count() == 1 or os.environ.get("RANK_ID", "0") == "0"
     http = HttpServer(arguments.host, arguments.port) if lead and os.environ.get("MS_ROLE") != "MS_SCHED" else None
-    model, world = load_for_inference(arguments.load_checkpoint, arguments.dtype, arguments.lora)
+    model, world = load_for_inference(arguments.load_checkpoint, arguments.dtype, arguments.lora,
+                                      False if arguments.no_paged_attention else None)
     engine = Engine(model, max_length)
     width = FLOAT32 if on_cpu() or arguments.dtype == "float32" else 2
     cache = cache_bytes(config, slots, max_length, width, process_count())
@@ -128,6 +129,8 @@ def parse_arguments(argv):
                              "of the first question")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32",
                         help="of the weights in memory; bfloat16 on Ascend")
+    parser.add_argument("--no_paged_attention", action="store_true",
+                        help="on Ascend: decode on a plain cache, by portable operations")
     parser.add_argument("--ignore_memory", action="store_true", help="start though memory does not seem to suffice")
     arguments = parser.parse_args(argv)
     arguments.key_shows = bool(arguments.api_key)

@@ -2,7 +2,7 @@
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, ops
+from mindspore import Tensor, nn, ops
 
 TOLERANCE = {ms.float32: 1e-4, ms.float16: 1e-2, ms.bfloat16: 5e-2}  # of the largest value
 _STEP = 1e-5  # of the finite differences
@@ -11,20 +11,42 @@ _STEP = 1e-5  # of the finite differences
 class _Case:
     """A kernel, its formula, and inputs."""
 
-    def __init__(self, name, formula, call, *arrays):
+    def __init__(self, name, formula, call, *arrays, tables=None):
         self.name = name
         self.formula = formula
-        self.call = call
+        self.call = call  # kernels, the tables and the inputs → the result
         self.arrays = arrays
+        self.tables = tables  # kernels → what the call is given besides the inputs, made outside the graph
 
 
-def _cases():
+class _Compiled(nn.Cell):
+    """A case as a compiled graph, and its gradient."""
+
+    def __init__(self, call, kernels, tables):
+        super().__init__()
+        self.call, self.kernels, self.tables = call, kernels, tables
+        self.gradient = ops.GradOperation(get_all=True, sens_param=True)
+
+    def apply(self, *inputs):
+        return self.call(self.kernels, self.tables, *inputs)
+
+    @ms.jit
+    def construct(self, *inputs):
+        return self.apply(*inputs)
+
+    @ms.jit
+    def backward(self, dresult, *inputs):
+        return self.gradient(self.apply)(*inputs, dresult)
+
+
+def _cases(dim, length):
     random = np.random.default_rng(0)
+    scale = dim ** -0.5
 
     def draw(*shape):
         return random.standard_normal(shape).astype(np.float32)
 
-    heads, length, dim = 2, 16, 16
+    heads = 2
     angles = draw(length, dim // 2).astype(np.float64)
     cos, sin = (np.tile(function(angles), (1, 2)).astype(np.float32) for function in (np.cos, np.sin))
 
@@ -44,27 +66,39 @@ def _cases():
 
     def attend(query, key, value):
         query, key, value = map(split, (query, key, value))
-        scores = np.einsum("qhd,khd->hqk", query, key) / 4 + np.where(np.tri(length), 0, -np.inf)
+        scores = np.einsum("qhd,khd->hqk", query, key) * scale + np.where(np.tri(length), 0, -np.inf)
         weights = np.exp(scores - scores.max(-1, keepdims=True))
         weights /= weights.sum(-1, keepdims=True)
         return np.einsum("hqk,khd->qhd", weights, value).reshape(length, -1)
 
-    def call_rotate(kernels, x):
-        tables = (kernels.rotary_tensor(table[None, None]) for table in (cos, sin))
+    def rotary_tables(kernels):
+        return tuple(kernels.rotary_tensor(table[None, None]) for table in (cos, sin))
+
+    def call_rotate(kernels, tables, x):
         return kernels.merge_heads(kernels.rotate(kernels.split_heads(x, length, dim), *tables))
 
-    def call_attend(kernels, *parts):
-        visible = kernels.attention_tensors(_Shape(heads), length)
-        parts = [kernels.split_heads(part, length, dim) for part in parts]
-        return kernels.merge_heads(kernels.attention(*parts, *visible, 0.25))
+    def call_attend(kernels, visible, query, key, value):
+        query, key = kernels.split_heads(query, length, dim), kernels.split_heads(key, length, dim)
+        attended = kernels.attention(query, key, kernels.split_heads(value, length, dim), *visible, scale)
+        return kernels.merge_heads(attended)
+
+    def call_product(kernels, _, x, weight):
+        return kernels.linear(x, weight)
+
+    def call_norm(kernels, _, x, weight):
+        return kernels.rms_norm(x, weight, 1e-5)
+
+    def call_swiglu(kernels, _, gate, up):
+        return kernels.swiglu(gate, up)
 
     size = (length, heads * dim)
     return [
-        _Case("product", lambda x, w: x @ w.T, lambda kernels, x, w: kernels.linear(x, w), draw(*size), draw(24, 32)),
-        _Case("norm", norm, lambda kernels, x, w: kernels.rms_norm(x, w, 1e-5), draw(*size), draw(32)),
-        _Case("SwiGLU", swiglu, lambda kernels, g, u: kernels.swiglu(g, u), draw(*size), draw(*size)),
-        _Case("rotation", rotate, call_rotate, draw(*size)),
-        _Case("attention", attend, call_attend, draw(*size), draw(*size), draw(*size)),
+        _Case("product", lambda x, w: x @ w.T, call_product, draw(*size), draw(24, size[1])),
+        _Case("norm", norm, call_norm, draw(*size), draw(size[1])),
+        _Case("SwiGLU", swiglu, call_swiglu, draw(*size), draw(*size)),
+        _Case("rotation", rotate, call_rotate, draw(*size), tables=rotary_tables),
+        _Case("attention", attend, call_attend, draw(*size), draw(*size), draw(*size),
+              tables=lambda kernels: kernels.attention_tensors(_Shape(heads), length)),
     ]
 
 
@@ -77,15 +111,15 @@ class _Shape:
         self.n_head = heads
 
 
-def check_kernels(kernels):
-    """Try each kernel of `Kernels`.
+def check_kernels(kernels, dim=16, length=16):
+    """Try each kernel of `Kernels` inside a compiled graph, with heads of size ``dim`` over ``length`` tokens.
 
     Yields:
         (name, error of the result, error of the gradients, allowed): errors relative to the largest
         value; the gradients' along one direction, against central differences of the formula.
     """
     random = np.random.default_rng(1)
-    for case in _cases():
+    for case in _cases(dim, length):
         # The inputs as the kernel sees them, rounded to its dtype.
         tensors = [Tensor(array).astype(kernels.dtype) for array in case.arrays]
         arrays = [tensor.astype(ms.float32).asnumpy().astype(np.float64) for tensor in tensors]
@@ -93,12 +127,10 @@ def check_kernels(kernels):
         weights = Tensor(random.standard_normal(expected.shape).astype(np.float32)).astype(kernels.dtype)
         factors = weights.astype(ms.float32).asnumpy().astype(np.float64)
 
-        def function(*inputs, call=case.call):
-            return call(kernels, *inputs)
-
-        result = function(*tensors).astype(ms.float32).asnumpy()
+        compiled = _Compiled(case.call, kernels, None if case.tables is None else case.tables(kernels))
+        result = compiled(*tensors).astype(ms.float32).asnumpy()
         error = np.abs(result - expected).max() / np.abs(expected).max()
-        gradients = ops.GradOperation(get_all=True, sens_param=True)(function)(*tensors, weights)
+        gradients = compiled.backward(weights, *tensors)
         worst = 0.0
         for place, gradient in enumerate(gradients):
             direction = random.standard_normal(arrays[place].shape)

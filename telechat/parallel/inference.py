@@ -69,7 +69,7 @@ class TensorParallelModel(nn.Cell):
         return logits if self.config.logits_scale == 1 else logits * self.config.logits_scale
 
 
-def load_tensor_parallel(directory, dtype, mesh, parallel, kernels=None, lora=None):
+def load_tensor_parallel(directory, dtype, mesh, parallel, kernels=None, lora=None, use_paged_attention=None):
     """Read this rank's part of a checkpoint directory, the adapter of the directory ``lora`` added.
 
     Raises:
@@ -79,13 +79,14 @@ def load_tensor_parallel(directory, dtype, mesh, parallel, kernels=None, lora=No
     check_mesh(config, parallel)
     reader = open_checkpoint(directory, lora)
     reader.check(parameter_shapes(config))
-    return TensorParallelModel(build_stage(config, dtype, mesh, parallel, reader.read, kernels), mesh.tensor)
+    stage = build_stage(config, dtype, mesh, parallel, reader.read, kernels, use_paged_attention=use_paged_attention)
+    return TensorParallelModel(stage, mesh.tensor)
 
 
-def load_for_inference(directory, dtype, lora=None):
+def load_for_inference(directory, dtype, lora=None, use_paged_attention=None):
     """The whole model, or under msrun this process's part of it; to be called once, before anything is computed.
 
-    lora: directory of an adapter that is added to the weights; None.
+    lora: directory of an adapter that is added to the weights; None. use_paged_attention: of `choose_kernels`.
     Where there are several, each says on stderr, and so in its log, where its place in the mesh is.
 
     Returns:
@@ -101,6 +102,8 @@ def load_for_inference(directory, dtype, lora=None):
     parallel = ParallelConfig(tensor=process_count())
     mesh = Mesh.create(parallel)
     if mesh.world.size == 1:
-        return TeleChat.from_pretrained(directory, dtype, lora=lora), mesh.world
+        return TeleChat.from_pretrained(directory, dtype, lora=lora, use_paged_attention=use_paged_attention), mesh.world
     print(mesh.describe(), file=sys.stderr, flush=True)  # the first one's output is the answer's alone
-    return together(lambda: load_tensor_parallel(directory, dtype, mesh, parallel, lora=lora), mesh.world), mesh.world
+    model = together(lambda: load_tensor_parallel(directory, dtype, mesh, parallel, lora=lora,
+                                                  use_paged_attention=use_paged_attention), mesh.world)
+    return model, mesh.world

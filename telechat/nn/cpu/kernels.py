@@ -5,8 +5,9 @@ import numpy as np
 from mindspore import Tensor
 
 from telechat.nn.alibi import alibi_slopes
+from telechat.nn.cpu.build import default_threads, load_library
 from telechat.nn.cpu.decoding import DecodeStep
-from telechat.nn.cpu.operators import Operators
+from telechat.nn.cpu.operators import Operators, dropout_masks
 from telechat.nn.dropout import threshold
 from telechat.nn.kernels import Kernels
 
@@ -32,7 +33,10 @@ class CpuKernels(Kernels):
         return CpuKernels(self.keep_prob, self.weights, rounded=self.weights == ms.bfloat16)
 
     def describe(self):
-        return "operators for CPUs of our own, all else portable"
+        able = load_library().multiplies_bfloat16()
+        return (f"operators for CPUs, {default_threads()} threads; products in training "
+                + ("bfloat16" if able and self.weights == ms.bfloat16 else "float32")
+                + ("" if able else " (this CPU multiplies no bfloat16)"))
 
     def by_workers(self, result):
         return result
@@ -81,10 +85,12 @@ class CpuKernels(Kernels):
 
     def attention_dropout(self, length, rate, place, heads):
         """What the operator makes masks from, int32 (B, n, 6): sequence, layer and head, step, the key, T."""
+        return None if rate == 0 else Tensor(descriptions(rate, place, heads).reshape(-1, len(heads), 6))
+
+    def output_dropout(self, length, width, rate, place, stream):
         if rate == 0:
             return None
-        words = [(*counter, *place.key, threshold(rate)) for counter in place.counters(heads)]
-        return Tensor(np.array(words, np.uint32).view(np.int32).reshape(-1, len(heads), 6))
+        return Tensor(dropout_masks(descriptions(rate, place, [stream]), length, width).reshape(-1, width))
 
     def attention(self, query, key, value, mask, shift, documents, scale, dropout=None):
         attended, _ = self.operators.attend(query, key, value, mask, shift, dropout, Tensor(scale, ms.float32))
@@ -114,3 +120,9 @@ class CpuKernels(Kernels):
 
     def sums_of_squares(self, *tensors):
         return self.operators.sums_of_squares(*[tensor.astype(ms.float32) for tensor in tensors])
+
+
+def descriptions(rate, place, streams):
+    """What operators make dropout masks from, int32 (sequences · streams, 6): three words of the counter, the key, T."""
+    words = [(*counter, *place.key, threshold(rate)) for counter in place.counters(streams)]
+    return np.array(words, np.uint32).view(np.int32)

@@ -21,7 +21,7 @@ OPERATOR(linear) {
     float* result = in.floats(4);
     if (rows >= FEW) {
         product(rows, outputs, inputs, {in.data[0], Type::float32, inputs, 1}, {weight.data, weight.type, 1, inputs},
-                result, outputs, nullptr, in.scalar(3) != 0);
+                result, outputs, in.scalar(3) != 0);
     } else {
         parallel((outputs + TASK_ROWS - 1) / TASK_ROWS, [&](int64_t task) {
             const int64_t first = task * TASK_ROWS;
@@ -40,7 +40,7 @@ OPERATOR(linear) {
 OPERATOR(linear_input_gradient) {
     const int64_t rows = in.size(0, 0), outputs = in.size(0, 1), inputs = in.size(1, 1);
     product(rows, inputs, outputs, {in.data[0], Type::float32, outputs, 1}, {in.data[1], in.type(1), inputs, 1},
-            in.floats(3), inputs, nullptr, in.scalar(2) != 0);
+            in.floats(3), inputs, in.scalar(2) != 0);
     return 0;
 }
 
@@ -48,7 +48,7 @@ OPERATOR(linear_input_gradient) {
 OPERATOR(linear_weight_gradient) {
     const int64_t rows = in.size(0, 0), outputs = in.size(0, 1), inputs = in.size(1, 1);
     product(outputs, inputs, rows, {in.data[0], Type::float32, 1, outputs}, {in.data[1], Type::float32, inputs, 1},
-            in.floats(3), inputs, nullptr, in.scalar(2) != 0);
+            in.floats(3), inputs, in.scalar(2) != 0);
     return 0;
 }
 

@@ -1,12 +1,13 @@
 """The operators for CPUs as MindSpore's graphs and gradients take them."""
 
+import ctypes
 import functools
 
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from telechat.nn.cpu.build import library_path
+from telechat.nn.cpu.build import library_path, load_library
 
 _NOTHING = Tensor(np.zeros((1, 1, 1), np.float32))  # how an operator is told that there is none
 
@@ -17,7 +18,10 @@ def _or_nothing(tensor):
 
 @functools.lru_cache(None)
 def _operator(name, shapes, count=1):
-    """The operator ``name``: ``shapes`` gives its outputs' shapes, all float32, from those of its inputs."""
+    """The operator ``name``: ``shapes`` gives its outputs' shapes, all float32, from those of its inputs alone.
+
+    MindSpore takes operators of one name for the same, whatever else they would give.
+    """
     dtypes = ms.float32 if count == 1 else (ms.float32,) * count
     return ops.Custom(f"{library_path()}:{name}", out_shape=shapes, out_dtype=lambda *_: dtypes, func_type="aot")
 
@@ -78,6 +82,14 @@ def _attention_gradients(dy, y, query, key, value, *others):
 
 def _loss_shapes(logits, labels, weights):
     return labels, logits
+
+
+def dropout_masks(descriptions, rows, columns):
+    """Masks, a float32 array (count, rows, columns), from their descriptions, int32 (count, 6)."""
+    masks = np.empty((len(descriptions), rows, columns), np.float32)
+    sizes = map(ctypes.c_int64, masks.shape)
+    load_library().dropout_masks(ctypes.c_void_p(descriptions.ctypes.data), *sizes, ctypes.c_void_p(masks.ctypes.data))
+    return masks
 
 
 class Linear(nn.Cell):

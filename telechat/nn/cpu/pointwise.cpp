@@ -1,6 +1,7 @@
 // RMSNorm, SwiGLU, rotary positions and what else goes through memory once.
 #include <algorithm>
 
+#include "dropout.h"
 #include "operator.h"
 #include "pool.h"
 #include "rows.h"
@@ -151,4 +152,19 @@ OPERATOR(write_cache) {
     });
     *in.floats(5) = 0;
     return 0;
+}
+
+// From descriptions (count, 6), as `Dropout` takes them, the masks (count, rows, columns).
+extern "C" __attribute__((visibility("default"))) void dropout_masks(const int32_t* descriptions, int64_t count,
+                                                                     int64_t rows, int64_t columns, float* masks) {
+    constexpr int64_t AT_ONCE = 64;
+    parallel(count * rows, [&](int64_t task) {
+        const Dropout mask(descriptions + task / rows * 6, columns);
+        for (int64_t column = 0; column < columns; column += AT_ONCE) {
+            float part[AT_ONCE];
+            std::fill(part, part + AT_ONCE, 1.0f);
+            mask.multiply<AT_ONCE>(task % rows, column, part);
+            std::copy(part, part + std::min(AT_ONCE, columns - column), masks + task * columns + column);
+        }
+    });
 }

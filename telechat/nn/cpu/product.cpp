@@ -137,11 +137,16 @@ void pack_any(Matrix matrix, int64_t first, int64_t count, int64_t k, int width,
 
 }  // namespace
 
-void product(int64_t m, int64_t n, int64_t k, Matrix a, Matrix b, float* result, int64_t stride, const float* bias,
-             bool rounded) {
-#if !defined(__AVX512BF16__)
-    rounded = false;
+extern "C" __attribute__((visibility("default"))) int multiplies_bfloat16() {
+#if defined(__AVX512BF16__)
+    return 1;
+#else
+    return 0;
 #endif
+}
+
+void product(int64_t m, int64_t n, int64_t k, Matrix a, Matrix b, float* result, int64_t stride, bool rounded) {
+    rounded = rounded && multiplies_bfloat16();
     // A packed panel's steps along k: single numbers, or pairs in the place of one.
     const int64_t steps = rounded ? blocks(k, 2) : k, depth = DEPTH;
     const int64_t rows = std::max<int64_t>(ROWS, PACKED / std::max<int64_t>(steps, 1) / ROWS * ROWS);
@@ -191,15 +196,7 @@ void product(int64_t m, int64_t n, int64_t k, Matrix a, Matrix b, float* result,
                         }
                     }
                 }
-                if (bias == nullptr) return;
-                const int64_t column0 = first_column + panel0 * WIDTH;
-                const int64_t column1 = std::min(n, first_column + panel1 * WIDTH);
-                for (int64_t r = strip_start(strip0); r < strip_start(strip1); r++)
-                    for (int64_t c = column0; c < column1; c++) result[(first_row + r) * stride + c] += bias[c];
             });
         }
     }
-    if (k == 0)
-        for (int64_t r = 0; r < m; r++)
-            for (int64_t c = 0; c < n; c++) result[r * stride + c] = bias == nullptr ? 0 : bias[c];
 }

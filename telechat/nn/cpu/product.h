@@ -16,11 +16,10 @@ struct Matrix {
     Matrix transposed() const { return {data, type, column, row}; }
 };
 
-// result (m, n), rows `stride` apart, = a (m, k) · b (k, n) + bias (n) where there is one. Sums are float32 and added
-// up in one order, so that a row's bits do not depend on the other rows or on the number of threads.
+// result (m, n), rows `stride` apart, = a (m, k) · b (k, n), k > 0. Sums are float32 and added up in one order, so that
+// a row's bits do not depend on the other rows or on the number of threads.
 // `rounded`: factors are rounded to bfloat16 where the machine multiplies these.
-void product(int64_t m, int64_t n, int64_t k, Matrix a, Matrix b, float* result, int64_t stride, const float* bias,
-             bool rounded);
+void product(int64_t m, int64_t n, int64_t k, Matrix a, Matrix b, float* result, int64_t stride, bool rounded);
 
 // The innermost part of products: R rows times one panel of b, WIDTH columns that lie together for each k.
 #if defined(__AVX512F__)

@@ -145,6 +145,14 @@ def test_attention(batch, length, heads, shared, dim, case):
     compare(ours, theirs, *(draw(*shape, seed=place) for place, shape in enumerate(shapes)), tolerance=5e-6)
 
 
+@pytest.mark.parametrize("width", [8, 70, 129])
+def test_output_dropout(width):
+    """The very masks that telechat/nn/dropout.py documents."""
+    place = Place(2 ** 63 + 9, 2 ** 31, range(2, 5), 63)
+    mask = KERNELS.output_dropout(7, width, 0.3, place, 0xFFFF)
+    assert np.array_equal(mask.asnumpy(), dropout_mask(7, width, 0.3, place, [0xFFFF]).reshape(-1, width))
+
+
 def test_cross_entropy():
     logits, labels = draw(6, 1003) * 30, np.array([0, 1002, 3, 3, 700, 1], np.int32)
     weights = np.array([.5, 0, 1, .25, 2, 0], np.float32)

@@ -1,0 +1,132 @@
+"""The first hour with a real card: what is tried there, in order, and compared with the host's portable kernels."""
+
+import math
+import shutil
+import subprocess
+
+from telechat.diagnosis.probe import run_probe
+from telechat.errors import InputError
+
+LOSS, NORM = 0.02, 0.1  # how far bfloat16's may be from the host's float32
+EXACT = 1e-3  # and float32's
+CHOICE = 0.05  # how far a chosen token's logit may lie below the best one
+HEADS = (128, 160)
+
+
+class FirstHour:
+    """Runs the steps; each yields lines and notes what is wrong in ``problems``.
+
+    Args:
+        length (int): tokens of the long sequences.
+        cards (int): how many there are.
+    """
+
+    def __init__(self, length=2048, cards=1):
+        self.length, self.cards = length, cards
+        self.problems = []
+        self._on_host = {}
+
+    def run(self):
+        """Yield the report, line by line."""
+        steps = (self.machine, self.placement, self.in_place, self.kernels, self.training, self.generation, self.buckets,
+                 self.several_cards, self.times)
+        for number, step in enumerate(steps, 1):
+            yield f"{number}. {step.__doc__.rstrip('.')}"
+            try:
+                for line in step():
+                    yield f"   {line}"
+            except InputError as error:
+                self.problems.append(f"step {number}: {error}")
+                yield f"   FAILED: {error}"
+
+    def _judge(self, good, line, problem):
+        if not good:
+            self.problems.append(problem)
+        return f"{line} {'good' if good else 'WRONG'}"
+
+    def machine(self):
+        """The machine, and a sum over two cards."""
+        if shutil.which("npu-smi"):
+            done = subprocess.run(["npu-smi", "info"], capture_output=True, text=True, check=False)
+            yield from done.stdout.splitlines()
+        else:
+            yield "npu-smi is not in PATH"
+        if self.cards < 2:
+            yield "one card: no sum over two"
+            return
+        found = run_probe("sum_over_processes", processes=2)
+        yield self._judge(found == {"sums": [3.0, 3.0], "processes": 2}, f"all-reduce of 1 and 2, float32 and bfloat16: "
+                          f"{found['sums']}", f"an all-reduce of 1 and 2 gave {found['sums']}")
+
+    def placement(self):
+        """Where the tensors are that graphs write to."""
+        for dtype in ("bfloat16", "float32"):
+            for kind, (there, count) in run_probe("placement", dtype).items():
+                yield self._judge(there == count, f"{dtype:9} {kind:16} {there} of {count} in the device's memory",
+                                  f"in {dtype}, {count - there} of {count} {kind} are in host memory, where updates are lost")
+
+    def in_place(self):
+        """Updates in place, read back by the tensor and by another graph."""
+        found = run_probe("in_place")
+        good = all(abs(step - 0.5) < 1e-3 for step in found["device"])
+        yield self._judge(good, f"a tensor made on the device moved by {found['device']} of 0.5",
+                          f"AdamW moved a tensor on the device by {found['device']}, should be 0.5")
+        yield f"a tensor made on the host moved by {found['host']} (0: lost, as known of MindSpore 2.10)"
+
+    def kernels(self):
+        """The fused operations inside graphs, results and gradients against float64."""
+        for dim in HEADS:
+            for name, error, gradient_error, allowed in run_probe("kernels", "bfloat16", dim, self.length):
+                yield self._judge(max(error, gradient_error) <= allowed,
+                                  f"heads of {dim}, {self.length} tokens: {name:10} {error:.1e} {gradient_error:.1e}",
+                                  f"{name} with heads of {dim} is off by {max(error, gradient_error):.1e}")
+
+    def training(self):
+        """Three steps of training against the host."""
+        for dtype, loss, norm in (("bfloat16", LOSS, NORM), ("float32", EXACT, EXACT)):
+            yield self._compare(f"{dtype}, {self.length} tokens", run_probe("trace", dtype, self.length), loss, norm)
+
+    def generation(self):
+        """Answers through the cache against the model without one."""
+        for dim in HEADS:
+            found = run_probe("generation", "bfloat16", dim, [8])
+            yield self._judge(found["short"][0] < CHOICE, f"heads of {dim}: at most {found['short'][0]:.1e} short of the best; "
+                              f"{found['kernels']}", f"answers through the cache differ with heads of {dim}")
+
+    def buckets(self):
+        """Prompts of two lengths in turn."""
+        short = run_probe("generation", "bfloat16", HEADS[0])["short"]
+        yield self._judge(max(short) < CHOICE, f"at most {max(short):.1e} short of the best",
+                          "answers to prompts of two lengths in turn differ from the model without a cache")
+
+    def several_cards(self):
+        """Several cards: tensor, data and sequence parallel with a sharded optimizer, then pipeline stages."""
+        if self.cards < 2:
+            yield "one card: left out"
+            return
+        tensor = 4 if self.cards >= 8 else 2 if self.cards >= 4 else 1
+        data = min(self.cards // tensor, 2)
+        meshes = [{"tensor": tensor, "data": data, "sequence_parallel": tensor > 1, "shard_optimizer": True},
+                  {"tensor": tensor, "pipeline": 2}]
+        for mesh in meshes:
+            count = math.prod(value for name, value in mesh.items() if name in ("tensor", "data", "pipeline"))
+            found = run_probe("trace", "bfloat16", 256, 3, mesh, processes=count)
+            yield self._compare(str(mesh), found, LOSS, NORM, 256)
+
+    def times(self):
+        """Time and memory of a step; the copies are in tools/train.py --profile."""
+        found = run_probe("times", "bfloat16", self.length)
+        yield (f"a step takes {found['step']:.3f} s, the update {found['update'] / found['step']:.0%} of it; "
+               f"peak memory {found['peak'] / 1e9:.2f} GB")
+
+    def _compare(self, what, found, loss, norm, length=None):
+        """A trace with the host's: losses within ``loss``, the first norm within ``norm``."""
+        length = length or self.length
+        if length not in self._on_host:
+            self._on_host[length] = run_probe("trace", "float32", length, on_host=True)
+        wanted = self._on_host[length]
+        apart = max(abs(ours[0] / theirs[0] - 1) for ours, theirs in zip(found, wanted))
+        norms = abs(found[0][1] / wanted[0][1] - 1)
+        return self._judge(apart < loss and norms < norm, f"{what}: losses within {apart:.1e} of the host's, the first "
+                           f"gradient's norm within {norms:.1e}", f"{what}: training differs from the host's by {apart:.1e}, "
+                           f"its first gradient's norm by {norms:.1e}")

@@ -1,0 +1,222 @@
+"""What is tried on a device, each in a process of its own: python -m telechat.diagnosis.probe NAME ARGUMENTS RESULT.
+
+ARGUMENTS is JSON, RESULT the file that the answer is written to as JSON. Processes of their own, because MindSpore's
+kernels for inference stay on once they are, and because what crashes is to take nothing else with it.
+"""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+from telechat.errors import InputError
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def tiny_config(head_dim=128, **fields):
+    """A model of two layers and four heads of the sizes that the published ones have."""
+    from telechat.config import TeleChatConfig
+
+    sizes = dict(vocab_size=1024, hidden_size=4 * head_dim, n_layer=2, n_head=4, ffn_hidden_size=256,
+                 initializer_range=0.05)
+    return TeleChatConfig(**{**sizes, **fields})
+
+
+def machine():
+    """The device in words, and how many there are."""
+    import mindspore as ms
+
+    from telechat.nn.device import on_cpu
+    from telechat.nn.kernels import device_name
+
+    return {"device": device_name(), "cards": 1 if on_cpu() else ms.hal.device_count()}
+
+
+def sum_over_processes():
+    """What an all-reduce gives where process r gives r + 1: [float32, bfloat16], and how many processes there are."""
+    import mindspore as ms
+    from mindspore import Tensor
+
+    from telechat.parallel.collectives import all_reduce
+    from telechat.parallel.mesh import Mesh
+    from telechat.parallel.parallel_config import ParallelConfig
+
+    world = Mesh.create(ParallelConfig()).world
+    sums = [all_reduce(Tensor([world.rank + 1.0], dtype), world).astype(ms.float32).asnumpy().tolist()[0]
+            for dtype in (ms.float32, ms.bfloat16)]
+    return {"sums": sums, "processes": world.size}
+
+
+def placement(dtype):
+    """Of every kind of tensor that graphs write to, how many are in the device's memory and how many are not."""
+    from telechat.model import TeleChat
+    from telechat.nn.device import is_on_device
+    from telechat.training.train_config import TrainConfig
+    from telechat.training.trainer import Trainer
+
+    trainer = Trainer(TeleChat(tiny_config(), dtype), TrainConfig(dtype=dtype))
+    optimizer = trainer.optimizer
+    kinds = {"weights": list(trainer.stage.parameters.values()),
+             "their data": [parameter.data for parameter in trainer.stage.parameters.values()]}
+    for kind, groups in (("masters", optimizer.masters), ("first moments", optimizer.first),
+                         ("second moments", optimizer.second)):
+        kinds[kind] = [tensor for group in groups for tensor in group]
+    tables = trainer.compute._tables(_ids(1, 64))
+    kinds["masks and tables"] = [tensor for tensor in tables if tensor is not None]
+    return {kind: [sum(map(is_on_device, tensors)), len(tensors)] for kind, tensors in kinds.items()}
+
+
+def in_place():
+    """Whether AdamW's update of a tensor made on the device, and of one made on the host, is seen afterwards.
+
+    By the tensor itself, and by another graph that is given it: [1 − what it reads, …]; 0 where the update was lost.
+    """
+    import mindspore as ms
+    from mindspore import Tensor
+
+    from telechat.nn.device import device_tensor, device_zeros
+    from telechat.nn.graphs import SquaredNorm, Update
+    from telechat.nn.kernels import choose_kernels
+
+    kernels = choose_kernels(tiny_config(), ms.float32)
+    update, norm = Update(kernels), SquaredNorm(kernels)
+    found = {}
+    for name, make in (("device", device_tensor), ("host", Tensor.from_numpy)):
+        tensor = make(_numpy().ones((4, 4), "float32"))
+        scalars = kernels.adamw_scalars(1, 0.5, (0.9, 0.95), 1e-8, 0.0)
+        moments = [device_zeros((4, 4), ms.float32) for _ in range(2)]
+        update(Tensor(1.0, ms.float32), *scalars, tensor, *moments, device_tensor(_numpy().ones((4, 4), "float32")))
+        square = float(norm(tensor).asnumpy().sum())
+        found[name] = [round(1 - float(tensor.asnumpy()[0, 0]), 4), round(1 - (square / 16) ** 0.5, 4)]
+    return found
+
+
+def kernels(dtype, head_dim, length):
+    """[name, error, error of the gradients, allowed] of each kernel, inside a compiled graph."""
+    from telechat.model import as_dtype
+    from telechat.nn.kernels import choose_kernels
+    from telechat.nn.self_test import check_kernels
+
+    chosen = choose_kernels(tiny_config(head_dim), as_dtype(dtype))
+    return [list(result) for result in check_kernels(chosen, head_dim, length)]
+
+
+def trace(dtype, length, steps=3, parallel=None, batch_size=2):
+    """[loss, norm] of some steps of a tiny model on one batch; spread over the processes there are."""
+    from telechat.parallel.mesh import Mesh
+    from telechat.parallel.parallel_config import ParallelConfig
+    from telechat.parallel.stage import build_stage, read_random
+    from telechat.training.train_config import TrainConfig
+    from telechat.training.trainer import Trainer
+
+    config, parallel = tiny_config(num_key_value_heads=4), ParallelConfig(**(parallel or {}))
+    mesh = Mesh.create(parallel)
+    train = TrainConfig(learning_rate=1e-3, lr_schedule="constant", total_steps=steps, dtype=dtype)
+    trainer = Trainer(build_stage(config, dtype, mesh, parallel, read_random(config, 0)), train, parallel, mesh)
+    ids = _ids(batch_size, length + 1)
+    results = [trainer.train_step(ids, ids) for _ in range(steps)]
+    return [[result.loss, result.grad_norm] for result in results]
+
+
+def generation(dtype, head_dim, prompts=(8, 40, 8)):
+    """Answers through the cache to prompts of these lengths in turn, against the model without one.
+
+    For each how far a chosen token's logit lies below the best one, as a share of the largest; and the kernels.
+    """
+    from telechat.nn.inference import use_inference_kernels
+
+    use_inference_kernels()
+    from telechat.generation.generator import Generator
+    from telechat.generation.sampling import SamplingParams
+    from telechat.model import TeleChat
+
+    np = _numpy()
+    model = TeleChat(tiny_config(head_dim), dtype)
+    generator, short = Generator(model, max_length=64), []
+    for length in prompts:
+        prompt = _ids(1, length)[0].tolist()
+        answer = generator.generate([prompt], SamplingParams(8))[0]
+        logits = model(np.array([prompt + answer])).asnumpy()[0, length - 1:-1]
+        short.append(float(max(row.max() - row[token] for row, token in zip(logits, answer)) / np.abs(logits).max()))
+    return {"kernels": model.kernels.describe(), "short": short}
+
+
+def times(dtype, length):
+    """Seconds of a step and of the update within it (each waited for), and the peak of the device's memory in bytes."""
+    import time
+
+    import mindspore as ms
+
+    from telechat.model import TeleChat
+    from telechat.training.train_config import TrainConfig
+    from telechat.training.trainer import Trainer
+
+    trainer = Trainer(TeleChat(tiny_config(), dtype), TrainConfig(total_steps=9, dtype=dtype))
+    ids, spent, update = _ids(1, length + 1), [], trainer.optimizer.update
+
+    def timed_update(*arguments):
+        start = time.perf_counter()
+        update(*arguments)
+        ms.runtime.synchronize()
+        spent.append(time.perf_counter() - start)
+    trainer.optimizer.update = timed_update
+    for _ in range(4):  # the first ones compile and compare
+        start = time.perf_counter()
+        trainer.train_step(ids, ids)
+        whole = time.perf_counter() - start
+    return {"step": whole, "update": spent[-1], "peak": ms.runtime.max_memory_allocated()}
+
+
+def _ids(rows, length):
+    return _numpy().random.default_rng(0).integers(4, 1024, (rows, length))
+
+
+def _numpy():
+    import numpy
+
+    return numpy
+
+
+def run_probe(name, *arguments, processes=1, on_host=False, timeout=1800):
+    """What a function of this file returns, run in ``processes`` of its own.
+
+    Args:
+        on_host (bool): on the CPU, whatever device there is.
+
+    Raises:
+        InputError: it failed; the message has its last words.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        result = pathlib.Path(folder, "result.json")
+        command = [sys.executable, "-m", "telechat.diagnosis.probe", name, json.dumps([on_host, *arguments]), str(result)]
+        if processes > 1:
+            command = [sys.executable, str(ROOT / "tools" / "launch.py"), "-n", str(processes), "--log_dir", folder,
+                       str(pathlib.Path(__file__)), *command[3:]]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment, check=False)
+        except subprocess.TimeoutExpired:
+            raise InputError(f"{name} had no result after {timeout} s") from None
+        if done.returncode or not result.exists():
+            words = [line for line in (done.stderr + done.stdout).splitlines() if line.strip() and line[0] != "-"]
+            raise InputError(f"{name} failed with status {done.returncode}: {' | '.join(words[-8:])[-1200:]}")
+        return json.loads(result.read_text())
+
+
+def main(argv):
+    name, arguments, result = argv
+    on_host, *arguments = json.loads(arguments)
+    if on_host:
+        import mindspore as ms
+
+        ms.set_device("CPU")
+    answer = globals()[name](*arguments)
+    if int(os.environ.get("RANK_ID", 0)) == 0:
+        pathlib.Path(result).write_text(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,63 @@
+"""Compiling the operators: no compiler, a broken one, several processes at once, another processor's."""
+
+import subprocess
+import sys
+
+import mindspore as ms
+import pytest
+
+from telechat import InputError
+from telechat.nn import kernels as seam
+from telechat.nn import notes
+from telechat.nn.cpu import build
+from tests.test_model import small_config
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache folder, and a process that has loaded nothing."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(build, "load_library", build.load_library.__wrapped__)
+    monkeypatch.setattr(notes, "_said", set())
+    return tmp_path / "telechat"
+
+
+def test_without_a_compiler_kernels_are_portable(cache, monkeypatch, capsys):
+    monkeypatch.setattr(build, "compiler", lambda: None)
+    for _ in range(2):
+        assert type(seam.choose_kernels(small_config(), ms.float32)) is seam.Kernels
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and "no C++ compiler" in lines[0]
+    with pytest.raises(InputError, match="kernels is \"cpu\" and its operators could not be compiled"):
+        seam.choose_kernels(small_config(), ms.float32, "cpu")
+
+
+def test_a_compiler_that_fails_leaves_nothing(cache, monkeypatch, tmp_path, capsys):
+    broken = tmp_path / "c++"
+    broken.write_text("#!/bin/sh\necho it is broken >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CXX", str(broken))
+    assert build.load_library() is None
+    assert "it is broken" in capsys.readouterr().err
+    assert [path.name for path in cache.iterdir()] == ["lock"]
+
+
+def test_float16_weights_are_portable():
+    assert type(seam.choose_kernels(small_config(), ms.float16)) is seam.Kernels
+
+
+@pytest.mark.skipif(build.compiler() is None, reason="needs a C++ compiler, which is not here")
+def test_processes_that_ask_at_once_compile_once(cache, monkeypatch, tmp_path):
+    """The compiler is a script that counts; what it makes is a library of one function."""
+    source, calls = tmp_path / "one.cpp", tmp_path / "calls"
+    source.write_text('extern "C" void set_thread_count(int) {}\n')
+    counting = tmp_path / "counting"
+    counting.write_text(f'#!/bin/sh\necho >> {calls}\nfor last; do :; done\n'
+                        f'exec {build.compiler()} -shared -fPIC {source} -o "$last"\n')
+    counting.chmod(0o755)
+    monkeypatch.setenv("CXX", str(counting))
+    program = "from telechat.nn.cpu import build; assert build.load_library() is not None"
+    processes = [subprocess.Popen([sys.executable, "-c", program]) for _ in range(3)]
+    assert [process.wait(120) for process in processes] == [0, 0, 0]
+    assert len(calls.read_text().splitlines()) == len(list(build.SOURCES.glob("*.cpp"))) + 1
+    assert sorted(path.suffix for path in cache.iterdir()) == ["", ".so"]
