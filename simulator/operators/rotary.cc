@@ -9,7 +9,7 @@ namespace sim {
 namespace {
 
 enum Mode { HALF = 0, INTERLEAVED = 1 };
-constexpr int64_t kLargestHead = 896, kCores = 40;  // vector cores of a 910B2
+constexpr int64_t kLargestHead = 896, kCores = 48;  // vector cores of a 910B2
 
 // In CANN's words BNSD: x (B, N, S, D) with cos (1, 1, S, D), both first axes broadcast.
 bool is_bnsd(const Shape &x, const Shape &cos) { return x[0] != cos[0] && x[1] != cos[1] && cos[2] != 1; }
