@@ -22,7 +22,9 @@ import sys
 import time
 import urllib.request
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from tests.checkpoint.test_mindformers import to_mindformers
 from tests.conftest import ROOT
@@ -56,7 +58,9 @@ def workspace(tmp_path_factory):
         shutil.copy(ROOT / "samples" / "tokenizer.model", folder / "ours")
         (folder / "ours" / "generation_config.json").write_text(json.dumps({"max_length": 128, "do_sample": False}))
         ms_to_torch(str(folder / "ours"), str(folder / f"telechat-{size}-torch"))
+        make_adapter(folder / f"adapter-{size}", TeleChatConfig.from_pretrained(folder / "ours"))
         shutil.rmtree(folder / "ours")
+    quantise(folder / "telechat-12b-torch", folder / "telechat-12b-int4")
     published = folder / "telechat-52b-torch"
     state = {name: tensor for file in published.glob("*.bin") for name, tensor in torch.load(file).items()}
     arrays = to_mindformers(json.loads((published / "config.json").read_text()), state, mp=8)
@@ -71,6 +75,44 @@ def workspace(tmp_path_factory):
             rows = "".join(f"{f'{number},' if header else ''}1 + {number}?,1,2,3,4,A\n" for number in range(5))
             (folder / name / split / f"logic_{split}.csv").write_text(header + rows)
     return folder
+
+
+def make_adapter(folder, config):
+    """A LoRA adapter of rank 2, as the peft package saves one, for a model like ``config``."""
+    from telechat.checkpoint.layout import official_parameters
+
+    tensors = {}
+    for stored in official_parameters(config):
+        if stored.name.endswith(("query.weight", "c_attn.weight")):
+            outputs, inputs = stored.shape[::-1] if config.style == "gpt2" else stored.shape
+            module = "base_model.model.transformer." + stored.name.removesuffix(".weight").removeprefix("transformer.")
+            tensors[f"{module}.lora_A.weight"] = np.full((2, inputs), 0.01, np.float32)
+            tensors[f"{module}.lora_B.weight"] = np.full((outputs, 2), 0.01, np.float32)
+    folder.mkdir()
+    save_file(tensors, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4}))
+
+
+def quantise(source, target):
+    """A published directory with its products in AutoGPTQ's form, 4 bits, one group."""
+    import torch
+
+    shutil.copytree(source, target)
+    state = {name: tensor for file in target.glob("*.bin") for name, tensor in torch.load(file).items()}
+    for file in target.glob("pytorch_model*"):
+        file.unlink()
+    for name in [name for name in state if name.endswith("proj.weight") or name.endswith(("query.weight", "dense.weight",
+                                                                                       "key_value.weight"))]:
+        weight = state.pop(name).float().numpy().T  # (in, out)
+        scales = np.abs(weight).max(0, keepdims=True) / 7
+        values = (np.clip(np.round(weight / scales), -7, 7) + 8).astype(np.uint32).reshape(-1, 8, weight.shape[1])
+        words = sum(values[:, place] << np.uint32(4 * place) for place in range(8)).astype(np.uint32)
+        module = name.removesuffix(".weight")
+        state[f"{module}.qweight"] = torch.from_numpy(words.view(np.int32))
+        state[f"{module}.qzeros"] = torch.full((1, weight.shape[1] // 8), 0x77777777, dtype=torch.int32)
+        state[f"{module}.scales"] = torch.from_numpy(scales).half()
+    torch.save(state, target / "gptq_model-4bit-128g.bin")
+    (target / "quantize_config.json").write_text(json.dumps({"bits": 4, "group_size": 128}))
 
 
 def scaled(command):

@@ -10,6 +10,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from telechat.checkpoint import convert  # noqa: E402
 from telechat.checkpoint.dtypes import NAMES  # noqa: E402
+from telechat.checkpoint.llama import to_llama  # noqa: E402
 from telechat.cli import ArgumentParser, path_argument, run  # noqa: E402
 
 
@@ -38,6 +39,12 @@ def parse_arguments(argv):
     command.add_argument("--lora", type=path_argument, required=True, help="directory of the adapter")
     command.add_argument("--output_dir", type=path_argument, required=True, help="directory to write")
 
+    command = commands.add_parser("to-llama", help="ours to a LlamaForCausalLM directory, for transformers, vLLM and others",
+                                  description="Write a checkpoint of ours as a LlamaForCausalLM directory, which "
+                                              "transformers, vLLM and others read without our code.")
+    command.add_argument("--mindspore_path", type=path_argument, required=True, help="directory of ours")
+    command.add_argument("--output_dir", type=path_argument, required=True, help="directory to write")
+
     command = add_command(commands, "mindformers-to-ms", "a file of MindFormers' TeleChat converter to ours")
     command.add_argument("--checkpoint", type=path_argument, required=True,
                          help="the .ckpt file that holds the whole model")
@@ -58,6 +65,11 @@ def add_command(commands, name, description):
 def main(argv=None):
     arguments = vars(parse_arguments(argv))
     command = arguments.pop("command")
+    if command == "to-llama":
+        size, notes = to_llama(**arguments)
+        print(f"wrote {size / 1e6:,.1f} MB of weights to {arguments['output_dir']}")
+        print("\n".join(f"note: {note}" for note in notes))
+        return
     convert_files = {"torch-to-ms": convert.torch_to_ms, "ms-to-torch": convert.ms_to_torch,
                      "mindformers-to-ms": convert.mindformers_to_ms, "merge-lora": convert.merge_lora}[command]
     size = convert_files(**arguments)

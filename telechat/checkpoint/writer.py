@@ -38,7 +38,7 @@ def write_checkpoint(directory, config, tensors, max_shard_bytes=MAX_SHARD_BYTES
     refuse_other_weights(directory, torch_files.is_weight_file)
     with replacing(directory, safetensors_files.is_weight_file) as temporary:
         written = {}
-        shards = _Shards(temporary, list(expected), max_shard_bytes)
+        shards = Shards(temporary, list(expected), max_shard_bytes)
         for name, array in tensors:
             dtypes.check_dtypes({name: array.dtype.name}, directory)
             if name in written:
@@ -52,7 +52,7 @@ def write_checkpoint(directory, config, tensors, max_shard_bytes=MAX_SHARD_BYTES
     return size
 
 
-class _Shards:
+class Shards:
     """Numbered .safetensors files in `directory`, each filled up to `max_bytes`."""
 
     def __init__(self, directory, names, max_bytes):

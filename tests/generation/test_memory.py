@@ -7,6 +7,7 @@ from telechat.generation import memory
 from telechat.generation.engine import Engine
 from telechat.generation.memory import (FRAMEWORK, cache_bytes, cache_that_fits, check_inference_memory, inference_memory,
                                         weight_bytes)
+from telechat.parallel import mesh
 from tests.test_model import small_config
 
 
@@ -65,3 +66,11 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_read(monkeypatch, cap
         check_inference_memory(config, "float32", "lower --max_length", **shape)
     check_inference_memory(config, "float32", "lower --max_length", ignore=True, **shape)
     assert "--ignore_memory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words, count, local", [([], 1, 1), (["msrun", "--worker_num=16", "--local_worker_num=8"], 16, 8),
+                                                 (["msrun", "--worker_num", "4", "--local_worker_num", "4"], 4, 4)])
+def test_processes_of_other_machines_take_no_memory_here(words, count, local, monkeypatch):
+    monkeypatch.setattr(mesh, "process_count", lambda: count)
+    monkeypatch.setattr(mesh, "msrun_command", lambda: words)
+    assert mesh.local_process_count() == local

@@ -1,0 +1,201 @@
+"""A checkpoint of ours as a ``LlamaForCausalLM`` directory, which transformers, vLLM and llama.cpp read without our code.
+
+The block is Llama's: what differs is brought into its form. Keys and values come apart; biases that Llama either has for all
+products of a part or for none are filled up with zeros; muP's multipliers go into embedding and head; and the rotary
+base is the one that the model has within its training length.
+"""
+
+import json
+import math
+import os
+import shutil
+
+import numpy as np
+from tqdm import tqdm
+
+from telechat.checkpoint import layout, safetensors_files
+from telechat.checkpoint.reader import CheckpointReader
+from telechat.checkpoint.replace import replacing
+from telechat.checkpoint.writer import EXTRA_FILES, MAX_SHARD_BYTES, Shards, write_json
+from telechat.data.conversation import ChatFormat
+from telechat.data.tokenizer import Tokenizer
+from telechat.errors import InputError
+from telechat.nn.rotary import fixed_tables_length, ntk_alpha, yarn_frequencies
+
+NOTE = "EXPORT.md"
+
+
+def to_llama(mindspore_path, output_dir):
+    """Write a checkpoint of ours as a LlamaForCausalLM directory.
+
+    Args:
+        mindspore_path: directory of ours.
+        output_dir: directory to write; what it holds of an older one is replaced.
+
+    Returns:
+        (int, list of str): bytes of the weights, and what could not be carried over, as sentences; they are in
+        ``EXPORT.md`` too.
+
+    Raises:
+        InputError: the model has positions that Llama has not (ALiBi); the input is broken; the output cannot be written.
+            Nothing has changed then.
+    """
+    reader = CheckpointReader(mindspore_path)
+    config = reader.config
+    if os.path.realpath(mindspore_path) == os.path.realpath(output_dir):
+        raise InputError(f"{mindspore_path} is both input and output; give another --output_dir")
+    if config.position_embedding != "rotary":
+        raise InputError(f"{mindspore_path} has ALiBi in place of rotary positions, which Llama has not; it cannot be exported")
+    if config.tie_word_embeddings and config.input_mult != 1:
+        raise InputError(f"{mindspore_path} has an input_mult beside tied embeddings, which Llama has not; it cannot be exported")
+    reader.check(layout.parameter_shapes(config))
+    notes = _notes(config)
+    with replacing(output_dir, safetensors_files.is_weight_file) as temporary:
+        size = _write_weights(reader, config, temporary)
+        values = _config(config, reader)
+        write_json(os.path.join(temporary, "config.json"), values)
+        _write_tokenizer(mindspore_path, temporary)
+        with open(os.path.join(temporary, NOTE), "w", encoding="utf-8") as file:
+            file.write("\n".join(["A TeleChat model in Llama's form, written by telechat.", "", *(f"- {note}" for note in notes)])
+                       + "\n")
+    return size, notes
+
+
+def llama_tensors(config, read):
+    """Name of Llama's → function that makes its array from ``read(canonical name)``, in file order."""
+    def as_is(name):
+        return lambda: read(name)
+
+    def half(name, index):
+        return lambda: layout.separate_heads(read(name), config.num_key_value_heads)[index]
+
+    def times(name, factor):
+        def make():
+            array = read(name)
+            return array if factor == 1 else (array.astype(np.float32) * np.float32(factor)).astype(array.dtype)
+        return make
+
+    def zeros(like, rows):
+        return lambda: np.zeros(rows, read(like).dtype)
+
+    heads, keys = config.n_head * config.head_dim, config.num_key_value_heads * config.head_dim
+    tensors = {"model.embed_tokens.weight": times("transformer.word_embeddings.weight", config.input_mult)}
+    for layer in range(config.n_layer):
+        ours, theirs = f"transformer.h.{layer}.", f"model.layers.{layer}."
+        attention, mlp = ours + "self_attention.", ours + "mlp."
+        tensors.update({
+            theirs + "input_layernorm.weight": as_is(ours + "input_layernorm.weight"),
+            theirs + "self_attn.q_proj.weight": as_is(attention + "query.weight"),
+            theirs + "self_attn.k_proj.weight": half(attention + "key_value.weight", 0),
+            theirs + "self_attn.v_proj.weight": half(attention + "key_value.weight", 1),
+            theirs + "self_attn.o_proj.weight": as_is(attention + "dense.weight"),
+            theirs + "post_attention_layernorm.weight": as_is(ours + "post_attention_layernorm.weight"),
+            **{f"{theirs}mlp.{name}.weight": as_is(f"{mlp}{name}.weight") for name in ("gate_proj", "up_proj", "down_proj")}})
+        if config.use_bias:
+            norm = ours + "input_layernorm.weight"
+            tensors.update({
+                theirs + "self_attn.o_proj.bias": as_is(attention + "dense.bias"),
+                theirs + "mlp.down_proj.bias": as_is(mlp + "down_proj.bias"),
+                **{f"{theirs}self_attn.{name}.bias": zeros(norm, rows) for name, rows in
+                   (("q_proj", heads), ("k_proj", keys), ("v_proj", keys))},
+                **{f"{theirs}mlp.{name}.bias": zeros(norm, config.ffn_hidden_size) for name in ("gate_proj", "up_proj")}})
+    tensors["model.norm.weight"] = as_is("transformer.ln_f.weight")
+    if not config.tie_word_embeddings:
+        tensors["lm_head.weight"] = times("lm_head.weight", config.logits_scale)
+    elif config.logits_scale != 1:
+        # The head alone is scaled: Llama can have it so where it is a weight of its own.
+        tensors["lm_head.weight"] = times("transformer.word_embeddings.weight", config.logits_scale)
+    return tensors
+
+
+def _write_weights(reader, config, directory):
+    tensors = llama_tensors(config, reader.read)
+    shards = Shards(directory, list(tensors), MAX_SHARD_BYTES)
+    for name, make in tqdm(tensors.items(), desc="exporting", unit="tensor"):
+        shards.add(name, np.ascontiguousarray(make()))
+    return shards.close()
+
+
+def _config(config, reader):
+    """The content of Llama's config.json."""
+    dtype = reader.dtype("transformer.ln_f.weight").name
+    base, scaling = config.rotary_base, None
+    if config.yarn is not None:
+        original = config.yarn.original_max_position_embeddings
+        scaling = {"rope_type": "yarn", "factor": config.training_seqlen / original, "beta_fast": config.yarn.beta_fast,
+                   "beta_slow": config.yarn.beta_slow, "original_max_position_embeddings": original,
+                   "attention_factor": yarn_frequencies(config)[1], "truncate": True}
+    elif config.rotary_ntk_context is not None and not config.rotary_ntk_scales_theta:
+        base *= ntk_alpha(config.training_seqlen, config.rotary_ntk_context) ** (config.head_dim / (config.head_dim - 2))
+    tied = config.tie_word_embeddings and config.logits_scale == 1
+    return {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": dtype, "hidden_act": "silu",
+            "vocab_size": config.vocab_size, "hidden_size": config.hidden_size, "intermediate_size": config.ffn_hidden_size,
+            "num_hidden_layers": config.n_layer, "num_attention_heads": config.n_head,
+            "num_key_value_heads": config.num_key_value_heads, "head_dim": config.head_dim,
+            "rms_norm_eps": config.layer_norm_epsilon, "max_position_embeddings": _longest(config), "rope_theta": base,
+            "rope_scaling": scaling, "attention_bias": config.use_bias, "mlp_bias": config.use_bias,
+            "attention_dropout": config.attention_dropout, "initializer_range": config.initializer_range,
+            "tie_word_embeddings": tied, "bos_token_id": config.bos_token_id, "pad_token_id": config.pad_token_id,
+            "eos_token_id": list(config.eos_token_id) if isinstance(config.eos_token_id, tuple) else config.eos_token_id}
+
+
+def _longest(config):
+    """Tokens up to which one rotary table serves."""
+    fixed = fixed_tables_length(config)
+    return config.training_seqlen if math.isinf(fixed) else min(config.training_seqlen, fixed)
+
+
+def _notes(config):
+    notes = []
+    if config.rotary_ntk_context is not None:
+        notes.append(f"The extension of the context beyond {_longest(config)} tokens (NTK) is not carried over: Llama's rotary "
+                     "table has one base.")
+    if config.rotary_float16:
+        notes.append("The official code rounds cosines and sines to float16, Llama's does not: logits differ by up to 3e-3 of "
+                     "the largest (measured on small models of 7B, 12B and TeleChat2), and by nothing else.")
+    if config.hidden_dropout or config.embedding_dropout:
+        notes.append("Dropout of the hidden states in training is not carried over.")
+    notes.append("The chat template writes turns with the model's control tokens; tools are not in it.")
+    return notes
+
+
+def _write_tokenizer(source, target):
+    """The tokenizer's files, with a tokenizer_config.json for transformers that has the chat template."""
+    for name in EXTRA_FILES:
+        if os.path.isfile(os.path.join(source, name)):
+            shutil.copyfile(os.path.join(source, name), os.path.join(target, name))
+    if not any(os.path.isfile(os.path.join(source, name)) for name in ("tokenizer.model", "tokenizer.json")):
+        return
+    tokenizer = Tokenizer.from_pretrained(source)
+    chat = ChatFormat.for_tokenizer(tokenizer)
+    spelling = {role: item["token"] for role, item in chat.tokens(tokenizer).items()}
+    settings = {"tokenizer_class": "LlamaTokenizer" if tokenizer.file_name == "tokenizer.model" else "PreTrainedTokenizerFast",
+                "add_bos_token": False, "add_eos_token": False, "clean_up_tokenization_spaces": False, "legacy": False,
+                "eos_token": spelling["end"], "pad_token": spelling["pad"], "chat_template": _chat_template(chat, spelling),
+                "added_tokens_decoder": {str(index): {
+                    "content": tokenizer.id_to_token(index), "lstrip": False, "normalized": False, "rstrip": False,
+                    "single_word": False, "special": True} for index in sorted(tokenizer.control_ids)}}
+    write_json(os.path.join(target, "tokenizer_config.json"), settings)
+
+
+def _chat_template(chat, spelling):
+    """Jinja for turns, with the system text and the opening thought of TeleChat2 and 3.
+
+    A space stands in front of each text: TeleChat's texts are tokenised each on its own, so each begins with the
+    tokenizer's leading space, which transformers puts in front of the whole alone.
+    """
+    user, bot, end = (json.dumps(spelling[role], ensure_ascii=False) for role in ("user", "bot", "end"))
+    opening, system, thought = "", "", ""
+    if "start" in spelling:
+        opening = "{{ " + json.dumps(spelling["start"]) + " }}"
+    if chat.template is not None:
+        default = chat.template.default_system
+        text = "" if default is None else f" {default}\\n"
+        opening = "{%- if messages[0]['role'] != 'system' %}{{ '<_system>" + text + "' }}{%- endif %}"
+        system = "{%- elif message['role'] == 'system' %}{{ '<_system> ' + message['content'] + '\\n' }}"
+        end += " + ' \\n'"
+        thought = " + '<think> \\n'" if chat.template.think is not None else ""
+    return (opening + "{%- for message in messages %}{%- if message['role'] == 'user' %}{{ " + user
+            + " + ' ' + message['content'] }}{%- elif message['role'] == 'assistant' %}{{ " + bot
+            + " + ' ' + message['content'] + " + end + " }}" + system
+            + "{%- endif %}{%- endfor %}{%- if add_generation_prompt %}{{ " + bot + thought + " }}{%- endif %}")
