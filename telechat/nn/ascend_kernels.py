@@ -94,8 +94,7 @@ def token_cross_entropy(logits, labels, weights):
 
 def adamw_scalars(updates, rate, betas, epsilon, decay):
     """The operation adds 1 to the step, a tensor of one element: mint.optim.AdamW, which calls it, starts at 0."""
-    numbers = [ms.mutable(float(value)) for value in (rate, *betas, epsilon, decay, 0.0)]
-    return [Tensor([updates - 1], ms.float32), *numbers]
+    return [Tensor([updates - 1], ms.float32), *map(float, (rate, *betas, epsilon, decay, 0.0))]
 
 
 def adamw(parameter, first_moment, second_moment, gradient, step, rate, beta1, beta2, epsilon, decay):
