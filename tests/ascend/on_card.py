@@ -77,6 +77,15 @@ def feature(name, dtype):
     return trace(Trainer(model, train), [(ids, ids, DOCUMENTS if packed else None)] * 3)
 
 
+def steps(count, dtype):
+    """Losses of training steps on 2 sequences of 32 tokens; a budget is counted from the log."""
+    from telechat import TeleChat, TeleChatConfig, TrainConfig, Trainer
+
+    ids = np.random.default_rng(0).integers(4, 96, (2, 33))
+    train = TrainConfig(learning_rate=1e-2, lr_schedule="constant", total_steps=count, dtype=dtype)
+    return trace(Trainer(TeleChat(TeleChatConfig(**{**SIZES, "n_layer": 3}), dtype), train), [(ids, ids)] * count)
+
+
 def faults(dtype):
     """What is said where weights are left in host memory: by the check of placement, and without it."""
     from telechat import InputError, TeleChat, TeleChatConfig, TrainConfig, Trainer

@@ -1,0 +1,29 @@
+"""What a training step and a token launch, copy and wait for, from the simulated card's log (simulator/report.py)."""
+
+import pytest
+
+from simulator.report import read, report
+
+
+def test_a_training_step(card, tmp_path):
+    """At most 16 kernels a layer forward; the host reads once, and sends ids, targets, weights and scalars alone."""
+    log = tmp_path / "log"
+    card("steps", 5, "bfloat16", SIM_LOG=str(log))
+    found = report(read(str(log)))
+    assert (found.unit, found.count) == ("step", 3)
+    assert 10 < sum(found.layer_forward.values()) <= 16, found.layer_forward
+    assert found.copies["device to host"][0] == 1
+    # Ids, targets and their weights are 3 × 64 × 4 bytes.
+    assert found.copies["host to device"][1] < 2 * 3 * 64 * 4
+
+
+@pytest.mark.parametrize("reference", ["12b"], indirect=True)
+def test_a_token(card, reference, tmp_path):
+    """At most 14 kernels a layer; the host reads once, and sends token, position, length and block tables alone."""
+    log = tmp_path / "log"
+    card("generation", str(reference.directory), [[4, 5, 6, 7, 8], [9, 10]], 8, "bfloat16", SIM_LOG=str(log))
+    found = report(read(str(log)))
+    assert found.unit == "token" and found.count >= 4
+    assert 8 < sum(found.layer_forward.values()) <= 14, found.layer_forward
+    assert found.copies["device to host"][0] == 1
+    assert found.copies["host to device"][1] <= 256
