@@ -1,8 +1,7 @@
 """What a training step and a token launch, copy and wait for, from the simulated card's log (simulator/report.py)."""
 
-import pytest
-
 from simulator.report import read, report
+from tests.conftest import save_small_model
 
 
 def test_a_training_step(card, tmp_path):
@@ -17,11 +16,11 @@ def test_a_training_step(card, tmp_path):
     assert found.copies["host to device"][1] < 2 * 3 * 64 * 4
 
 
-@pytest.mark.parametrize("reference", ["12b"], indirect=True)
-def test_a_token(card, reference, tmp_path):
+def test_a_token(card, tmp_path):
     """At most 14 kernels a layer; the host reads once, and sends token, position, length and block tables alone."""
     log = tmp_path / "log"
-    card("generation", str(reference.directory), [[4, 5, 6, 7, 8], [9, 10]], 8, "bfloat16", SIM_LOG=str(log))
+    save_small_model(tmp_path / "model", hidden_size=64, n_layer=3)
+    card("generation", str(tmp_path / "model"), [[4, 5, 6, 7, 8], [9, 10]], 8, "bfloat16", SIM_LOG=str(log))
     found = report(read(str(log)))
     assert found.unit == "token" and found.count >= 4
     assert 8 < sum(found.layer_forward.values()) <= 14, found.layer_forward
