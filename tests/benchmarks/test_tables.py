@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import growth, measure
+from benchmarks import growth, measure, memory, recompute
 from benchmarks.report import Row, Section, markdown, replace_between, rows_table
 
 
@@ -87,3 +87,20 @@ def test_a_child_returns_its_figures_and_its_peak():
     figures = measure.run_child("measure", "read_bandwidth", dict(gigabytes=0.1))
     assert figures["bandwidth"] > 1e8
     assert figures["peak_memory"] > 1e8
+
+
+@pytest.mark.parametrize("again, status", [(1.44e9, 0), (1.46e9, 1)])
+def test_recomputation_above_its_goal_is_a_failure(monkeypatch, capsys, again, status):
+    """Activations take 1 GB when kept; the goal is a share of 45 %."""
+    peaks = iter([1e9, 2e9, again])
+    monkeypatch.setattr(recompute, "measure", lambda configuration: (next(peaks), 0))
+    assert recompute.main() == status
+    assert "(goal: under 45%)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("expected, status", [(1.14e9, 0), (1.16e9, 1), (0.86e9, 0), (0.84e9, 1)])
+def test_an_estimate_beyond_its_tolerance_is_a_failure(monkeypatch, expected, status):
+    monkeypatch.setattr(memory, "CONFIGURATIONS", {"one": {}, "other": {}})
+    monkeypatch.setattr(memory, "measure", lambda configuration: (1e9, expected))
+    monkeypatch.setattr("sys.argv", ["memory"])
+    assert memory.main() == status
