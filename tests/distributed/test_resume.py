@@ -12,7 +12,7 @@ from tests.distributed.test_training import PATIENT, RECIPE, single  # noqa: F40
 
 
 def test_resume_on_the_same_and_on_other_meshes(single, msrun, tmp_path):  # noqa: F811
-    wanted = single("12b", 2)
+    wanted = single("telechat_12b", 2)
 
     def case(output, parallel, stop_after, **more):
         return {"checkpoint": str(wanted.directory), "batches": str(wanted.batches), "output": str(tmp_path / output),

@@ -118,7 +118,7 @@ def test_training_is_the_same_in_pieces(in_pieces, fields, recipe, documents, pa
     outcomes = []
     for on in (False, True):
         in_pieces(on)
-        model = TeleChat(small_config(initializer_range=0.2, **fields))
+        model = TeleChat(small_config(initializer_range=0.2, **fields), kernels="portable")
         trainer = Trainer(model, TrainConfig(learning_rate=1e-3, **recipe), ParallelConfig(**parallel))
         evaluation = trainer.evaluate([batch])
         step = trainer.train_step(*batch)
@@ -132,7 +132,7 @@ def test_training_is_the_same_in_pieces(in_pieces, fields, recipe, documents, pa
 
 def test_training_in_pieces_equals_torch(in_pieces):
     in_pieces(True)
-    model = TeleChat(small_config(initializer_range=0.2))
+    model = TeleChat(small_config(initializer_range=0.2), kernels="portable")
     tensors = {name: tensor.clone().requires_grad_(True) for name, tensor in as_torch(model).items()}
     ids = np.random.default_rng(0).integers(4, 96, (2, 29))
     loss = TorchTeleChat(model.config.to_dict(), tensors).loss(torch.tensor(ids), torch.tensor(ids))
@@ -145,7 +145,7 @@ def test_training_in_pieces_equals_torch(in_pieces):
 
 def test_a_prompt_in_pieces_answers_the_same(in_pieces):
     """Logits after the prompt, and after the next token, which reads the cache."""
-    model = TeleChat(small_config(initializer_range=0.2, num_key_value_heads=2))
+    model = TeleChat(small_config(initializer_range=0.2, num_key_value_heads=2), kernels="portable")
     prompt = np.random.default_rng(0).integers(4, 96, 43).tolist()
     logits = []
     for on in (False, True):
@@ -163,7 +163,7 @@ def test_a_model_evaluates_the_same_in_pieces(in_pieces, monkeypatch, fields):
     from telechat.evaluation.forward import Forward
     from telechat.nn import portable_kernels
 
-    model = TeleChat(small_config(initializer_range=0.2, **fields))
+    model = TeleChat(small_config(initializer_range=0.2, **fields), kernels="portable")
     ids = np.random.default_rng(0).integers(4, 96, (2, 43))
     shown = np.ones_like(ids)
     shown[1, :11] = 0
@@ -181,7 +181,7 @@ def test_a_model_evaluates_the_same_in_pieces(in_pieces, monkeypatch, fields):
 
 def test_evaluation_in_pieces_equals_torch(in_pieces):
     in_pieces(True)
-    model = TeleChat(small_config(initializer_range=0.2))
+    model = TeleChat(small_config(initializer_range=0.2), kernels="portable")
     ids = np.random.default_rng(0).integers(4, 96, (2, 43))
     tensors = {name: tensor.double() for name, tensor in as_torch(model).items()}
     reference = TorchTeleChat(model.config.to_dict(), tensors)

@@ -3,6 +3,8 @@
 // MindSpore's that calls a graph.
 #include "pool.h"
 
+#include <pthread.h>
+
 #include <condition_variable>
 #include <cstdlib>
 #include <memory>
@@ -97,6 +99,8 @@ std::mutex making;
 
 Pool& the_pool() {
     std::lock_guard<std::mutex> lock(making);
+    static const int forgotten = pthread_atfork(nullptr, nullptr, [] { pool = nullptr; });  // a child has no threads
+    static_cast<void>(forgotten);
     if (pool == nullptr || pool->threads() != wanted) pool = new Pool(wanted);  // a replaced pool's threads sleep on
     return *pool;
 }

@@ -1,5 +1,9 @@
 """The operators for CPUs, forward and backward, against torch in float64: odd sizes, and any number of threads."""
 
+import os
+import signal
+import time
+
 import mindspore as ms
 import numpy as np
 import pytest
@@ -14,6 +18,7 @@ if load_library() is None:
     pytest.skip("needs a C++ compiler, which is not here", allow_module_level=True)
 
 from telechat.nn.cpu.kernels import CpuKernels  # noqa: E402
+from telechat.nn.cpu.operators import dropout_masks  # noqa: E402
 
 KERNELS = CpuKernels()
 
@@ -211,3 +216,21 @@ def test_misaligned_tensors():
     memory = Tensor(np.concatenate([[0], weight.reshape(-1)]).astype(np.float32))
     part = memory[1:].reshape(34, 33)
     assert np.abs(KERNELS.linear(Tensor(x), part).asnumpy() - x @ weight.T.astype(np.float64)).max() < 1e-5
+
+
+def test_a_forked_process_computes_too(threads):
+    """Its parent's threads are not there; it makes its own."""
+    masks = np.ones((1, 6), np.int32)
+    expected = dropout_masks(masks, 64, 64)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if np.array_equal(dropout_masks(masks, 64, 64), expected) else 1)
+    for _ in range(100):
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            break
+        time.sleep(0.1)
+    else:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert done and status == 0
