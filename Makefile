@@ -43,7 +43,7 @@ test: .venv/installed-dev simulator
 
 # All that runs on the simulated card; `make test` has a choice of it.
 test-ascend: .venv/installed-dev simulator
-	$(BIN)/python -m pytest -q -m "not wide and not soak" tests/ascend tests/simulator
+	$(BIN)/python -m pytest -q -m "not wide and not soak" tests/ascend tests/simulator tests/distributed/test_*_card.py
 
 # The meshes that take too long for every change.
 test-16: .venv/installed-dev

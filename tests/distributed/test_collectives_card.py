@@ -5,6 +5,7 @@ import json
 import pytest
 
 from simulator.environment import environment, unavailable
+from tests.conftest import ROOT
 from tests.distributed import test_collectives as cpu
 
 KINDS = ("tensor", "data", "world", "pipeline")
@@ -19,7 +20,7 @@ def results(msrun_in, tmp_path_factory):
     """What two ranks, the stages of a pipeline, stored."""
     folder = tmp_path_factory.mktemp("collectives_card")
     msrun_in(folder, 2, "collectives.py", json.dumps({"pipeline": 2}), folder, json.dumps(GRADIENTS), json.dumps(EXACT),
-             timeout=300, environment=environment(base={}, HCCL_EXEC_TIMEOUT="60"))
+             timeout=300, environment=environment(base={"PYTHONPATH": str(ROOT)}, HCCL_EXEC_TIMEOUT="60"))
     return cpu.Results(folder, 2)
 
 

@@ -1,4 +1,4 @@
-"""The official trace on two simulated cards: tensor, sequence, data and pipeline, and a resume on another mesh."""
+"""The official trace on simulated cards: tensor, sequence, data and pipeline, and a resume on another mesh."""
 
 import json
 
@@ -6,35 +6,39 @@ import numpy as np
 import pytest
 
 from simulator.environment import environment, unavailable
+from tests.conftest import ROOT
 from tests.distributed.test_training import PATIENT, RECIPE
 
 pytestmark = [pytest.mark.ascend, pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))]
 
-# Name → ParallelConfig, settings of the training, where it stops, name of the run that it goes on with.
+# Cards: name → ParallelConfig, settings of the training, where it stops, name of the run that it goes on with.
 RUNS = {
-    "tensor": (dict(tensor=2, sequence_parallel=True), {}, 8, None),
-    "data": (dict(data=2, shard_optimizer=True), {}, 4, None),
-    "pipeline": (dict(pipeline=2), dict(micro_batches=2), 8, "data"),
-    "bfloat16": (dict(tensor=2), dict(dtype="bfloat16"), 8, None),
+    2: {"tensor": (dict(tensor=2, sequence_parallel=True), {}, 8, None),
+        "data": (dict(data=2, shard_optimizer=True), {}, 4, None),
+        "pipeline": (dict(pipeline=2), dict(micro_batches=2), 8, "data"),
+        "bfloat16": (dict(tensor=2), dict(dtype="bfloat16"), 8, None)},
+    4: {"data and tensor": (dict(data=2, tensor=2, shard_optimizer=True), {}, 4, None),
+        "pipeline and tensor": (dict(pipeline=2, tensor=2), dict(micro_batches=2), 8, "data and tensor")},
 }
 
 
 @pytest.mark.parametrize("reference", ["telechat_12b"], indirect=True)
-def test_the_official_trace(reference, msrun, tmp_path):
-    golden = reference.golden
+@pytest.mark.parametrize("cards", RUNS)
+def test_the_official_trace(reference, msrun, tmp_path, cards):
+    golden, runs = reference.golden, RUNS[cards]
     np.savez(tmp_path / "batches.npz", ids=golden["train_input_ids"], labels=golden["train_labels"])
     cases = [{"checkpoint": str(reference.directory), "batches": str(tmp_path / "batches.npz"), "parallel": parallel,
               "output": str(tmp_path / (resumed or name)), "train": {**RECIPE, **train}, "stop_after": last,
-              "resume": resumed is not None} for name, (parallel, train, last, resumed) in RUNS.items()]
+              "resume": resumed is not None} for name, (parallel, train, last, resumed) in runs.items()]
     (tmp_path / "cases.json").write_text(json.dumps(cases))
-    msrun(2, "trace.py", tmp_path / "cases.json", timeout=600, environment=environment(base={}, **PATIENT))
+    msrun(cards, "trace.py", tmp_path / "cases.json", timeout=600, environment=environment(base={"PYTHONPATH": str(ROOT)}, **PATIENT))
     wanted = np.stack([golden["train_loss"], golden["train_grad_norm"]], 1)
-    for case, (name, (_, train, last, resumed)) in zip(cases, RUNS.items()):
+    for case, (name, (_, train, last, resumed)) in zip(cases, runs.items()):
         reports = [json.loads((tmp_path / (resumed or name) / f"trace-{last}-rank-{rank}.json").read_text())
-                   for rank in range(2)]
-        assert reports[0]["steps"] == reports[1]["steps"], name
+                   for rank in range(cards)]
+        assert all(report["steps"] == reports[0]["steps"] for report in reports), name
         found = np.array(reports[0]["steps"])[:, :2]
-        part = wanted[RUNS[resumed][2] if resumed else 0:last]
+        part = wanted[runs[resumed][2] if resumed else 0:last]
         if "dtype" in train:
             assert np.abs(found[:, 0] / part[:, 0] - 1).max() < 0.02, name
         else:
