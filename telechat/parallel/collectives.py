@@ -213,8 +213,10 @@ def broadcast(tensor, source, group):
 
 
 def _copy(tensor):
+    if is_native():
+        return mint.clone(tensor)
     # Tensor.copy computes x / 1.0 in float32, 25 times as slow; the CPU cannot copy bfloat16 otherwise.
-    return tensor.copy() if tensor.dtype == ms.bfloat16 and not is_native() else ops.deepcopy(tensor)
+    return tensor.copy() if tensor.dtype == ms.bfloat16 else ops.deepcopy(tensor)
 
 
 class Sending:
