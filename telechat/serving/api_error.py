@@ -1,5 +1,7 @@
 """What a client is told when a request is not answered."""
 
+import json
+
 
 class APIError(Exception):
     """An answer of status 4xx or 5xx in the form of OpenAI's interface.
@@ -24,3 +26,9 @@ class APIError(Exception):
         if self.status == 429:
             kind = "rate_limit_error"
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+
+def short(value):
+    """A value of a request as JSON, cut where it is long."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 40 else text[:40] + "…"

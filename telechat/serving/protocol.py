@@ -8,11 +8,10 @@ import dataclasses
 import json
 import secrets
 
-from telechat.data.messages import in_order, read_message, read_tools
-from telechat.errors import InputError
 from telechat.generation.chat import build_prompt
 from telechat.generation.sampling import SamplingParams
-from telechat.serving.api_error import APIError
+from telechat.serving.api_error import APIError, short
+from telechat.serving.chat_messages import plain_messages, read_offer, read_thinking, template_messages
 
 MOST_CHOICES = 16
 MOST_STOPS = 4
@@ -95,9 +94,9 @@ def read_chat(body, model):
     """
     template = model.settings.chat_format.template
     _check_fields(body, _CHAT if template is None else _CHAT | _TEMPLATE, model)
-    history, question = _messages(body, model) if template is None else _template_messages(body)
-    tools = None if template is None else _tools(body)
-    thinking = _thinking(body, template)
+    history, question = plain_messages(body, model.system) if template is None else template_messages(body)
+    tools = None if template is None else read_offer(body)
+    thinking = read_thinking(body, template)
     limit = _max_tokens(body, "max_completion_tokens", model) or _max_tokens(body, "max_tokens", model)
     tokenizer, chat_format = model.settings.tokenizer, model.settings.chat_format
     drop_oldest = _flag(body, "drop_oldest")
@@ -179,7 +178,7 @@ def _ask(body, model, prompts, must_fit, max_tokens, field, chat, logprobs):
     form = body.get("response_format")
     if form is not None and form != {"type": "text"}:
         kind = form.get("type") if isinstance(form, dict) else form
-        raise APIError(400, f'response_format {_short(kind)} is not supported, {{"type": "text"}} alone; ask for the '
+        raise APIError(400, f'response_format {short(kind)} is not supported, {{"type": "text"}} alone; ask for the '
                             "form you want in the question", "response_format", "unsupported_parameter")
     return Ask(chat, prompts, n, _params(body, model, max_tokens, logprobs), _stops(body), _flag(body, "stream"),
                bool(options and options.get("include_usage")))
@@ -200,97 +199,6 @@ def _params(body, model, max_tokens, logprobs):
     values = {**model.settings.sampling, **{name: value for name, value in given.items() if value is not None}}
     return SamplingParams(max_tokens, stop_ids=model.settings.stop_ids, excluded_ids=model.settings.excluded_ids,
                           seed=seed, logprobs=logprobs, **values)
-
-
-def _messages(body, model):
-    messages = body.get("messages")
-    if not isinstance(messages, list) or not messages:
-        raise APIError(400, "messages must be a list with at least one message", "messages")
-    turns, system = [], []
-    for number, message in enumerate(messages):
-        place = f"messages[{number}]"
-        if not isinstance(message, dict):
-            raise APIError(400, f"{place} must be an object with role and content", place)
-        role, text = message.get("role"), _content(message.get("content"), place)
-        if role in ("system", "developer"):
-            if model.system == "refuse":
-                raise APIError(400, f"{place} is a system message, and TeleChat was not trained with one; put it into the "
-                                   "question, or start the server with --system prepend", place)
-            if turns:
-                raise APIError(400, f"{place}: system messages must come first", place)
-            system.append(text)
-        elif role in ("user", "assistant"):
-            turns.append({"role": "user" if role == "user" else "bot", "content": text})
-        else:
-            raise APIError(400, f'{place}.role must be "user", "assistant" or "system", not {str(role)[:40]!r}', place)
-    if not turns or turns[-1]["role"] != "user":
-        raise APIError(400, "the last of messages must be the user's", "messages")
-    if turns[0]["role"] != "user":
-        raise APIError(400, "the first of messages must be the user's", "messages")
-    if system:
-        turns[0] = {"role": "user", "content": "\n".join([*system, turns[0]["content"]])}
-    return turns[:-1], turns[-1]["content"]
-
-
-def _template_messages(body):
-    """(history, question) of a chat of TeleChat2 or 3; question None where a tool's result comes last."""
-    messages = body.get("messages")
-    if not isinstance(messages, list) or not messages:
-        raise APIError(400, "messages must be a list with at least one message", "messages")
-    read = []
-    for number, message in enumerate(messages):
-        place = f"messages[{number}]"
-        if isinstance(message, dict) and message.get("role") not in ("system", "developer", "user", "assistant", "tool"):
-            raise APIError(400, f'{place}.role must be "system", "user", "assistant" or "tool", '
-                               f"not {_short(message.get('role'))}", place)
-        try:
-            read.append(read_message(message, place))
-        except InputError as error:
-            raise APIError(400, str(error), place) from None
-    try:
-        read = in_order(read)
-    except InputError as error:
-        raise APIError(400, f"messages: {error}", "messages") from None
-    if read[-1]["role"] not in ("user", "tool"):
-        raise APIError(400, "the last of messages must be the user's or a tool's", "messages")
-    return (read, None) if read[-1]["role"] == "tool" else (read[:-1], read[-1]["content"])
-
-
-def _tools(body):
-    """The tools that a chat offers, or None."""
-    choice = body.get("tool_choice")
-    if choice not in (None, "auto", "none"):
-        raise APIError(400, f'tool_choice must be "auto" or "none", not {_short(choice)}', "tool_choice",
-                       "unsupported_parameter")
-    try:
-        tools = read_tools(body.get("tools"))
-    except InputError as error:
-        raise APIError(400, str(error), "tools") from None
-    return None if choice == "none" else tools
-
-
-def _thinking(body, template):
-    """Whether the answer begins with a thought: as the model does, unless ``enable_thinking`` is false."""
-    thinks = template is not None and template.think is not None
-    given = body.get("chat_template_kwargs")
-    if given is None or template is None:
-        return thinks
-    if not isinstance(given, dict) or set(given) - {"enable_thinking"} or not isinstance(
-            given.get("enable_thinking", True), bool):
-        raise APIError(400, 'chat_template_kwargs must be {"enable_thinking": true or false}', "chat_template_kwargs")
-    if given.get("enable_thinking") and not thinks:
-        raise APIError(400, "enable_thinking is true, and this model does not think; leave it out", "chat_template_kwargs")
-    return thinks and given.get("enable_thinking", True)
-
-
-def _content(content, place):
-    if isinstance(content, str):
-        return content
-    if isinstance(content, list) and content and all(
-            isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
-            for part in content):
-        return "".join(part["text"] for part in content)
-    raise APIError(400, f'{place}.content must be a text, or a list of {{"type": "text", "text": …}}', place)
 
 
 def _check_fields(body, known, model):
@@ -332,7 +240,7 @@ def _is_int(value):
 def _whole(body, name, least, most):
     value = body.get(name)
     if value is not None and not (_is_int(value) and least <= value <= most):
-        raise APIError(400, f"{name} must be a whole number from {least} to {most}, not {_short(value)}", name)
+        raise APIError(400, f"{name} must be a whole number from {least} to {most}, not {short(value)}", name)
     return value
 
 
@@ -341,17 +249,12 @@ def _number(body, name, least, most):
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
-        raise APIError(400, f"{name} must be a number from {least} to {most}, not {_short(value)}", name)
+        raise APIError(400, f"{name} must be a number from {least} to {most}, not {short(value)}", name)
     return float(value)
 
 
 def _flag(body, name):
     value = body.get(name)
     if value is not None and not isinstance(value, bool):
-        raise APIError(400, f"{name} must be true or false, not {_short(value)}", name)
+        raise APIError(400, f"{name} must be true or false, not {short(value)}", name)
     return bool(value)
-
-
-def _short(value):
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 40 else text[:40] + "…"
