@@ -124,7 +124,8 @@ Kernel kernel_of(int rows, bool rounded) {
     }
 }
 
-void pack_any(Matrix matrix, int64_t first, int64_t count, int64_t k, int width, bool rounded, float* to) {
+void pack_any(Matrix matrix, int64_t first, int64_t count, int64_t k, int width, [[maybe_unused]] bool rounded,
+              float* to) {
     auto by = [&](auto* data) {
 #if defined(__AVX512BF16__)
         if (rounded) return pack_pairs(data + first * matrix.row, matrix.row, matrix.column, count, k, width, to);

@@ -1,5 +1,7 @@
 """Compiling the operators: no compiler, a broken one, several processes at once, another processor's."""
 
+import platform
+import shutil
 import subprocess
 import sys
 
@@ -61,3 +63,12 @@ def test_processes_that_ask_at_once_compile_once(cache, monkeypatch, tmp_path):
     assert [process.wait(120) for process in processes] == [0, 0, 0]
     assert len(calls.read_text().splitlines()) == len(list(build.SOURCES.glob("*.cpp"))) + 1
     assert sorted(path.suffix for path in cache.iterdir()) == ["", ".so"]
+
+
+@pytest.mark.parametrize("command, flags", [("aarch64-linux-gnu-g++", ("-mcpu=neoverse-n1",)), ("g++", ("-msse2",))])
+def test_every_source_compiles_for_other_processors(tmp_path, command, flags):
+    """Without a warning; what comes out for another processor cannot run here."""
+    if shutil.which(command) is None or (command == "g++" and platform.machine() != "x86_64"):
+        pytest.skip(f"needs {command}, which is not here")
+    build.compile_library(command, tmp_path / "operators.so", (*build.FLAGS, *flags, "-Wall", "-Wextra", "-Werror"))
+    assert (tmp_path / "operators.so").stat().st_size > 10000
