@@ -69,9 +69,9 @@ class FirstHour:
         """Updates in place, read back by the tensor and by another graph."""
         found = run_probe("in_place")
         good = all(abs(step - 0.5) < 1e-3 for step in found["device"])
-        yield self._judge(good, f"a tensor made on the device moved by {found['device']} of 0.5",
-                          f"AdamW moved a tensor on the device by {found['device']}, should be 0.5")
-        yield f"a tensor made on the host moved by {found['host']} (0: lost, as known of MindSpore 2.10)"
+        yield self._judge(good, f"a weight on the device moved by {found['device']} of 0.5",
+                          f"AdamW moved a weight on the device by {found['device']}, should be 0.5")
+        yield f"a weight left on the host moved by {found['host']} (0: lost, as known of MindSpore 2.10)"
 
     def kernels(self):
         """The fused operations inside graphs, results and gradients against float64."""

@@ -70,27 +70,29 @@ def placement(dtype):
 
 
 def in_place():
-    """Whether AdamW's update of a tensor made on the device, and of one made on the host, is seen afterwards.
+    """Whether AdamW's update of a Parameter's ``data`` is seen by the Parameter and by another graph.
 
-    By the tensor itself, and by another graph that is given it: [1 − what it reads, …]; 0 where the update was lost.
+    For a Parameter in the device's memory and one in the host's: by how much each sees it moved; 0 where it is lost.
     """
     import mindspore as ms
-    from mindspore import Tensor
+    from mindspore import Parameter, Tensor
 
-    from telechat.nn.device import device_tensor, device_zeros
+    from telechat.nn.device import device_parameter, device_tensor, device_zeros
     from telechat.nn.graphs import SquaredNorm, Update
     from telechat.nn.kernels import choose_kernels
 
     kernels = choose_kernels(tiny_config(), ms.float32)
     update, norm = Update(kernels), SquaredNorm(kernels)
     found = {}
-    for name, make in (("device", device_tensor), ("host", Tensor.from_numpy)):
-        tensor = make(_numpy().ones((4, 4), "float32"))
+    ones = _numpy().ones((4, 4), "float32")
+    for name, parameter in (("device", device_parameter(ones, ms.float32, "device")),
+                            ("host", Parameter(Tensor.from_numpy(ones.copy()), name="host"))):
+        tensor = parameter.data
         scalars = kernels.adamw_scalars(1, 0.5, (0.9, 0.95), 1e-8, 0.0)
         moments = [device_zeros((4, 4), ms.float32) for _ in range(2)]
-        update(Tensor(1.0, ms.float32), *scalars, tensor, *moments, device_tensor(_numpy().ones((4, 4), "float32")))
-        square = float(norm(tensor).asnumpy().sum())
-        found[name] = [round(1 - float(tensor.asnumpy()[0, 0]), 4), round(1 - (square / 16) ** 0.5, 4)]
+        update(Tensor(1.0, ms.float32), *scalars, tensor, *moments, device_tensor(ones))
+        square = float(norm(parameter.data).asnumpy().sum())
+        found[name] = [round(1 - float(parameter.asnumpy()[0, 0]), 4), round(1 - (square / 16) ** 0.5, 4)]
     return found
 
 

@@ -1,7 +1,7 @@
 """Which device computes, and tensors in its memory.
 
-A compiled graph updates what lies in the device's memory. Of a tensor that was made from host memory it updates a
-copy: the tensor, and what else shares its memory, keep the old values, without a word. So whatever a graph writes
+A compiled graph updates what lies in the device's memory. Of a tensor in host memory it updates a copy: what else
+shares that memory, as a Parameter does with its ``data``, keeps the old values, without a word. So whatever a graph writes
 to (weights, master weights, moments, caches) is made here, and so is what many graphs read (masks, tables), which
 would be copied at every call.
 """

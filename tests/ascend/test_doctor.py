@@ -64,4 +64,4 @@ def test_the_first_hour(doctor, tmp_path):
     report = (tmp_path / "first_hour.txt").read_text()
     assert [line[0] for line in report.splitlines() if line[1:3] == ". "] == list("123456789")
     assert "WRONG" not in report and "FAILED" not in report
-    assert "a tensor made on the host moved by [0.0, 0.0]" in report
+    assert "a weight left on the host moved by [0.0, 0.0]" in report
