@@ -269,6 +269,8 @@ class Kernels(nn.Cell):
         """
         if self.paged:
             return ascend.write_cache(key_cache, value_cache, self.merge_heads(key), self.merge_heads(value), index)
+        if self.flash:  # heads lie as (B, S, m, D), rows of the cache by head
+            key, value = key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)
         return portable.write_cache(key_cache, value_cache, key, value, index)
 
     def decoding_places(self, positions, places, table, lengths, slopes, heads, length):

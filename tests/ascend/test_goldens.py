@@ -39,6 +39,10 @@ def test_greedy_answers_of_prompts_of_different_lengths(card, reference, paged):
     count = 12
     expected = [wanted[0][9:9 + count], wanted[1][13:13 + count], wanted[1][9:9 + count]]
     dtype = "bfloat16"
+    from telechat.config import TeleChatConfig
+
+    if paged and TeleChatConfig.from_pretrained(reference.directory).head_dim % 16:
+        pytest.skip("paged attention takes heads of a multiple of 16")
     found = card("generation", str(reference.directory), given, count, dtype, paged)
     assert ("decoding PagedAttention" in found["kernels"]) == paged
     # bfloat16 may choose another token where two are nearly alike, and goes on from there.
