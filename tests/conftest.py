@@ -4,11 +4,15 @@ import dataclasses
 import importlib.util
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+
+# Under nohup a process keeps SIGHUP without effect, and so would those that tests start to see its effect.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"

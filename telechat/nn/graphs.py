@@ -64,7 +64,7 @@ class HeadLoss(nn.Cell):
 
     @ms.jit
     def backward(self, x, rows, labels, weights, norm, head):
-        """The weighted losses (R,), and the gradients of their sum in x, norm and head, of the latter two in float32.
+        """The weighted losses (R,), and the gradients of their sum in x, norm and head, the latter in float32.
 
         x (N, H); rows, labels int32 (R,); weights float32 (R,): 0 for a row that only fills up.
         """
@@ -72,7 +72,7 @@ class HeadLoss(nn.Cell):
         losses, dlogits = self.cross_entropy(self.logits(hidden, norm, head), labels, weights)
         dhidden, dnorm, dhead = _gradient(self.logits)(hidden, norm, head, dlogits.astype(x.dtype))
         dx = ops.unsorted_segment_sum(dhidden, rows, x.shape[0])
-        return self.kernels.by_workers(losses), dx, dnorm.astype(ms.float32), dhead.astype(ms.float32)
+        return self.kernels.by_workers(losses), dx, dnorm, dhead.astype(ms.float32)
 
 
 class Accumulate(nn.Cell):

@@ -8,6 +8,7 @@ from benchmarks import peer_torch
 from telechat import TeleChatConfig
 from telechat.checkpoint.writer import write_checkpoint
 
+pytestmark = pytest.mark.parametrize("reference", ["telechat_7b", "telechat_12b", "telechat_52b"], indirect=True)
 GRADES = pytest.mark.parametrize("grade", ["official", "best"])
 
 

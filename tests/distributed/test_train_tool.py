@@ -247,14 +247,14 @@ def test_a_checkpoint_that_lacks_a_file(whole, dataset, tmp_path):
 
 
 def test_a_training_state_that_lacks_a_slice(whole, dataset, tmp_path):
-    """The state of the second process is gone."""
+    """The state of the second process is gone: the checkpoint that is asked for is refused by name."""
     output = tmp_path / "run"
     shutil.copytree(whole[0], output, symlinks=True)
     newest = list_checkpoints(output)[-1]
     files = sorted(path for path in os.listdir(os.path.join(newest, "training_state")) if path.endswith(".safetensors"))
     os.remove(os.path.join(newest, "training_state", files[-1]))
     job = run_job(tmp_path, 2, TRAIN, *arguments(dataset, output, "total_steps=14", *SAVES, "parallel.tensor=2",
-                                                 "--resume"), check=False, timeout=DEADLINE)
+                                                 "--resume_from", newest), check=False, timeout=DEADLINE)
     refused(job, newest)
 
 
