@@ -16,7 +16,7 @@ torch = ["torch>=2.1"]
 setup(
     name="telechat",
     version=version,
-    description="TeleChat 7B, 12B and 52B on MindSpore: fine-tuning and inference, from a laptop to 16 cards",
+    description="TeleChat-1, 2 and 3 on MindSpore: fine-tuning, inference and serving, from a laptop to 16 cards",
     long_description=(here / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
