@@ -111,11 +111,14 @@ class SafetensorsFiles:
         read_into(memoryview(array.reshape(-1).view(np.uint8)), path, self._offsets[name])
         return array
 
+    def names(self, file):
+        """Names of the tensors in one of `files`."""
+        return [name for name, owner in self._file_of.items() if owner == file]
+
     def tensors(self, file):
         """Iterate over (name, array) of one of `files`."""
-        for name, owner in self._file_of.items():
-            if owner == file:
-                yield name, self.read(name)
+        for name in self.names(file):
+            yield name, self.read(name)
 
 
 def read_into(buffer, path, offset):

@@ -100,6 +100,10 @@ class TorchFiles:
         """The tensor called `name` as a numpy array."""
         return to_numpy(self._load(self._file_of[name])[name])
 
+    def names(self, file):
+        """Names of the tensors in one of `files`."""
+        return [name for name, owner in self._file_of.items() if owner == file]
+
     def tensors(self, file):
         """Iterate over (name, array) of one of `files`."""
         loaded = self._load(file)

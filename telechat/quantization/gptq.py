@@ -108,7 +108,7 @@ class DequantisedFiles:
 
     def tensors(self, file):
         """Iterate over (name, array) of one of `files`; products come with the file of their ``qweight``."""
-        for name, _ in self._files.tensors(file):
+        for name in self._files.names(file):
             module, _, part = name.rpartition(".")
             if module in self._products and part == "qweight":
                 name = f"{module}.weight"
