@@ -21,7 +21,8 @@ def refuse_foreign_directory(directory, quantised=False):
     """Raise InputError where a directory holds something else than a TeleChat model that can be read.
 
     Recognised are Git LFS pointers and web pages in place of files, adapters (PEFT), training runs (of ours, of
-    transformers and DeepSpeed), quantised weights, GGUF, MindFormers' files, and a Hugging Face cache. A directory that is none of these passes, whatever it holds.
+    transformers and DeepSpeed), quantised weights, GGUF, MindFormers' files, and a Hugging Face cache. A directory that
+    is none of these passes, whatever it holds.
 
     Args:
         directory (str): one that exists.
