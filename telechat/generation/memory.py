@@ -112,5 +112,5 @@ def check_inference_memory(config, dtype, lower, ignore=False, **shape):
     if on_cpu():
         parts = inference_memory(config, dtype, **shape, processes=process_count(), local=local_process_count())
         if dtype == "float32" and parts["weights"] == max(parts.values()):
-            lower += ", give --dtype bfloat16 (slower on a CPU)"
+            lower += ", give --dtype bfloat16"
         check_memory(parts, "the model", lower, available_bytes(), ignore)

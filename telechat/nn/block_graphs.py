@@ -62,7 +62,7 @@ class FeedForward(nn.Cell):
     def __init__(self, functions):
         super().__init__()
         self.functions = functions
-        self.add = Accumulate()
+        self.add = Accumulate(functions.kernels)
 
     def construct(self, middle, drop, *weights):
         """middle (rows, H) → the block's output; and (gate, up) of each chunk, for `backward`."""

@@ -78,8 +78,18 @@ class HeadLoss(nn.Cell):
 class Accumulate(nn.Cell):
     """Elementwise sums of two equally long runs of tensors, in float32: of many, a lower dtype loses the small ones."""
 
-    @ms.jit
+    def __init__(self, kernels):
+        super().__init__()
+        self.kernels = kernels
+
     def construct(self, *tensors):
+        return self.in_graph(*tensors) if self.kernels.in_graphs else self.sums(*tensors)
+
+    @ms.jit
+    def in_graph(self, *tensors):
+        return self.sums(*tensors)
+
+    def sums(self, *tensors):
         half = len(tensors) // 2
         sums = ()
         for a, b in zip(tensors[:half], tensors[half:]):
@@ -94,8 +104,11 @@ class SquaredNorm(nn.Cell):
         super().__init__()
         self.kernels = kernels
 
-    @ms.jit
     def construct(self, *tensors):
+        return self.in_graph(*tensors) if self.kernels.in_graphs else self.kernels.sums_of_squares(*tensors)
+
+    @ms.jit
+    def in_graph(self, *tensors):
         return self.kernels.sums_of_squares(*tensors)
 
 
@@ -114,7 +127,8 @@ class Update(nn.Cell):
     def construct(self, *arguments):
         # Ascend's AdamW reads its scalars on the host. A graph has its inputs on the card and fetches each of them back,
         # five times a parameter, waiting each time; outside a graph they never leave the host.
-        return self.update(*arguments) if self.kernels.fused else self.update_in_graph(*arguments)
+        in_graph = self.kernels.in_graphs and not self.kernels.fused
+        return self.update_in_graph(*arguments) if in_graph else self.update(*arguments)
 
     @ms.jit
     def update_in_graph(self, *arguments):

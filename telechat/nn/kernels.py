@@ -58,6 +58,8 @@ class Kernels(nn.Cell):
         keep_prob (float): 1 − the rate of attention dropout.
     """
 
+    in_graphs = True  # whether what is done to gradients goes through compiled graphs, which hold on to them
+
     def __init__(self, dtype=ms.float32, fused=False, flash=False, paged=False, keep_prob=1.0):
         super().__init__()
         self.dtype = dtype

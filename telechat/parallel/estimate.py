@@ -35,7 +35,7 @@ class Workload:
     sequence_length: int
     batch_size: int  # sequences a step, all ranks and micro-batches together
     micro_batches: int
-    weight_bytes: int  # of a working weight and its gradient: 4 or 2
+    weight_bytes: int  # of a working weight: 4 or 2
     activation_bytes: int
     logit_rows: typing.Callable  # logit_rows(N) → how many of N rows of logits are made at a time
     mask_padding: bool = False
@@ -43,6 +43,12 @@ class Workload:
     rows_at_once: int = None  # rows of a feed-forward layer at a time (nn/block_graphs.py); None: all
     on_cpu: bool = False  # MindSpore's CPU kernels keep tables of their own, see `index_tables`
     keeps_probabilities: bool = False  # attention's, float32, for the backward pass (nn/portable_kernels.py)
+    own_operators: bool = False  # those of nn/cpu: lower weights' gradients in float32, updates in place and outside graphs
+
+    @property
+    def gradient_bytes(self):
+        """Of a number of a weight's gradient."""
+        return FLOAT32 if self.own_operators else self.weight_bytes
 
     def sequences(self, parallel):
         """Sequences of a micro-batch on one rank."""
@@ -190,13 +196,14 @@ def index_tables(model, parallel, workload, stage):
 
     An elementwise kernel that broadcasts keeps the positions of both operands, 8 bytes each, for every
     element of its result. The kernels tile small operands instead; only the graph of a head that is cut over
-    ranks has 2 such kernels at the logits. A sum of bfloat16 keeps them even without broadcasting.
+    ranks has 2 such kernels at the logits. A sum of bfloat16 keeps them even without broadcasting; with operators of
+    our own there is none.
     """
     if not workload.on_cpu:
         return 0
     vocabulary = vocabulary_rows(model, parallel.tensor) if stage == parallel.pipeline - 1 else 0
     total = 2 * workload.logit_rows(workload.tokens(parallel)) * vocabulary * (parallel.tensor > 1)
-    if workload.weight_bytes < FLOAT32:
+    if workload.gradient_bytes < FLOAT32:
         many = workload.micro_batches > 1
         total += vocabulary * model.hidden_size * ((workload.chunks(parallel) > 1) + many)
         total += elements(stage_parts(model, parallel, stage).block) * many
@@ -217,14 +224,15 @@ def stage_memory(model, parallel, workload, stage):
         stage (int): 0 to pipeline − 1.
     """
     parts, width = stage_parts(model, parallel, stage), workload.weight_bytes
-    wide = workload.activation_bytes
+    wide, own = workload.activation_bytes, workload.own_operators
     last, many = stage == parallel.pipeline - 1, workload.micro_batches > 1
-    embedding, block, head = (elements(shapes) * width for shapes, _ in parts.groups)
+    gradient_width = workload.gradient_bytes
+    embedding, block, head = (elements(shapes) * gradient_width for shapes, _ in parts.groups)
     groups = embedding + block + head
     gradients = embedding + parts.layers * block + head
     weights = parts.parameters * width
     optimizer = optimizer_bytes(parts, parallel, width)
-    one_reduced = [width * sum(_reduced(shape, parallel, workload) for shape in shapes)
+    one_reduced = [gradient_width * sum(_reduced(shape, parallel, workload) for shape in shapes)
                    for shapes, _ in parts.groups]
     reduced = sum(size * count for size, (_, count) in zip(one_reduced, parts.groups))
     kept = activation_bytes(model, parallel, workload, stage)
@@ -232,16 +240,18 @@ def stage_memory(model, parallel, workload, stage):
     hidden = workload.kept_tokens(parallel) * model.hidden_size * wide
     layer = layer_activations(model, parallel, workload)
     logits = _head_bytes(model, parallel, workload) if last else 0
-    head_gradient = vocabulary_rows(model, parallel.tensor) * model.hidden_size * width
+    head_gradient = vocabulary_rows(model, parallel.tensor) * model.hidden_size * gradient_width
     chunks = workload.chunks(parallel)
 
-    # Of their last call, the update holds the gradients of one tensor group of each kind, the sums of
+    # Of their last call, the update's graph holds the gradients of one tensor group of each kind, the sums of
     # micro-batches two such sets, those of the head's chunks two of its gradients, a block's backward pass
     # what a layer keeps.
-    held = sum(one_reduced)
-    twice = last and stage == 0 and model.tie_word_embeddings  # a tied weight's gradient is a sum always
-    held += 2 * groups if many else 2 * embedding if twice else 0
-    held += 2 * head_gradient if last and chunks > 1 else 0
+    held = 0
+    if not own:
+        held += sum(one_reduced)
+        twice = last and stage == 0 and model.tie_word_embeddings  # a tied weight's gradient is a sum always
+        held += 2 * groups if many else 2 * embedding if twice else 0
+        held += 2 * head_gradient if last and chunks > 1 else 0
     held += layer + 4 * hidden + 2 * dropout_bytes(model, parallel, workload)
 
     work = _block_work(model, parallel, workload, elements(parts.block))
@@ -249,7 +259,7 @@ def stage_memory(model, parallel, workload, stage):
         work += layer - 2 * workload.tokens(parallel) * block_shape(model, parallel.tensor).ffn_hidden_size * wide
     backward = work + (2 * block if many else block)
     largest = max(math.prod(shape) for shapes, _ in parts.groups for shape in shapes)
-    update = largest * FLOAT32 * (_UPDATE_COPIES + (width < FLOAT32))
+    update = 0 if own else largest * FLOAT32 * (_UPDATE_COPIES + (width < FLOAT32))
     summed = gradients if many else 0
     left = reduced if parallel.data > 1 else gradients
     # Phase → activations, gradients and work at its fullest moment. The backward pass has two: its first layer finds
@@ -283,8 +293,8 @@ def _head_bytes(model, parallel, workload):
     tokens, rows = workload.tokens(parallel), vocabulary_rows(model, parallel.tensor)
     chunk = workload.logit_rows(tokens)
     calls = 1 if workload.chunks(parallel) == 1 else 4
-    gradient = calls * rows * model.hidden_size * workload.weight_bytes
-    if workload.activation_bytes > workload.weight_bytes:
+    gradient = calls * rows * model.hidden_size * workload.gradient_bytes
+    if workload.activation_bytes > workload.gradient_bytes:
         gradient += _CASTS * rows * model.hidden_size * workload.activation_bytes
     return (gradient + _LOGIT_COPIES * chunk * rows * FLOAT32
             + (calls + parallel.sequence_parallel) * tokens * model.hidden_size * workload.activation_bytes)
@@ -299,7 +309,7 @@ def _block_work(model, parallel, workload, parameters):
     tokens, scores = workload.tokens(parallel), score_elements(model, parallel, workload) * FLOAT32
     attention = _SCORES * scores + _HIDDEN * tokens * share.n_head * share.head_dim * wide
     feed_forward = _INNER * min(tokens, workload.rows_at_once or tokens) * share.ffn_hidden_size * wide
-    cast = _CASTS * parameters * wide if wide > workload.weight_bytes else 0
+    cast = _CASTS * parameters * wide if wide > workload.gradient_bytes else 0
     return max(attention, feed_forward) + cast + dropout_bytes(model, parallel, workload)
 
 

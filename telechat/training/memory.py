@@ -34,14 +34,15 @@ def workload_of(model, run, sequence_length, on_cpu=False):
     width = FLOAT32 if run.train.dtype == "float32" else 2
     logits = kernels.LOGITS_ON_CPU if on_cpu else kernels.LOGITS_ON_CARD
     rows = functools.partial(head_rows, vocab_size=model.vocab_size, logits=logits)
-    if on_cpu and run.train.kernels != "portable" and kernels.cpu_obstacle(as_dtype(run.train.dtype)) is None:
+    own = on_cpu and run.train.kernels != "portable" and kernels.cpu_obstacle(as_dtype(run.train.dtype)) is None
+    if own:
         piece = BLOCK  # of the operators' attention
     else:
         piece = PIECE if on_cpu and is_long(sequence_length, model.attention_dropout) else None
     keeps = on_cpu and not piece and keeps_probabilities(sequence_length, model.head_dim)
     return Workload(sequence_length, run.batch_size, run.train.micro_batches, width,
                     FLOAT32 if on_cpu else width, rows, run.train.mask_padding, piece,
-                    kernels.ROWS_AT_ONCE if on_cpu else None, on_cpu, keeps)
+                    kernels.ROWS_AT_ONCE if on_cpu else None, on_cpu, keeps, own)
 
 
 def stage_memories(model, run, sequence_length):

@@ -60,7 +60,7 @@ class StageCompute:
         self.block = BlockPasses(stage.functions)
         self.embed = embed_for(stage, mesh.tensor, parallel.sequence_parallel)
         self.head_loss = head_loss_for(stage, mesh.tensor)
-        self.add = Accumulate()
+        self.add = Accumulate(self.kernels)
         self._positions = {}
         self._parts = {}
         self._gradients = None

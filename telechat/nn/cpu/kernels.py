@@ -7,7 +7,7 @@ from mindspore import Tensor
 from telechat.nn.alibi import alibi_slopes
 from telechat.nn.cpu.build import default_threads, load_library
 from telechat.nn.cpu.decoding import DecodeStep
-from telechat.nn.cpu.operators import Operators, dropout_masks
+from telechat.nn.cpu.operators import Operators, dropout_masks, run_now
 from telechat.nn.dropout import threshold
 from telechat.nn.kernels import Kernels
 
@@ -15,7 +15,7 @@ from telechat.nn.kernels import Kernels
 class CpuKernels(Kernels):
     """`Kernels` by the operators in this folder; what has none is portable.
 
-    Activations are float32, heads lie as (B, S, heads, D).
+    Activations are float32, heads lie as (B, S, heads, D). Norms of gradients and updates are computed at once.
 
     Args:
         keep_prob (float): 1 − the rate of attention dropout.
@@ -23,6 +23,8 @@ class CpuKernels(Kernels):
         rounded (bool): factors of products are rounded to bfloat16 where the machine multiplies these; sums are
             float32. Else bfloat16 weights are multiplied as the float32 numbers they are.
     """
+
+    in_graphs = False
 
     def __init__(self, keep_prob=1.0, weights=ms.float32, rounded=False):
         super().__init__(ms.float32, keep_prob=keep_prob)
@@ -115,11 +117,15 @@ class CpuKernels(Kernels):
         return self.operators.cross_entropy(logits, labels, weights)
 
     def adamw(self, parameter, first_moment, second_moment, gradient, clip, step, rate, beta1, beta2, epsilon, decay):
-        return self.operators.adamw(parameter, first_moment, second_moment, gradient.astype(ms.float32), clip, rate,
-                                    beta1, beta2, epsilon, decay)
+        done = Tensor([0.0], ms.float32)
+        run_now("adamw", parameter, first_moment, second_moment, gradient.astype(ms.float32), clip, rate, beta1, beta2,
+                epsilon, decay, done)
+        return done
 
     def sums_of_squares(self, *tensors):
-        return self.operators.sums_of_squares(*[tensor.astype(ms.float32) for tensor in tensors])
+        sums = Tensor(np.zeros(len(tensors), np.float32))
+        run_now("sums_of_squares", *[tensor.astype(ms.float32) for tensor in tensors], sums)
+        return sums
 
 
 def descriptions(rate, place, streams):
