@@ -4,7 +4,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo simulator test test-ascend test-16 test-web test-docs test-versions test-mutation docs soak clean
+.PHONY: demo simulator test test-ascend test-16 test-web test-export test-docs test-versions test-mutation docs soak clean
 
 .venv/installed: setup.py
 	$(PYTHON) -m venv .venv
@@ -56,6 +56,12 @@ test-web: .venv/installed-dev
 	    || { echo "chromium cannot be installed (as root: apt-get install chromium)" >&2; exit 1; }
 	$(BIN)/python -m pip install --quiet 'playwright>=1.40,<2'
 	$(BIN)/python -m pytest -q -m web tests
+
+# The exports in the libraries that they are for: transformers and llama.cpp, which is built from source (some minutes).
+test-export: .venv/installed-dev
+	test -e demo/run/final/config.json || $(MAKE) --no-print-directory demo
+	CMAKE_ARGS="-DLLAVA_BUILD=OFF" $(BIN)/python -m pip install --quiet --no-binary llama-cpp-python 'llama-cpp-python>=0.3.9,<0.4'
+	$(BIN)/python -m pytest -q tests/export
 
 # Every command of the README and docs/, on tiny checkpoints in the published layouts; launch.py and msrun scaled down.
 test-docs: .venv/installed-dev

@@ -10,6 +10,8 @@ version = re.search(r'__version__ = "(.+)"', (here / "telechat/__init__.py").rea
 
 # Serving is an extra: who trains or converts does without an HTTP server.
 serve = ["starlette>=0.37,<2", "uvicorn>=0.30,<1"]
+# GGUF files, by the converter alone.
+export = ["gguf>=0.10,<1"]
 # torch is needed by the converter alone, and by tests as the reference.
 torch = ["torch>=2.1"]
 
@@ -35,10 +37,11 @@ setup(
     ],
     extras_require={
         "convert": torch,
+        "export": export,
         "serve": serve,
         "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.26,<2"],
         "tensorboard": ["tensorboard>=2.10,<3"],
-        "dev": [*serve, "torch==2.13.0", "pytest>=7", "pytest-xdist>=3", "psutil>=5", "scipy>=1.9",
+        "dev": [*serve, *export, "torch==2.13.0", "pytest>=7", "pytest-xdist>=3", "psutil>=5", "scipy>=1.9",
                 "openai>=1.40", "transformers>=4.45,<6", "hypothesis>=6", "tensorboard>=2.10,<3"],
     },
 )

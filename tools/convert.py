@@ -10,6 +10,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from telechat.checkpoint import convert  # noqa: E402
 from telechat.checkpoint.dtypes import NAMES  # noqa: E402
+from telechat.checkpoint.gguf_export import TYPES, to_gguf  # noqa: E402
 from telechat.checkpoint.llama import to_llama  # noqa: E402
 from telechat.cli import ArgumentParser, path_argument, run  # noqa: E402
 
@@ -45,6 +46,13 @@ def parse_arguments(argv):
     command.add_argument("--mindspore_path", type=path_argument, required=True, help="directory of ours")
     command.add_argument("--output_dir", type=path_argument, required=True, help="directory to write")
 
+    command = commands.add_parser("to-gguf", help="ours to a GGUF file, for llama.cpp and what is built on it",
+                                  description="Write a checkpoint of ours as one GGUF file with its tokenizer and chat "
+                                              "template, which llama.cpp and what is built on it read.")
+    command.add_argument("--mindspore_path", type=path_argument, required=True, help="directory of ours")
+    command.add_argument("--output", type=path_argument, required=True, help="file to write, as model.gguf")
+    command.add_argument("--type", choices=TYPES, default="f16", help="of the matrices; f16 if left out")
+
     command = add_command(commands, "mindformers-to-ms", "a file of MindFormers' TeleChat converter to ours")
     command.add_argument("--checkpoint", type=path_argument, required=True,
                          help="the .ckpt file that holds the whole model")
@@ -68,6 +76,11 @@ def main(argv=None):
     if command == "to-llama":
         size, notes = to_llama(**arguments)
         print(f"wrote {size / 1e6:,.1f} MB of weights to {arguments['output_dir']}")
+        print("\n".join(f"note: {note}" for note in notes))
+        return
+    if command == "to-gguf":
+        size, notes = to_gguf(**arguments)
+        print(f"wrote {size / 1e6:,.1f} MB to {arguments['output']}")
         print("\n".join(f"note: {note}" for note in notes))
         return
     convert_files = {"torch-to-ms": convert.torch_to_ms, "ms-to-torch": convert.ms_to_torch,

@@ -5,7 +5,6 @@ products of a part or for none are filled up with zeros; muP's multipliers go in
 base is the one that the model has within its training length.
 """
 
-import json
 import math
 import os
 import shutil
@@ -14,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from telechat.checkpoint import layout, safetensors_files
+from telechat.checkpoint.chat_jinja import chat_jinja
 from telechat.checkpoint.reader import CheckpointReader
 from telechat.checkpoint.replace import replacing
 from telechat.checkpoint.writer import EXTRA_FILES, MAX_SHARD_BYTES, Shards, write_json
@@ -40,16 +40,11 @@ def to_llama(mindspore_path, output_dir):
         InputError: the model has positions that Llama has not (ALiBi); the input is broken; the output cannot be written.
             Nothing has changed then.
     """
-    reader = CheckpointReader(mindspore_path)
-    config = reader.config
     if os.path.realpath(mindspore_path) == os.path.realpath(output_dir):
         raise InputError(f"{mindspore_path} is both input and output; give another --output_dir")
-    if config.position_embedding != "rotary":
-        raise InputError(f"{mindspore_path} has ALiBi in place of rotary positions, which Llama has not; it cannot be exported")
-    if config.tie_word_embeddings and config.input_mult != 1:
-        raise InputError(f"{mindspore_path} has an input_mult beside tied embeddings, which Llama has not; it cannot be exported")
-    reader.check(layout.parameter_shapes(config))
-    notes = _notes(config)
+    reader = open_for_export(mindspore_path)
+    config = reader.config
+    notes = export_notes(config)
     with replacing(output_dir, safetensors_files.is_weight_file) as temporary:
         size = _write_weights(reader, config, temporary)
         values = _config(config, reader)
@@ -59,6 +54,22 @@ def to_llama(mindspore_path, output_dir):
             file.write("\n".join(["A TeleChat model in Llama's form, written by telechat.", "", *(f"- {note}" for note in notes)])
                        + "\n")
     return size, notes
+
+
+def open_for_export(mindspore_path):
+    """The reader of a checkpoint of ours that Llama's block can express.
+
+    Raises:
+        InputError: it cannot, or the checkpoint is broken.
+    """
+    reader = CheckpointReader(mindspore_path)
+    config = reader.config
+    if config.position_embedding != "rotary":
+        raise InputError(f"{mindspore_path} has ALiBi in place of rotary positions, which Llama has not; it cannot be exported")
+    if config.tie_word_embeddings and config.input_mult != 1:
+        raise InputError(f"{mindspore_path} has an input_mult beside tied embeddings, which Llama has not; it cannot be exported")
+    reader.check(layout.parameter_shapes(config))
+    return reader
 
 
 def llama_tensors(config, read):
@@ -119,37 +130,45 @@ def _write_weights(reader, config, directory):
 def _config(config, reader):
     """The content of Llama's config.json."""
     dtype = reader.dtype("transformer.ln_f.weight").name
-    base, scaling = config.rotary_base, None
+    scaling = None
     if config.yarn is not None:
         original = config.yarn.original_max_position_embeddings
         scaling = {"rope_type": "yarn", "factor": config.training_seqlen / original, "beta_fast": config.yarn.beta_fast,
                    "beta_slow": config.yarn.beta_slow, "original_max_position_embeddings": original,
                    "attention_factor": yarn_frequencies(config)[1], "truncate": True}
-    elif config.rotary_ntk_context is not None and not config.rotary_ntk_scales_theta:
-        base *= ntk_alpha(config.training_seqlen, config.rotary_ntk_context) ** (config.head_dim / (config.head_dim - 2))
     tied = config.tie_word_embeddings and config.logits_scale == 1
     return {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": dtype, "hidden_act": "silu",
             "vocab_size": config.vocab_size, "hidden_size": config.hidden_size, "intermediate_size": config.ffn_hidden_size,
             "num_hidden_layers": config.n_layer, "num_attention_heads": config.n_head,
             "num_key_value_heads": config.num_key_value_heads, "head_dim": config.head_dim,
-            "rms_norm_eps": config.layer_norm_epsilon, "max_position_embeddings": _longest(config), "rope_theta": base,
-            "rope_scaling": scaling, "attention_bias": config.use_bias, "mlp_bias": config.use_bias,
+            "rms_norm_eps": config.layer_norm_epsilon, "max_position_embeddings": longest_sequence(config),
+            "rope_theta": rotary_base(config), "rope_scaling": scaling, "attention_bias": config.use_bias,
+            "mlp_bias": config.use_bias,
             "attention_dropout": config.attention_dropout, "initializer_range": config.initializer_range,
             "tie_word_embeddings": tied, "bos_token_id": config.bos_token_id, "pad_token_id": config.pad_token_id,
             "eos_token_id": list(config.eos_token_id) if isinstance(config.eos_token_id, tuple) else config.eos_token_id}
 
 
-def _longest(config):
+def rotary_base(config):
+    """The base of the rotary table within the training length."""
+    if config.yarn is None and config.rotary_ntk_context is not None and not config.rotary_ntk_scales_theta:
+        alpha = ntk_alpha(config.training_seqlen, config.rotary_ntk_context)
+        return config.rotary_base * alpha ** (config.head_dim / (config.head_dim - 2))
+    return config.rotary_base
+
+
+def longest_sequence(config):
     """Tokens up to which one rotary table serves."""
     fixed = fixed_tables_length(config)
     return config.training_seqlen if math.isinf(fixed) else min(config.training_seqlen, fixed)
 
 
-def _notes(config):
+def export_notes(config):
+    """What Llama's form does not carry over, as sentences."""
     notes = []
     if config.rotary_ntk_context is not None:
-        notes.append(f"The extension of the context beyond {_longest(config)} tokens (NTK) is not carried over: Llama's rotary "
-                     "table has one base.")
+        notes.append(f"The extension of the context beyond {longest_sequence(config)} tokens (NTK) is not carried over: "
+                     "Llama's rotary table has one base.")
     if config.rotary_float16:
         notes.append("The official code rounds cosines and sines to float16, Llama's does not: logits differ by up to 3e-3 of "
                      "the largest (measured on small models of 7B, 12B and TeleChat2), and by nothing else.")
@@ -169,33 +188,12 @@ def _write_tokenizer(source, target):
     tokenizer = Tokenizer.from_pretrained(source)
     chat = ChatFormat.for_tokenizer(tokenizer)
     spelling = {role: item["token"] for role, item in chat.tokens(tokenizer).items()}
-    settings = {"tokenizer_class": "LlamaTokenizer" if tokenizer.file_name == "tokenizer.model" else "PreTrainedTokenizerFast",
+    is_sentencepiece = tokenizer.file_name == "tokenizer.model"
+    settings = {"tokenizer_class": "LlamaTokenizer" if is_sentencepiece else "PreTrainedTokenizerFast",
                 "add_bos_token": False, "add_eos_token": False, "clean_up_tokenization_spaces": False, "legacy": False,
-                "eos_token": spelling["end"], "pad_token": spelling["pad"], "chat_template": _chat_template(chat, spelling),
+                "eos_token": spelling["end"], "pad_token": spelling["pad"],
+                "chat_template": chat_jinja(chat, spelling, " " if is_sentencepiece else ""),
                 "added_tokens_decoder": {str(index): {
                     "content": tokenizer.id_to_token(index), "lstrip": False, "normalized": False, "rstrip": False,
                     "single_word": False, "special": True} for index in sorted(tokenizer.control_ids)}}
     write_json(os.path.join(target, "tokenizer_config.json"), settings)
-
-
-def _chat_template(chat, spelling):
-    """Jinja for turns, with the system text and the opening thought of TeleChat2 and 3.
-
-    A space stands in front of each text: TeleChat's texts are tokenised each on its own, so each begins with the
-    tokenizer's leading space, which transformers puts in front of the whole alone.
-    """
-    user, bot, end = (json.dumps(spelling[role], ensure_ascii=False) for role in ("user", "bot", "end"))
-    opening, system, thought = "", "", ""
-    if "start" in spelling:
-        opening = "{{ " + json.dumps(spelling["start"]) + " }}"
-    if chat.template is not None:
-        default = chat.template.default_system
-        text = "" if default is None else f" {default}\\n"
-        opening = "{%- if messages[0]['role'] != 'system' %}{{ '<_system>" + text + "' }}{%- endif %}"
-        system = "{%- elif message['role'] == 'system' %}{{ '<_system> ' + message['content'] + '\\n' }}"
-        end += " + ' \\n'"
-        thought = " + '<think> \\n'" if chat.template.think is not None else ""
-    return (opening + "{%- for message in messages %}{%- if message['role'] == 'user' %}{{ " + user
-            + " + ' ' + message['content'] }}{%- elif message['role'] == 'assistant' %}{{ " + bot
-            + " + ' ' + message['content'] + " + end + " }}" + system
-            + "{%- endif %}{%- endfor %}{%- if add_generation_prompt %}{{ " + bot + thought + " }}{%- endif %}")

@@ -7,12 +7,14 @@ mindspore`` makes that package take its Python implementation, which needs 1.5 s
 """
 
 # ModelProto
-_PIECES, _NORMALIZER = 1, 3
+_PIECES, _TRAINER, _NORMALIZER = 1, 2, 3
 # ModelProto.SentencePiece and the values of its type
 _TYPE = 3
 _CONTROL, _USER_DEFINED = 3, 4
+# TrainerSpec and a value of its model_type
+_MODEL_TYPE, _BPE = 3, 2
 # NormalizerSpec
-_ADD_DUMMY_PREFIX = 3
+_CHARACTERS_MAP, _ADD_DUMMY_PREFIX, _REMOVE_EXTRA_SPACES = 2, 3, 4
 
 # Wire types; a field's key is its number and, in the lowest three bits, one of these.
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
@@ -55,6 +57,23 @@ def without_dummy_prefix(data):
     """``data`` with the normaliser's add_dummy_prefix off: of a field given twice, the later one counts."""
     spec = bytes([_ADD_DUMMY_PREFIX << 3 | _VARINT, False])
     return data + bytes([_NORMALIZER << 3 | _LENGTH, len(spec)]) + spec
+
+
+def is_plain_bpe(data):
+    """Whether a model is BPE and does nothing to a text but put the dummy prefix in front."""
+    kind, has_map, prefix, removes = None, False, True, True  # of what is left out the message's defaults
+    for number, start, end in _fields(data, 0, len(data)):
+        if number == _TRAINER:
+            kind = next((data[at] for inner, at, _ in _fields(data, start, end) if inner == _MODEL_TYPE), kind)
+        elif number == _NORMALIZER:
+            for inner, at, stop in _fields(data, start, end):
+                if inner == _CHARACTERS_MAP:
+                    has_map = stop > at
+                elif inner == _ADD_DUMMY_PREFIX:
+                    prefix = bool(data[at])
+                elif inner == _REMOVE_EXTRA_SPACES:
+                    removes = bool(data[at])
+    return kind == _BPE and not has_map and prefix and not removes
 
 
 def _fields(data, at, end):

@@ -90,6 +90,16 @@ def test_tokenizer_and_chat_template(tmp_path):
     assert ids_of(tokenizer, messages, True) == build_prompt(ours, history, "三", 1 << 20)
 
 
+def test_chat_of_a_byte_level_tokenizer(tmp_path, save_byte_level):
+    """7B's has no leading space, and its chat template writes none."""
+    save_small_model(tmp_path / "ours")
+    (tmp_path / "ours/tokenizer.model").unlink()
+    save_byte_level(tmp_path / "ours", "bloom")
+    to_llama(tmp_path / "ours", tmp_path / "llama")
+    tokenizer, ours = transformers.AutoTokenizer.from_pretrained(tmp_path / "llama"), Tokenizer.from_pretrained(tmp_path / "ours")
+    assert ids_of(tokenizer, [{"role": "user", "content": "一 b\nc"}], True) == build_prompt(ours, [], "一 b\nc", 1 << 20)
+
+
 @pytest.mark.parametrize("name, published", [("telechat2", "telechat2_115b"), ("telechat3", "telechat3_36b")])
 def test_chat_template_of_the_later_models(shared, tmp_path, name, published):
     """The publisher's ids: turns, system text, the opening thought."""

@@ -1,6 +1,7 @@
 """Wrong uses of the tools that prepare and look at files: preprocess, convert, inspect."""
 
 PREPROCESS = ["--input_dataset_file", "{lines}", "--output_path", "{out}", "--vocab_file_path", "{tok}", "--max_length", "40"]
+TO_GGUF = ["to-gguf", "--mindspore_path", "{ckpt}", "--output", "{out}"]
 TO_TORCH = ["ms-to-torch", "--mindspore_path", "{ckpt}", "--torch_path", "{out}"]
 
 USES = [
@@ -61,6 +62,14 @@ USES = [
                  "{out}"], ["{text}"]),
     ("convert", ["mindformers-to-ms", "--checkpoint", "{text}", "--config", "{absent}", "--mindspore_path", "{out}"],
      ["{absent}"]),
+    # out to other libraries
+    ("convert", [*TO_GGUF, "--type", "q3_k"], ["--type", "q3_k", "'f16', 'q8_0', 'q4_0', 'f32'"]),
+    ("convert", TO_GGUF[:3], ["--output"]),
+    ("convert", [*TO_GGUF[:4], "{empty}"], ["{empty} is a directory"]),
+    ("convert", [*TO_GGUF[:4], "{empty}/absent/model.gguf"], ["{empty}/absent/model.gguf cannot be written"]),
+    ("convert", ["to-gguf", "--mindspore_path", "{adapter}", "--output", "{out}"], ["{adapter}", "LoRA adapter"]),
+    ("convert", ["to-gguf", "--mindspore_path", "{alien}", "--output", "{out}"], ["{alien}/tokenizer.model"]),
+    ("convert", ["to-llama", "--mindspore_path", "{ckpt}", "--output_dir", "{ckpt}"], ["{ckpt} is both input and output"]),
     # data that would be read in part, or not at all
     *[("preprocess", ["--input_dataset_file", "{" + name + "}", *PREPROCESS[2:]], [f"error: {{{name}}}{said}"]) for name, said in [
         ("system", ", line 2: has a system text, and TeleChat was not trained with one; put it into the question, or give "
