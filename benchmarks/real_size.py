@@ -20,10 +20,12 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -33,6 +35,8 @@ SMALL = dict(vocab_size=4096, hidden_size=256, n_layer=4, n_head=8, ffn_hidden_s
 TOKENIZER = ROOT / "samples" / "tokenizer.model"
 TOLERANCE = 0.15  # of a run's memory against what it says before its first step
 REFUSED_WITHIN = 60  # seconds: no weights have been read by then
+STOPPED_WITHIN = 3  # seconds: a server without clients
+STREAMS, ANSWER = 8, 12  # clients of a server at once, and tokens of each answer
 
 
 @dataclasses.dataclass
@@ -102,6 +106,46 @@ def trains(step):
 def fits_or_refuses(step, advice):
     """That training either does as it says or is refused for lack of memory, with what would make it smaller."""
     return trains(step) if step.status == 0 else refuses(step, "GB of memory", advice, "--ignore_memory")
+
+
+def ask(url, name):
+    """Seconds of an answer of `ANSWER` tokens."""
+    started = time.monotonic()
+    body = {"model": name, "messages": [{"role": "user", "content": "生抽与老抽的区别？"}], "max_tokens": ANSWER, "temperature": 0}
+    request = urllib.request.Request(f"{url}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=600) as answer:
+        json.load(answer)
+    return time.monotonic() - started
+
+
+def serves(path):
+    """`Step` of the server with its defaults: a lone answer, `STREAMS` at once, Ctrl-C."""
+    words = [sys.executable, str(ROOT / "tools" / "serve.py"), "--load_checkpoint", str(path), "--port", "0", "--model_name", "walk"]
+    started, lines, url = time.monotonic(), [], None
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, stdin=subprocess.DEVNULL)
+    for line in process.stdout:
+        lines.append(line)
+        found = re.search(r"at (http://\S+?)/ ", line)
+        if found:
+            url = found[1]
+            break
+    alone = together = stopping = float("inf")
+    if url:
+        ask(url, "walk")  # what is made at the first request
+        alone = ask(url, "walk")
+        with concurrent.futures.ThreadPoolExecutor(STREAMS) as clients:
+            together = max(clients.map(lambda _: ask(url, "walk"), range(STREAMS)))
+        stopping = time.monotonic()
+        process.send_signal(signal.SIGINT)
+    lines += process.stdout
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    stopping = time.monotonic() - stopping
+    step = Step("serve", process.returncode, time.monotonic() - started, usage.ru_maxrss * 1024, "".join(lines))
+    print(f"serve: status {step.status}, {step.seconds:.0f} s, {step.peak / 1e9:.2f} GB", flush=True)
+    return promised(step, f"{ANSWER} tokens alone {alone:.1f} s, in each of {STREAMS} streams {together:.1f} s: a lone one waits "
+                          f"for no idle place; ends {stopping:.1f} s after Ctrl-C, {STOPPED_WITHIN} at most",
+                    step.status == 0 and alone < together and stopping <= STOPPED_WITHIN)
 
 
 def write_checkpoint(directory, fields):
@@ -188,6 +232,7 @@ def walk(folder, fields):
     yield promised(step, "a score", step.status == 0 and "mean over subjects" in step.output)
     yield refuses(run("serve --max_batch 100000", "serve.py", "--load_checkpoint", path, "--port", 0, "--max_batch", 100000,
                       "--max_length", fields["seq_length"]), "--max_batch 100000", "key-value cache")
+    yield serves(path)
     step = run("preprocess", "preprocess.py", "--input_dataset_file", ROOT / "samples/conversations.jsonl:4", "--output_path",
                data, "--vocab_file_path", path, "--max_length", 512 if fields is REAL else 128)
     yield promised(step, "a dataset", step.status == 0)
