@@ -16,7 +16,7 @@ from telechat.config import TeleChatConfig
 from telechat.errors import InputError
 from telechat.nn.block import Block
 from telechat.nn.device import device_parameter
-from telechat.nn.kernels import choose_kernels
+from telechat.nn.kernel_choice import choose_kernels
 from telechat.nn.layers import Embedding, Linear, RMSNorm, scope, set_kernels
 from telechat.nn.positions import sequence_tables
 from telechat.progress import Progress

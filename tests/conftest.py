@@ -27,9 +27,9 @@ def pytest_addoption(parser):
 def portable_kernels(request):
     """With --portable the choice of kernels is what it is where there is no C++ compiler."""
     if request.config.getoption("--portable"):
-        from telechat.nn import kernels
+        from telechat.nn import kernel_choice
 
-        kernels.cpu_obstacle = lambda dtype: "the tests were given --portable"
+        kernel_choice.cpu_obstacle = lambda dtype: "the tests were given --portable"
 
 
 @pytest.fixture(scope="session")

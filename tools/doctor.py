@@ -49,7 +49,8 @@ def main(argv=None):
 
     from telechat.config import TeleChatConfig
     from telechat.model import TeleChat, as_dtype
-    from telechat.nn.kernels import choose_kernels, device_name, on_cpu
+    from telechat.nn.kernel_choice import choose_kernels
+    from telechat.nn.kernels import device_name, on_cpu
     from telechat.nn.self_test import check_kernels
 
     print(f"device      {device_name()}")

@@ -79,7 +79,7 @@ def in_place():
 
     from telechat.nn.device import device_parameter, device_tensor, device_zeros
     from telechat.nn.graphs import SquaredNorm, Update
-    from telechat.nn.kernels import choose_kernels
+    from telechat.nn.kernel_choice import choose_kernels
 
     kernels = choose_kernels(tiny_config(), ms.float32)
     update, norm = Update(kernels), SquaredNorm(kernels)
@@ -99,7 +99,7 @@ def in_place():
 def kernels(dtype, head_dim, length):
     """[name, error, error of the gradients, allowed] of each kernel, inside a compiled graph."""
     from telechat.model import as_dtype
-    from telechat.nn.kernels import choose_kernels
+    from telechat.nn.kernel_choice import choose_kernels
     from telechat.nn.self_test import check_kernels
 
     chosen = choose_kernels(tiny_config(head_dim), as_dtype(dtype))

@@ -6,7 +6,7 @@ from telechat.checkpoint.layout import parameter_shapes
 from telechat.model import as_dtype, initial_tensor
 from telechat.nn.block import Block
 from telechat.nn.device import device_parameter
-from telechat.nn.kernels import choose_kernels
+from telechat.nn.kernel_choice import choose_kernels
 from telechat.nn.layers import Embedding, Linear, RMSNorm, scope, set_kernels
 from telechat.parallel.collectives import CopyTo, GatherRows, ReduceFrom, ScatterRows
 from telechat.parallel.plan import block_shape, is_vocabulary, local_slices, stage_layers, vocabulary_rows

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 
 from telechat.model import as_dtype
-from telechat.nn import kernels
+from telechat.nn import kernel_choice, kernels
 from telechat.nn.cpu.build import ATTENTION_BLOCK as BLOCK
 from telechat.nn.long_attention import PIECE, is_long
 from telechat.nn.portable_kernels import keeps_probabilities
@@ -34,7 +34,7 @@ def workload_of(model, run, sequence_length, on_cpu=False):
     width = FLOAT32 if run.train.dtype == "float32" else 2
     logits = kernels.LOGITS_ON_CPU if on_cpu else kernels.LOGITS_ON_CARD
     rows = functools.partial(head_rows, vocab_size=model.vocab_size, logits=logits)
-    own = on_cpu and run.train.kernels != "portable" and kernels.cpu_obstacle(as_dtype(run.train.dtype)) is None
+    own = on_cpu and run.train.kernels != "portable" and kernel_choice.cpu_obstacle(as_dtype(run.train.dtype)) is None
     if own:
         piece = BLOCK  # of the operators' attention
     else:

@@ -17,7 +17,7 @@ from telechat.data.tokenizer import Tokenizer
 from telechat.errors import InputError
 from telechat.lost_output import drop_lost_output
 from telechat.model import TeleChat, as_dtype
-from telechat.nn.kernels import choose_kernels
+from telechat.nn.kernel_choice import choose_kernels
 from telechat.parallel.agreement import together
 from telechat.parallel.collectives import all_reduce, barrier, gather_objects
 from telechat.parallel.mesh import Mesh, scheduler_address

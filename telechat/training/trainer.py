@@ -11,7 +11,7 @@ from telechat.errors import InputError
 from telechat.model import as_dtype, check_ids
 from telechat.nn.device import check_placement, device_zeros, move_to_device, on_cpu
 from telechat.nn.inference import has_inference_kernels
-from telechat.nn.kernels import choose_kernels
+from telechat.nn.kernel_choice import choose_kernels
 from telechat.parallel.collectives import all_reduce, receive, send
 from telechat.parallel.mesh import Mesh
 from telechat.parallel.parallel_config import ParallelConfig

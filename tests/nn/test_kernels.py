@@ -7,9 +7,9 @@ import torch
 from mindspore import Tensor, ops
 
 from telechat import InputError
-from telechat.nn import kernels as seam
-from telechat.nn import notes
+from telechat.nn import kernel_choice, notes
 from telechat.nn import portable_kernels as kernels
+from telechat.nn.kernels import Kernels
 from tests.test_model import small_config
 
 RANDOM = np.random.default_rng(7)
@@ -91,7 +91,7 @@ def test_attention_in_training(length, is_kept, dropout, kv_heads):
 
     heads = list(map(Tensor, (query, key, value)))
     last = Tensor(hidden[None, None]), None, None, 0.3, None if drop is None else Tensor(drop)
-    both = seam.Kernels()
+    both = Kernels()
     attended, probabilities = both.attention_in_training(*heads, *last)
     assert (probabilities is not None) == is_kept
     gradients = both.attention_backward(Tensor(dattended), attended, *heads, probabilities, *last)
@@ -138,20 +138,20 @@ def test_token_cross_entropy():
 
 def test_the_device_chooses(monkeypatch):
     config = small_config(hidden_size=64)
-    here = seam.choose_kernels(config, ms.bfloat16)
+    here = kernel_choice.choose_kernels(config, ms.bfloat16)
     assert (here.fused, here.flash, here.paged, here.dtype) == (False, False, False, ms.float32)
-    monkeypatch.setattr(seam, "on_cpu", lambda: False)
-    trains = seam.choose_kernels(config, ms.bfloat16)
+    monkeypatch.setattr(kernel_choice, "on_cpu", lambda: False)
+    trains = kernel_choice.choose_kernels(config, ms.bfloat16)
     assert (trains.fused, trains.flash, trains.paged, trains.dtype) == (True, True, False, ms.bfloat16)
     with pytest.raises(InputError, match="use_paged_attention is true and this process was not prepared for inference"):
-        seam.choose_kernels(config, ms.bfloat16, use_paged_attention=True)
-    monkeypatch.setattr(seam, "has_inference_kernels", lambda: True)
-    there = seam.choose_kernels(config, ms.bfloat16)
+        kernel_choice.choose_kernels(config, ms.bfloat16, use_paged_attention=True)
+    monkeypatch.setattr(kernel_choice, "has_inference_kernels", lambda: True)
+    there = kernel_choice.choose_kernels(config, ms.bfloat16)
     assert (there.fused, there.flash, there.paged, there.dtype) == (True, True, True, ms.bfloat16)
-    assert not seam.choose_kernels(config, ms.bfloat16, use_paged_attention=False).paged
-    forced = seam.choose_kernels(config, ms.bfloat16, "portable")
+    assert not kernel_choice.choose_kernels(config, ms.bfloat16, use_paged_attention=False).paged
+    forced = kernel_choice.choose_kernels(config, ms.bfloat16, "portable")
     assert (forced.fused, forced.flash, forced.paged, forced.dtype) == (False, False, False, ms.bfloat16)
-    without = seam.choose_kernels(config, ms.bfloat16, use_flash_attention=False)
+    without = kernel_choice.choose_kernels(config, ms.bfloat16, use_flash_attention=False)
     assert (without.fused, without.flash, without.paged) == (True, False, True)
 
 
@@ -163,13 +163,13 @@ def test_the_device_chooses(monkeypatch):
 def test_what_a_fused_operation_cannot_serve_is_said_once(monkeypatch, capsys, fields, dtype, flash, words):
     monkeypatch.setattr(notes, "_said", set())
     for _ in range(2):
-        chosen = seam.choose_kernels(small_config(**fields), dtype, "ascend")
+        chosen = kernel_choice.choose_kernels(small_config(**fields), dtype, "ascend")
         assert (chosen.fused, chosen.flash, chosen.paged) == (True, flash, False)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == len(set(lines)) and any(words in line for line in lines)
     if not flash:
         with pytest.raises(InputError, match=f"use_flash_attention.*{words}"):
-            seam.choose_kernels(small_config(**fields), dtype, "ascend", use_flash_attention=True)
+            kernel_choice.choose_kernels(small_config(**fields), dtype, "ascend", use_flash_attention=True)
 
 
 @pytest.mark.parametrize("arguments, words", [
@@ -179,9 +179,9 @@ def test_what_a_fused_operation_cannot_serve_is_said_once(monkeypatch, capsys, f
 ])
 def test_wrong_choices_are_refused(arguments, words):
     with pytest.raises(InputError, match=words):
-        seam.choose_kernels(small_config(), ms.float32, *arguments)
+        kernel_choice.choose_kernels(small_config(), ms.float32, *arguments)
 
 
 def test_ascend_kernels_do_not_run_on_a_cpu():
     with pytest.raises(InputError, match="cannot run on a CPU"):
-        seam.choose_kernels(small_config(hidden_size=64), ms.bfloat16, "ascend").require_device()
+        kernel_choice.choose_kernels(small_config(hidden_size=64), ms.bfloat16, "ascend").require_device()

@@ -133,7 +133,7 @@ def test_activations_equal_the_tensors_that_a_forward_pass_keeps(model, recomput
 def test_a_long_sequence_holds_the_scores_of_one_pair_of_pieces(length, dropout, dtype):
     """Where portable kernels on this device, a CPU, compute attention in pieces; a card is never taken to."""
     from telechat.model import as_dtype
-    from telechat.nn.kernels import choose_kernels
+    from telechat.nn.kernel_choice import choose_kernels
     from telechat.nn.long_attention import PIECE, goes_in_pieces
     from telechat.training.memory import workload_of
     from telechat.training.run_config import RunConfig

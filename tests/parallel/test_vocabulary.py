@@ -7,7 +7,7 @@ import pytest
 from mindspore import Tensor
 
 from telechat.config import TeleChatConfig
-from telechat.nn.kernels import choose_kernels
+from telechat.nn.kernel_choice import choose_kernels
 from telechat.model import as_dtype
 from telechat.parallel.mesh import Mesh
 from telechat.parallel.parallel_config import ParallelConfig

@@ -9,9 +9,10 @@ import mindspore as ms
 import pytest
 
 from telechat import InputError
-from telechat.nn import kernels as seam
 from telechat.nn import notes
 from telechat.nn.cpu import build
+from telechat.nn.kernel_choice import choose_kernels
+from telechat.nn.kernels import Kernels
 from tests.test_model import small_config
 
 
@@ -27,11 +28,11 @@ def cache(tmp_path, monkeypatch):
 def test_without_a_compiler_kernels_are_portable(cache, monkeypatch, capsys):
     monkeypatch.setattr(build, "compiler", lambda: None)
     for _ in range(2):
-        assert type(seam.choose_kernels(small_config(), ms.float32)) is seam.Kernels
+        assert type(choose_kernels(small_config(), ms.float32)) is Kernels
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and "no C++ compiler" in lines[0]
     with pytest.raises(InputError, match="kernels is \"cpu\" and its operators could not be compiled"):
-        seam.choose_kernels(small_config(), ms.float32, "cpu")
+        choose_kernels(small_config(), ms.float32, "cpu")
 
 
 def test_a_compiler_that_fails_leaves_nothing(cache, monkeypatch, tmp_path, capsys):
@@ -45,7 +46,7 @@ def test_a_compiler_that_fails_leaves_nothing(cache, monkeypatch, tmp_path, caps
 
 
 def test_float16_weights_are_portable():
-    assert type(seam.choose_kernels(small_config(), ms.float16)) is seam.Kernels
+    assert type(choose_kernels(small_config(), ms.float16)) is Kernels
 
 
 @pytest.mark.skipif(build.compiler() is None, reason="needs a C++ compiler, which is not here")
