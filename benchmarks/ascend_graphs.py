@@ -14,7 +14,8 @@ sys.path.insert(0, str(ROOT))
 from mindspore import Tensor  # noqa: E402
 
 from telechat.generation.block_table import BlockTable  # noqa: E402
-from telechat.generation.engine import LAYERS_A_GRAPH, DecodeBlocks, PrefillAttention  # noqa: E402
+from telechat.generation.graph_steps import LAYERS_A_GRAPH  # noqa: E402
+from telechat.generation.graphs import DecodeBlocks, PrefillAttention  # noqa: E402
 from tests.ascend.conftest import Parts, bfloat16, int32  # noqa: E402
 from tests.ascend.mindir import export  # noqa: E402
 
@@ -45,7 +46,7 @@ def decode(parts, table, layers):
     """`DecodeBlocks` of so many layers."""
     tensors = []
     for _ in range(layers):
-        caches = [bfloat16(*parts.kernels.cache_shape(table.count, table.block_size, 2, 16)) for _ in range(2)]
+        caches = [bfloat16(*parts.kernels.cache_shape(table.pool.count, table.block_size, 2, 16)) for _ in range(2)]
         tensors += [*caches, *caches, *parts.weights]
     return timed(DecodeBlocks(parts.model, 256), bfloat16(2, 64), bfloat16(2, 64), int32(2), int32(2),
                  Tensor(table.table), int32(2), *tensors)
@@ -53,7 +54,7 @@ def decode(parts, table, layers):
 
 def main():
     parts, table = Parts(), BlockTable(2, 256, 128)
-    caches = [bfloat16(*parts.kernels.cache_shape(table.count, table.block_size, 2, 16)) for _ in range(2)]
+    caches = [bfloat16(*parts.kernels.cache_shape(table.pool.count, table.block_size, 2, 16)) for _ in range(2)]
     passes = list(zip(parts.attention(), parts.feed_forward()))
     export(*passes[0][0])
     (forward, forward_time), (backward, backward_time) = (together(*(timed(*half) for half in halves))

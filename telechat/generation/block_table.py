@@ -1,40 +1,128 @@
-"""Where each sequence's tokens lie in a key-value cache that is cut into blocks.
+"""Which blocks of a key-value cache hold each running sequence, in order."""
 
-Kwon et al., "PagedAttention" (arXiv:2309.06180): a sequence takes a block when it has filled the
-last one, from wherever one is free, and a table says which blocks are its own, in order.
-"""
+import math
 
 import numpy as np
+
+from telechat.generation.block_pool import UNREAD, BlockPool
 
 
 class BlockTable:
     """Blocks of ``block_size`` tokens for ``slots`` sequences of up to ``length`` tokens.
 
+    Args:
+        slots, length, block_size (int): how many sequences, their most tokens, tokens of a block.
+        count (int): blocks of the cache; None: as many as all the sequences can fill.
+        reuse (bool): whether sequences that begin alike share blocks.
+
     Attributes:
-        count: blocks of the cache.
-        table: int32 (slots, blocks a sequence), the blocks of each sequence; 0 where it has none yet.
+        pool (BlockPool): hands them out.
+        table: int32 (slots, blocks a sequence), the blocks of each sequence; `UNREAD` where it has none yet.
+        hits, misses (int): tokens of prompts that were found in the cache, and that were not.
     """
 
-    def __init__(self, slots, length, block_size):
+    def __init__(self, slots, length, block_size, count=None, reuse=True):
         self.block_size = block_size
         most = -(-length // block_size)
-        self.count = slots * most
-        self.table = np.zeros((slots, most), np.int32)
+        self.pool = BlockPool(slots * most if count is None else count, reuse)
+        self.table = np.full((slots, most), UNREAD, np.int32)
+        self.hits = self.misses = 0
         self._held = [0] * slots
-        self._free = list(range(self.count))[::-1]
+        self._named = [()] * slots  # the names of a sequence's full blocks that are remembered, in order
+        self._root = [None] * slots
+        self._shareable = [0] * slots  # tokens up to which blocks may be remembered
 
-    def clear(self, slot):
-        """Give back the blocks of a sequence that has ended."""
-        held = self._held[slot]
-        self._free += [int(block) for block in self.table[slot, :held][::-1]]
-        self.table[slot] = 0
-        self._held[slot] = 0
+    def begin(self, slot, ids, root=None, shareable=math.inf):
+        """Start a sequence in a slot with the blocks that are known of it.
+
+        Args:
+            ids (list of int): its tokens; the last one is always left to be computed.
+            root (hashable): what keys depend on besides the tokens before.
+            shareable (int): the tokens up to which they depend on nothing else.
+
+        Returns:
+            int: of how many tokens the cache holds keys and values.
+        """
+        self.clear(slot)
+        self._root[slot], self._shareable[slot] = root, shareable
+        names = []
+        for block in self._known_blocks(ids, root, shareable):
+            self.pool.share(block)
+            self.table[slot, len(names)] = block
+            names.append(self.pool.name(block))
+        self._named[slot], self._held[slot] = names, len(names)
+        found = len(names) * self.block_size
+        self.hits += found
+        self.misses += len(ids) - found
+        return found
+
+    def needed(self, ids, root=None, shareable=math.inf):
+        """What a sequence that is not in a slot would take; arguments as of `begin`.
+
+        Returns:
+            (int, int, tuple): of the blocks that can be taken now, how many; how many of its tokens are known; and
+            what `next_block` would say of it.
+        """
+        known = list(self._known_blocks(ids, root, shareable))
+        used = sum(map(self.pool.is_used, known))
+        names = [self.pool.name(block) for block in known]
+        return (-(-len(ids) // self.block_size) - used, len(known) * self.block_size,
+                self._next_block(ids, names, root, shareable))
+
+    def next_block(self, slot, ids):
+        """The first block of a running sequence that is not known: (name of what is before, its tokens).
+
+        Sequences that wait for the same one are best computed one after the other. None where it will not be shared.
+        """
+        return self._next_block(ids, self._named[slot], self._root[slot], self._shareable[slot])
+
+    def _next_block(self, ids, names, root, shareable):
+        first = len(names) * self.block_size
+        if not self.pool.reuse or first + self.block_size > min(len(ids), shareable):
+            return None
+        return names[-1] if names else root, tuple(ids[first:first + self.block_size])
+
+    def _known_blocks(self, ids, root, shareable):
+        before, size = root, self.block_size
+        for first in range(0, min(len(ids) - 1, shareable) // size * size if self.pool.reuse else 0, size):
+            block = self.pool.find(before, tuple(ids[first:first + size]))
+            if block is None:
+                return
+            yield block
+            before = self.pool.name(block)
 
     def grow(self, slot, length):
-        """Give a sequence the blocks that ``length`` tokens need."""
-        while self._held[slot] * self.block_size < length:
-            self.table[slot, self._held[slot]] = self._free.pop()
+        """Give a sequence the blocks that ``length`` tokens need; False, and nothing, where there are not enough."""
+        missing = -(-length // self.block_size) - self._held[slot]
+        if missing > self.pool.available:
+            return False
+        for _ in range(missing):
+            self.table[slot, self._held[slot]] = self.pool.take()
             self._held[slot] += 1
+        return True
+
+    def lacks(self, slot, length):
+        """Whether a sequence will take more blocks before it has ``length`` tokens."""
+        return self._held[slot] * self.block_size < length
+
+    def remember(self, slot, ids, count):
+        """The first ``count`` of a sequence's tokens ``ids`` are computed: their full blocks may be shared."""
+        names, size = self._named[slot], self.block_size
+        while self.pool.reuse and (len(names) + 1) * size <= min(count, self._shareable[slot]):
+            number = len(names)
+            tokens = tuple(ids[number * size:(number + 1) * size])
+            names.append(self.pool.remember(int(self.table[slot, number]), names[-1] if names else self._root[slot], tokens))
+
+    def clear(self, slot):
+        """Give back the blocks of a sequence that has ended, the last one first: it will be the first to be taken."""
+        for block in self.table[slot, :self._held[slot]][::-1]:
+            self.pool.release(int(block))
+        self.table[slot] = UNREAD
+        self._held[slot], self._named[slot] = 0, []
+
+    def forget_all(self):
+        """What the blocks hold is out of date; to be called while no sequence runs."""
+        self.pool.forget_all()
 
     def places(self, slot, positions):
         """Places in the cache, block · block_size + offset, of positions of a sequence: int32, their shape."""

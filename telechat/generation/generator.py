@@ -13,18 +13,21 @@ class Generator:
         model (TeleChat): the model.
         max_length (int): most tokens of a sequence, prompt and answer together.
         batch_size (int): how many prompts are answered at a time.
+        keep_prefixes (bool): whether a prompt that begins as one of an earlier call shares what was computed then. Only
+            where the weights stay as they are; prompts of one call always share.
 
     Raises:
         InputError: max_length or batch_size is not positive.
     """
 
-    def __init__(self, model, max_length=2048, batch_size=1):
+    def __init__(self, model, max_length=2048, batch_size=1, keep_prefixes=False):
         for name, value in (("max_length", max_length), ("batch_size", batch_size)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise InputError(f"{name} must be a positive whole number, not {value!r}")
         self.model = model
         self.max_length = max_length
         self.batch_size = batch_size
+        self.keep_prefixes = keep_prefixes
         self._engine = Engine(model, max_length)
 
     def generate(self, prompts, params):
@@ -90,14 +93,18 @@ class Generator:
         slots = min(self.batch_size, len(prompts))
         rooms = [min(params.max_new_tokens, self.max_length - len(prompt)) for prompt in prompts]
         self._engine.reserve(slots, max(len(prompt) + room for prompt, room in zip(prompts, rooms)))
+        if not self.keep_prefixes:
+            self._engine.forget()
         batch = Batch(self._engine)
-        sequences = [(index, prompt, params, index) for index, prompt in enumerate(prompts)]
-        waiting = sequences[slots:][::-1]
-        yield from batch.add_all(sequences[:slots])
-        while waiting or len(batch):
-            while waiting and batch.free:
-                yield batch.add(*waiting.pop())
-            yield from batch.decode()
+        try:
+            for index, prompt in enumerate(prompts):
+                batch.add(index, prompt, params, index)
+            while len(batch):
+                yield from batch.prefill()
+                yield from batch.decode()
+        finally:
+            for index in range(len(prompts)):
+                batch.remove(index)
 
 
 def _tokens(steps):

@@ -8,10 +8,12 @@ kernel_choice.py decides once for a model. Beside parallel/collectives.py these 
 import os
 
 import mindspore as ms
+import numpy as np
 from mindspore import Tensor, nn, ops
 
 from telechat.errors import InputError
 from telechat.nn import ascend_kernels as ascend
+from telechat.nn import cached_attention as cached
 from telechat.nn import portable_kernels as portable
 from telechat.nn.device import device_tensor, on_cpu
 from telechat.nn.dropout import dropout_mask
@@ -50,7 +52,7 @@ class Kernels(nn.Cell):
         fused (bool): norm, rotation, SwiGLU, loss and AdamW by the fused Ascend operations.
         flash (bool): attention over whole sequences by FlashAttentionScore; activations lie as
             (B, S, heads, D) then, else as (B, heads, S, D).
-        paged (bool): decoding by ReshapeAndCache and PagedAttention on a cache in blocks.
+        paged (bool): decoding by ReshapeAndCache and PagedAttention.
         keep_prob (float): 1 − the rate of attention dropout.
     """
 
@@ -249,39 +251,84 @@ class Kernels(nn.Cell):
         dresult = self.split_heads(dattended, query.shape[1], query.shape[3])
         return _gradient(self.attention)(query, key, value, mask, shift, documents, scale, dropout, dresult)[:3]
 
-    def cache_shape(self, slots, length, heads, dim):
-        """Shape of a layer's cache of keys, or of values, with a `BlockTable`'s blocks where it is ``paged``.
-
-        slots sequences of length tokens, or blocks of that many; heads key-value heads of size dim.
-        """
-        return (slots, length, heads, dim) if self.paged else (slots, heads, length, dim)
+    def cache_shape(self, blocks, size, heads, dim):
+        """Shape of a layer's cache of keys, or of values: some blocks of ``size`` tokens with heads of size dim."""
+        return (blocks, size, heads, dim) if self.paged else (blocks, heads, size, dim)
 
     def cache_view(self, cache):
-        """A cache's memory as what is written to: by rows on CPU, (all tokens' heads, dim). Outside graphs only."""
+        """A cache's memory as what is written to: by rows, (all tokens' heads, dim), unless ``paged``. Outside graphs only."""
         return cache if self.paged else cache.view(-1, cache.shape[-1])
+
+    def cache_index(self, places, heads, size):
+        """Where `write_cache` puts tokens: an int32 Tensor for `BlockTable.places` (B, S), blocks of ``size``."""
+        return Tensor(places.reshape(-1).astype(np.int32) if self.paged else cached.cache_rows(places, heads, size))
 
     def write_cache(self, key_cache, value_cache, key, value, index):
         """Write keys and values of m heads, as `split_heads` gives them, to their places in views of `cache_view`.
 
-        index int32: of `BlockTable.places`, or the row of each head's token. Returns something to depend on.
+        index: of `cache_index`. Returns something to depend on.
         """
         if self.paged:
             return ascend.write_cache(key_cache, value_cache, self.merge_heads(key), self.merge_heads(value), index)
         if self.flash:  # heads lie as (B, S, m, D), rows of the cache by head
             key, value = key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)
-        return portable.write_cache(key_cache, value_cache, key, value, index)
+        return cached.write_cache(key_cache, value_cache, key, value, index)
 
-    def decoding_places(self, positions, places, table, lengths, slopes, heads, length):
+    def chunk_tensors(self, config, positions, length, heads=slice(None)):
+        """What `attention_over_cache` needs to know of tokens in the midst of their sequences, in two parts.
+
+        Args:
+            config (TeleChatConfig): position bias and number of heads.
+            positions (array): int (B, S), of the tokens.
+            length (int): T, the tokens that the blocks given to it hold.
+            heads (slice): the heads computed here.
+
+        Returns:
+            (mask, shift): portable: `chunk_mask` and None; flash: uint8 (B, 1, S, T), 1 hides, and ALiBi's bias.
+        """
+        mask = cached.chunk_mask(config, positions, length, heads)
+        if not self.flash:
+            return device_tensor(mask), None
+        shift = device_tensor(np.maximum(mask, -1e4), self.dtype) if config.position_embedding == "alibi" else None
+        return device_tensor((positions[:, None, :, None] < np.arange(length)).astype(np.uint8)), shift
+
+    def attention_over_cache(self, query, keys, values, written, table, mask, shift, scale):
+        """Attention of some tokens of each sequence to all before them and to each other, once they are in the cache.
+
+        Args:
+            query (Tensor): n heads as `split_heads` gives them.
+            keys, values (Tensor): of a layer's cache, as `cache_shape` says.
+            written: of `write_cache`.
+            table (Tensor): int32 (B, blocks), which blocks hold each sequence.
+            mask, shift: of `chunk_tensors`.
+            scale (float): usually D^(−1/2).
+
+        Returns:
+            Tensor: query's shape and dtype; without gradient.
+        """
+        keys, values = self._read(ops.depend(keys, written), table), self._read(ops.depend(values, written), table)
+        if self.flash:
+            return ascend.attention(query, keys, values, mask, shift, None, scale, None, 1.0)
+        return portable.attention(query, keys, values, mask, scale)
+
+    def _read(self, cache, table):
+        """The blocks of each sequence in a row, as `split_heads` gives heads."""
+        if not self.paged:
+            heads = cached.read_cache(cache, table)
+            return heads.transpose(0, 2, 1, 3) if self.flash else heads
+        blocks = ops.gather(cache, table, 0)
+        heads = blocks.reshape(table.shape[0], -1, *cache.shape[2:])
+        return heads if self.flash else heads.transpose(0, 2, 1, 3)
+
+    def decoding_places(self, positions, index, table, lengths, slopes, size):
         """What `cached_attention` needs to know of one new token a sequence, the same for all layers.
 
-        positions int32 (B,); where ``paged`` places (B,) and table (B, blocks) of a `BlockTable`, and the sequences'
-        lengths with the new token as `paged_attention` takes them; else places int32 (B,), the cache's sequences that
-        these are, or None: all of them, in order; ALiBi's slopes (1, n, 1, 1) or None, the number of key-value heads
-        and the tokens that the cache holds of each.
+        positions int32 (B,); index: of `cache_index`; table int32 (B, blocks) and the sequences' lengths with the new
+        token, as `paged_attention` takes them; ALiBi's slopes (1, n, 1, 1) or None; tokens of a block.
         """
         if self.paged:
-            return places, table, lengths
-        return portable.decoding_places(positions, places, slopes, heads, length)
+            return index, table, lengths
+        return cached.decoding_places(positions, index, table, slopes, size)
 
     def cached_attention(self, query, key_value, rotation, caches, places, scale):
         """Write one new token a sequence to the cache and attend to all of the sequence.
@@ -290,11 +337,11 @@ class Kernels(nn.Cell):
         none; caches: views of keys and of values to write to, and the same two to read; places: of
         `decoding_places`. Returns (B, n·D). Without gradient.
         """
-        attend = ascend.cached_attention if self.paged else portable.cached_attention
+        attend = ascend.cached_attention if self.paged else cached.cached_attention
         return attend(query, key_value, rotation, caches, places, scale)
 
-    def decode_step(self, config, tables, slopes):
-        """An operator for the whole decoding step of a model with all its weights here: `DecodeStep`; None for none."""
+    def decode_step(self, config, slopes):
+        """An operator for a whole model with all its weights here: `DecodeStep`; None for none."""
         return None
 
     def token_cross_entropy(self, logits, labels, weights):

@@ -23,8 +23,6 @@ _add_bias, _rms_norm, _rotate, _swiglu, _attend = AddBias(), RmsNorm(), Rotate()
 _split_heads, _split_key_value, _merge_heads = SplitHeads(), SplitKeyValue(), MergeHeads()
 _gather = ops.Gather()
 _adam, _assign = ops.Adam(), ops.Assign()
-_write = ops.ScatterUpdate()
-_split = ops.Split(-1, 2)
 _tile = ops.Tile()  # as in portable_gradients.py, what is small is tiled
 _sine = ops.Sin()
 
@@ -130,44 +128,6 @@ def attention_backward(dattended, attended, query, key, value, probabilities, ma
     dquery, dkey, dvalue = _attend.backward(split_heads(dattended, length, dim), total, query, key, value,
                                             probabilities, dropout)
     return dquery * scale, dkey, dvalue
-
-
-def write_cache(key_cache, value_cache, key, value, index):
-    """By rows: caches here are (sequences·heads·tokens, D)."""
-    dim = key_cache.shape[-1]
-    return _write(key_cache, index, key.reshape(-1, dim)), _write(value_cache, index, value.reshape(-1, dim))
-
-
-def decoding_places(positions, sequences, slopes, heads, length):
-    """The rows of the cache to write, the additive mask over all its tokens, (B, 1 or n, 1, T), and ``sequences``."""
-    batch = positions.shape[0]
-    distance = positions.reshape(batch, 1, 1, 1) - ops.arange(length).astype(ms.int32)
-    bias = 0.0 if slopes is None else -slopes * distance.astype(ms.float32)
-    mask = ops.select(distance >= 0, bias + ops.zeros_like(distance).astype(ms.float32), MASKED)
-    first = ops.arange(batch * heads).astype(ms.int32).reshape(batch, heads)
-    if sequences is not None:
-        first = sequences.reshape(batch, 1) * heads + ops.arange(heads).astype(ms.int32)
-    return (first * length + positions.reshape(batch, 1)).reshape(-1), mask, sequences
-
-
-def cached_attention(query, key_value, rotation, caches, places, scale):
-    """Over all the tokens that the cache has room for, which the mask hides where there are none yet.
-
-    Of a cache with more sequences than these, theirs are copied out.
-    """
-    index, mask, sequences = places
-    key_cache, value_cache, keys, values = caches
-    batch, dim = query.shape[0], key_cache.shape[-1]
-    query = query.reshape(batch, -1, 1, dim)
-    key, value = _split(key_value.reshape(batch, -1, 1, 2 * dim))
-    if rotation is not None:
-        cos, sin = rotation[0].reshape(batch, 1, 1, dim), rotation[1].reshape(batch, 1, 1, dim)
-        query, key = rotate(query, cos, sin), rotate(key, cos, sin)
-    keys = ops.depend(keys, _write(key_cache, index, key.reshape(-1, dim)))
-    values = ops.depend(values, _write(value_cache, index, value.reshape(-1, dim)))
-    if sequences is not None:
-        keys, values = _gather(keys, sequences, 0), _gather(values, sequences, 0)
-    return attention(query, keys, values, mask, scale).reshape(batch, -1)
 
 
 def swiglu(gate, up):

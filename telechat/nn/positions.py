@@ -27,6 +27,25 @@ def decoding_tables(config, max_length):
     return cos, sin
 
 
+def token_tables(config, tables, start, count, prompt_length):
+    """cos and sin of some tokens of a sequence that is being generated: float32 (count, head_dim) each.
+
+    A prompt's tokens are rotated for the prompt's length, those behind it for their own, as the official code caches
+    them: p of them for max(prompt_length, p + 1).
+
+    Args:
+        config (TeleChatConfig): of the model.
+        tables (tuple): of `decoding_tables`.
+        start, count (int): the tokens' positions begin at ``start``.
+        prompt_length (int): of the sequence's prompt.
+    """
+    behind = max(start, 0 if prompt_length <= fixed_tables_length(config) else min(prompt_length, start + count))
+    parts = [[table[behind:start + count] for table in tables]]
+    if behind > start:
+        parts.insert(0, rotary_tables(config, np.arange(start, behind), prompt_length))
+    return tuple(np.concatenate(pair) for pair in zip(*parts))
+
+
 def causal_mask(config, length, attention_mask=None, documents=None, heads=slice(None)):
     """Additive mask of causal self-attention, with ALiBi's bias where the model has it.
 

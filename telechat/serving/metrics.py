@@ -41,6 +41,7 @@ class Metrics:
         self._lock = threading.Lock()
         self._requests = collections.Counter()  # (path, status) → count
         self._tokens = collections.Counter()  # "prompt" or "completion" → count
+        self._cache = {}  # name → (value, meaning), as of the last step
         self._histograms = {
             "time_to_first_token_seconds": (Histogram(SECONDS), "From a request's arrival to its first token."),
             "request_seconds": (Histogram(SECONDS), "From a request's arrival to the end of its answer."),
@@ -63,6 +64,20 @@ class Metrics:
         with self._lock:
             self._histograms[name][0].observe(value)
 
+    def cache(self, engine, batch):
+        """Take over what the cache and the batch have counted so far."""
+        table = engine.table
+        with self._lock:
+            self._cache = {
+                "prefilled_tokens_total": (table.misses, "Tokens of prompts that were computed."),
+                "prefix_cache_hit_tokens_total": (table.hits, "Tokens of prompts that the cache held already."),
+                "prefix_cache_evictions_total": (table.pool.evictions, "Blocks with known tokens, given up for others."),
+                "preemptions_total": (batch.preemptions, "Sequences put back to wait because the cache was full."),
+                "cache_blocks": (table.pool.count, f"Blocks of the cache, {table.block_size} tokens each."),
+                "cache_blocks_free": (table.pool.available, "Blocks that no running sequence holds."),
+                "cache_blocks_known": (table.pool.remembered, "Full blocks that sequences that begin alike can share."),
+            }
+
     def text(self, waiting, running):
         """Everything as Prometheus reads it; ``waiting`` and ``running`` are counts of sequences now."""
         with self._lock:
@@ -76,6 +91,10 @@ class Metrics:
             for name, value, meaning in (("waiting", waiting, "in the queue"), ("running", running, "in the batch")):
                 lines += [f"# HELP telechat_{name}_sequences Sequences {meaning}.",
                           f"# TYPE telechat_{name}_sequences gauge", f"telechat_{name}_sequences {value}"]
+            for name, (value, meaning) in self._cache.items():
+                lines += [f"# HELP telechat_{name} {meaning}",
+                          f"# TYPE telechat_{name} {'counter' if name.endswith('_total') else 'gauge'}",
+                          f"telechat_{name} {value}"]
             for name, (histogram, meaning) in self._histograms.items():
                 lines += [f"# HELP telechat_{name} {meaning}", f"# TYPE telechat_{name} histogram"]
                 lines += histogram.lines(f"telechat_{name}")

@@ -14,7 +14,6 @@ import typing
 
 from telechat.data.answer_stream import AnswerParts
 from telechat.generation.batch import Batch
-from telechat.generation.engine import SMALLEST_PREFILL
 from telechat.generation.sampling import SamplingParams
 from telechat.parallel.collectives import gather_objects
 from telechat.serving.answer_text import AnswerText
@@ -77,6 +76,7 @@ class Service:
         metrics (Metrics): counts.
         queue_limit (int): most sequences that wait.
         time_limit (float): seconds that an answer may take, waiting included.
+        prefill_chunk (int): most tokens of prompts that are read between two tokens of the answers; None: whole prompts.
 
     Attributes:
         stopping (bool): set it to end: what was accepted is answered, nothing new is taken.
@@ -84,7 +84,7 @@ class Service:
         deliver (callable): takes a list of `Event`; called in the loop's thread.
     """
 
-    def __init__(self, engine, world, metrics, queue_limit=64, time_limit=600.0):
+    def __init__(self, engine, world, metrics, queue_limit=64, time_limit=600.0, prefill_chunk=None):
         self.engine = engine
         self.world = world
         self.metrics = metrics
@@ -92,7 +92,7 @@ class Service:
         self.time_limit = time_limit
         self.stopping = self.over = False
         self.deliver = lambda events: None
-        self._batch = Batch(engine)
+        self._batch = Batch(engine, prefill_chunk)
         self._news = threading.Condition()  # guards the three below
         self._waiting = collections.deque()
         self._leaving = set()  # keys
@@ -154,16 +154,11 @@ class Service:
 
     def warm_up(self, longest=512):
         """Compile what a first request would wait for: decoding, and prompts of up to ``longest`` tokens."""
-        size = SMALLEST_PREFILL
-        while size <= min(longest, self.engine.length):
-            self.engine.prefill([0], [[0] * size])
-            size *= 2
-        for size in {1, self.engine.slots}:  # what is between follows while nobody waits
-            self.compile(size)
+        self.engine.warm_up(longest)
 
     def compile(self, size):
         """Compile decoding for a batch of ``size``; the batch must be empty."""
-        self.engine.decode(range(size), [0] * size, [0] * size)
+        self.engine.compile(size)
 
     def run(self):
         """Answer until ``stopping`` is set and everything accepted has been answered."""
@@ -178,13 +173,15 @@ class Service:
                 for key in plan.remove:
                     self._batch.remove(key)
                 for sequence in plan.add:
-                    self._emit([self._batch.add(*sequence)])
-                if len(self._batch):
-                    self.metrics.observe("batch_size", len(self._batch))
-                    begin = time.monotonic()
-                    steps = self._batch.decode()
+                    self._batch.add(*sequence)
+                self._emit(self._batch.prefill())
+                begin = time.monotonic()
+                steps = self._batch.decode()
+                if steps:
+                    self.metrics.observe("batch_size", len(steps))
                     self.metrics.observe("decode_seconds", time.monotonic() - begin)
-                    self._emit(steps)
+                self._emit(steps)
+                self.metrics.cache(self.engine, self._batch)
         except BaseException:
             self.stopping = True
             with self._news:

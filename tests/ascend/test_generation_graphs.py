@@ -3,7 +3,7 @@
 from mindspore import Tensor
 
 from telechat.generation.block_table import BlockTable
-from telechat.generation.engine import DecodeBlocks, PrefillAttention
+from telechat.generation.graphs import DecodeBlocks, PrefillAttention
 from tests.ascend.conftest import bfloat16, int32
 from tests.ascend.mindir import export
 from tests.ascend.test_training_graphs import check_clean
@@ -12,8 +12,8 @@ DECODE_BUDGET = 14  # kernels of a layer
 
 
 def caches(parts, table, count):
-    shape = parts.kernels.cache_shape(table.count, table.block_size, 2, 16)
-    assert shape == (table.count, 128, 2, 16)
+    shape = parts.kernels.cache_shape(table.pool.count, table.block_size, 2, 16)
+    assert shape == (table.pool.count, 128, 2, 16)
     return [bfloat16(*shape) for _ in range(count)]
 
 

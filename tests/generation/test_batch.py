@@ -16,14 +16,14 @@ def run(engine, params):
     """Tokens, reason and error of each prompt."""
     batch, answers = Batch(engine), [[] for _ in PROMPTS]
     ends = {}
-    steps = list(batch.add_all([(number, prompt, params, number) for number, prompt in enumerate(PROMPTS)]))
-    while steps:
-        for step in steps:
+    for number, prompt in enumerate(PROMPTS):
+        batch.add(number, prompt, params, number)
+    while len(batch):
+        for step in batch.prefill() + batch.decode():
             answers[step.key] += [] if step.token is None else [step.token]
             if step.reason:
                 ends[step.key] = step.reason, step.error
-        steps = batch.decode()
-    assert len(batch) == 0 and batch.free == 8
+    assert engine.available == engine.table.pool.count, "all blocks are back"
     return answers, ends
 
 
@@ -54,8 +54,8 @@ def test_a_prompt_that_the_engine_cannot_take_ends_alone_and_a_device_that_fails
     class Choosy(CountingEngine):
         error = ValueError("no such prompt")
 
-        def prefill(self, slots, prompts):
-            if prompts == [[30]]:
+        def prefill(self, slots, prompts, starts=None):
+            if [30] in prompts:
                 raise self.error
             return super().prefill(slots, prompts)
 

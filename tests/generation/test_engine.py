@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from telechat import TeleChat
-from telechat.generation.engine import BLOCK_TENSORS, Engine
+from telechat.generation.engine import Engine
+from telechat.generation.graphs import BLOCK_TENSORS
 from telechat.nn.kernels import Kernels
 from tests.test_model import small_config
 
@@ -19,19 +20,20 @@ def test_calls_of_a_step(monkeypatch, layers, paged, calls):
     model.set_kernels(Kernels(paged=paged))
     engine = Engine(model, 64)
     engine.reserve(1, 64)
-    assert [len(tensors) / BLOCK_TENSORS for tensors in engine._groups] == calls
-    caches = [tensor for tensors in engine._groups for first in range(0, len(tensors), BLOCK_TENSORS)
+    groups, layers = engine._steps._groups, engine._cache.layers
+    assert [len(tensors) / BLOCK_TENSORS for tensors in groups] == calls
+    caches = [tensor for tensors in groups for first in range(0, len(tensors), BLOCK_TENSORS)
               for tensor in tensors[first:first + 4]]
     if calls:
         # Each cache once to be written and once to be read, in the order of the layers.
-        assert all(one is other for one, other in zip(caches, engine._caches)) and len(caches) == len(engine._caches)
+        held = [tensor for layer in layers for tensor in layer]
+        assert all(one is other for one, other in zip(caches, held)) and len(caches) == len(held)
 
 
 def test_a_view_is_the_memory_of_what_is_read():
     engine = Engine(TeleChat(small_config()), 64)
     engine.reserve(2, 64)
-    for layer in range(engine.model.config.n_layer):
-        caches = engine._caches_of(layer)
+    for caches in engine._cache.layers:
         for view, cache in zip(caches[:2], caches[2:]):
             assert view.data_ptr() == cache.data_ptr() and view.size == cache.size
 
@@ -40,12 +42,13 @@ def test_running_slots_are_computed_alone(monkeypatch):
     """Any slots in any order, in the next power of two: the logits that all slots together give."""
     engine = Engine(TeleChat(small_config(initializer_range=0.3, num_key_value_heads=2), kernels="portable"), 64)
     engine.reserve(6, 64)
-    assert engine.batch_sizes == engine.uncompiled == [1, 2, 4, 6]
+    assert engine._steps.batch_sizes == engine.uncompiled == [1, 2, 4, 6]
     prompts = [[5 + slot, 9, 3][:1 + slot % 3] for slot in range(6)]
     engine.prefill(range(6), prompts)
-    sizes, compute = [], engine._decode_rows
-    monkeypatch.setattr(engine, "_decode_rows", lambda slots, *rest: sizes.append(len(slots)) or compute(slots, *rest))
-    monkeypatch.setattr("telechat.generation.engine.BYTES_A_COMPILATION", 0)
+    steps = engine._steps
+    sizes, compute = [], steps._decode_rows
+    monkeypatch.setattr(steps, "_decode_rows", lambda tokens, *rest: sizes.append(len(tokens)) or compute(tokens, *rest))
+    monkeypatch.setattr("telechat.generation.graph_steps.BYTES_A_COMPILATION", 0)
     together = engine.decode(range(6), [7] * 6, [len(prompt) for prompt in prompts])
     for slots in ([4], [5, 0], [3, 1, 2], [2, 5, 1, 4]):
         logits = engine.decode(slots, [7] * len(slots), [len(prompts[slot]) for slot in slots])
@@ -56,8 +59,8 @@ def test_running_slots_are_computed_alone(monkeypatch):
 def test_a_smaller_batch_is_compiled_when_it_is_worth_it(monkeypatch):
     engine = Engine(TeleChat(small_config(), kernels="portable"), 64)
     engine.reserve(4, 64)
-    monkeypatch.setattr(engine, "_decode_rows", lambda slots, *rest: np.zeros((len(slots), 3)))
-    monkeypatch.setattr("telechat.generation.engine.BYTES_A_COMPILATION", 2.5 * engine._weight_bytes)
+    monkeypatch.setattr(engine._steps, "_decode_rows", lambda tokens, *rest: np.zeros((len(tokens), 3)))
+    monkeypatch.setattr("telechat.generation.graph_steps.BYTES_A_COMPILATION", 2.5 * engine._steps._weight_bytes)
     assert engine.uncompiled == [1, 2, 4]
     engine.decode([1, 0, 2], [7] * 3, [1] * 3)
     assert engine.uncompiled == [1, 2]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from telechat import Generator, InputError, SamplingParams, TeleChat
-from telechat.generation import engine
+from telechat.generation import engine, graph_steps
 from tests.test_model import small_config
 
 
@@ -60,7 +60,7 @@ def test_a_deep_model_decodes_by_calls_of_one_graph(monkeypatch):
     model = TeleChat(small_config(initializer_range=0.3, n_layer=3))
     prompts = [[5, 9, 3], [7, 1, 2, 8, 60, 11, 4]]
     answers = Generator(model, max_length=64, batch_size=2).generate(prompts, SamplingParams(20))
-    monkeypatch.setattr(engine, "LAYERS_A_GRAPH", 2)
+    monkeypatch.setattr(graph_steps, "LAYERS_A_GRAPH", 2)
     assert Generator(model, max_length=64, batch_size=2).generate(prompts, SamplingParams(20)) == answers
     assert answers == [greedy_without_cache(model, prompt, 20) for prompt in prompts]
 
@@ -83,14 +83,14 @@ def test_prompts_of_one_call_have_tables_of_their_own(monkeypatch):
     prompts = [rng.integers(0, 96, length).tolist() for length in (5, 40, 16, 30)]
     calls, prefill = [], engine.Engine.prefill
 
-    def counted(self, slots, prompts):
+    def counted(self, slots, prompts, starts=None):
         calls.append(len(prompts))
-        return prefill(self, slots, prompts)
+        return prefill(self, slots, prompts, starts)
 
     monkeypatch.setattr(engine.Engine, "prefill", counted)
     together = Generator(model, max_length=64, batch_size=3).generate(prompts, SamplingParams(6))
     assert calls == [3, 1], "as many as there are slots in one call, then what joins"
-    monkeypatch.setattr(engine, "ROWS_TOGETHER", 64)
+    monkeypatch.setattr(engine.Engine, "takes_together", lambda self, counts: False)
     assert Generator(model, max_length=64, batch_size=3).generate(prompts, SamplingParams(6)) == together
     assert calls[2:] == [1, 1, 1, 1]
     assert [answer[0] for answer in together] == [int(model([p]).asnumpy()[0, -1].argmax()) for p in prompts]

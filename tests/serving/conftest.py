@@ -6,11 +6,14 @@ import re
 import signal
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
 
 from telechat import Generator, TeleChat, Tokenizer
+from telechat.generation.block_table import BlockTable
+from telechat.generation.engine import Engine
 from tests.conftest import ROOT, save_small_model
 
 KEY = "sk-test"
@@ -81,23 +84,33 @@ def client(server):
     return openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0, timeout=120)
 
 
-class CountingEngine:
+class TableEngine(Engine):
+    """An Engine without a model: the blocks of the cache are handed out as ever, and hold nothing."""
+
+    uncompiled = ()
+
+    def __init__(self, slots, length, blocks=None, block_size=4, reuse=True):
+        self.slots = slots
+        self._cache = types.SimpleNamespace(table=BlockTable(slots, length, block_size, blocks, reuse))
+        self.length = min(length, self.table.pool.count * block_size)
+        self._prompts, self._fixed = [0] * slots, float("inf")
+
+    def takes_together(self, counts):
+        return True
+
+
+class CountingEngine(TableEngine):
     """Stands in for an Engine: the most likely token is the one before it plus one."""
 
-    def __init__(self, slots=2, length=32, vocabulary=64):
-        self.slots = slots
-        self.length = length
+    def __init__(self, slots=2, length=32, vocabulary=64, **cache):
+        super().__init__(slots, length, **cache)
         self.vocabulary = vocabulary
         self.decodes = 0
-        self.uncompiled = []
         self.fail_at = None
 
-    def prefill(self, slots, prompts):
+    def prefill(self, slots, prompts, starts=None):
         assert all(0 <= slot < self.slots for slot in slots)
         return np.stack([self._logits(prompt[-1]) for prompt in prompts])
-
-    def takes_together(self, prompts):
-        return False
 
     def decode(self, slots, tokens, positions):
         assert len(set(slots)) == len(tokens) == len(positions) and all(0 <= slot < self.slots for slot in slots)

@@ -22,8 +22,8 @@ TOKENS = 5
 class Failing(CountingEngine):
     """Logits of token 403 are not finite, a prompt that ends with 399 has no place."""
 
-    def prefill(self, slots, prompts):
-        if prompts[0][-1] == 399:
+    def prefill(self, slots, prompts, starts=None):
+        if any(prompt[-1] == 399 for prompt in prompts):
             raise ValueError("no place for this prompt")
         return super().prefill(slots, prompts)
 

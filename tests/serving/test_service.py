@@ -234,6 +234,7 @@ def test_an_idle_loop_wakes_for_a_request(service):
 
 def test_warm_up_runs_every_size_that_fits():
     engine = CountingEngine(slots=3, length=100)
+    engine.uncompiled = [1, 2, 3]
     sizes, batches, decode = [], [], engine.decode
     engine.prefill = lambda slots, prompts: sizes.extend(map(len, prompts))
     engine.decode = lambda slots, *rest: batches.append(len(slots)) or decode(slots, *rest)

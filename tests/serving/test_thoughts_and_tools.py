@@ -22,6 +22,7 @@ from telechat.serving.app import App
 from telechat.serving.metrics import Metrics
 from telechat.serving.protocol import Model
 from telechat.serving.service import Service
+from tests.serving.conftest import TableEngine
 
 try:
     import httpx2 as httpx  # what openai's client is built on; its older versions on httpx
@@ -32,18 +33,14 @@ FILES = {"telechat2": "telechat2_115b", "telechat3": "telechat3_36b"}
 TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}]
 
 
-class ScriptedEngine:
+class ScriptedEngine(TableEngine):
     """Stands in for an Engine: every answer is the script, whatever the prompt."""
 
-    slots, length, uncompiled = 2, 4096, ()
-
     def __init__(self, script, vocabulary):
+        super().__init__(slots=2, length=4096, reuse=False)
         self.script, self.vocabulary, self.prompts = script, vocabulary, {}
 
-    def takes_together(self, prompts):
-        return False
-
-    def prefill(self, slots, prompts):
+    def prefill(self, slots, prompts, starts=None):
         self.prompts.update(zip(slots, prompts))
         return np.stack([self._logits(0) for _ in prompts])
 

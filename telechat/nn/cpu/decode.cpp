@@ -1,18 +1,23 @@
-// One new token of each sequence through a whole model, from its id to the logits.
+// Tokens of some sequences through a whole model, from their ids to the logits: one new token of each, or the many of
+// a prompt. What a token gets does not depend on what is computed with it, to the bit.
 #include <algorithm>
+#include <vector>
 
+#include "cached_attention.h"
 #include "pool.h"
 #include "rows.h"
 
 // The layout is that of decoding.py's ctypes structures.
 struct DecodeSizes {
-    int64_t batch, layers, hidden, heads, key_value_heads, head_dim, inner, vocabulary, capacity, type;
+    int64_t batch, layers, hidden, heads, key_value_heads, head_dim, inner, vocabulary, block_size, table_width, outputs,
+        type;
     float epsilon, input_mult, logits_scale;
 };
 
 namespace {
 
 constexpr int64_t TASK_ROWS = 32;  // of a weight, that one thread takes at a time
+constexpr int64_t NORM_ROWS = 8;   // of activations, likewise
 
 enum { NORM1, QUERY, KEY_VALUE, DENSE, DENSE_BIAS, NORM2, GATE, UP, DOWN, DOWN_BIAS, KEYS, VALUES, PER_LAYER };
 
@@ -42,50 +47,41 @@ void rotate(float* head, int64_t dim, const float* cos, const float* sin) {
     }
 }
 
-// softmax(scale·query·keysᵀ + bias)·values over the first `tokens` of one head's cache.
-void attend(const float* query, const float* keys, const float* values, int64_t tokens, int64_t dim, float slope,
-            float* scores, float* result) {
-    const float scale = 1.0f / std::sqrt(static_cast<float>(dim));
-    float highest = -INFINITY;
-    for (int64_t t = 0; t < tokens; t++) {
-        Floats sums{};
-        const float* key = keys + t * dim;
-        for (int64_t i = 0; i < dim; i += LANES) sums += load_first(query + i, dim - i) * load_first(key + i, dim - i);
-        scores[t] = sum(sums) * scale - slope * static_cast<float>(tokens - 1 - t);
-        highest = std::max(highest, scores[t]);
-    }
-    Floats totals{};
-    for (int64_t t = 0; t < tokens; t += LANES) {
-        Floats part = exponential(load_first(scores + t, tokens - t) - highest);
-        store_first(scores + t, part, tokens - t);
-        totals += load_first(scores + t, tokens - t);
-    }
-    const float share = 1.0f / sum(totals);
-    for (int64_t i = 0; i < dim; i += 4 * LANES) {
-        Floats sums[4] = {};
-        const int vectors = static_cast<int>(std::min<int64_t>(4, (dim - i + LANES - 1) / LANES));
-        for (int64_t t = 0; t < tokens; t++) {
-            const float* value = values + t * dim + i;
-            for (int v = 0; v < vectors; v++)
-                sums[v] += load_first(value + v * LANES, dim - i - v * LANES) * scores[t];
-        }
-        for (int v = 0; v < vectors; v++)
-            store_first(result + i + v * LANES, sums[v] * share, dim - i - v * LANES);
-    }
+// Where each group of tokens begins that read the cache together: up to MOST_QUERIES of one sequence; and the end.
+std::vector<int64_t> tiles_of(const int32_t* sequences, int64_t batch) {
+    std::vector<int64_t> starts;
+    for (int64_t b = 0; b < batch; b++)
+        if (starts.empty() || b - starts.back() == MOST_QUERIES || sequences[b] != sequences[starts.back()])
+            starts.push_back(b);
+    starts.push_back(batch);
+    return starts;
+}
+
+// RMSNorm of some rows, spread over the threads.
+void norms(const float* x, int64_t rows, int64_t width, Weight weight, float epsilon, float* result) {
+    parallel((rows + NORM_ROWS - 1) / NORM_ROWS, [&](int64_t task) {
+        const int64_t first = task * NORM_ROWS;
+        rms_norm_rows(x + first * width, std::min(NORM_ROWS, rows - first), width, weight, epsilon, result + first * width);
+    });
 }
 
 }  // namespace
 
-// slots, tokens, positions (B): a sequence's place in the caches, its newest token and where that is; tables cos and sin (positions, D), or slopes (heads): null where the model has none;
-// layers: PER_LAYER addresses each, a null bias for none; caches (slots, key-value heads, capacity, D) float32.
+// For each of B tokens: which row of `tables` (sequences, table_width) is its sequence's, the token, its position, and
+// its row of cos and sin (B, D), null where there is ALiBi instead: slopes (heads). Tokens of one sequence stand together
+// and rise. outputs: the tokens whose logits are wanted. layers: PER_LAYER addresses each, a null bias for none, and the
+// caches' as `CacheShape` says.
 extern "C" __attribute__((visibility("default"))) void decode(
-    const DecodeSizes* sizes, const int32_t* slots, const int32_t* tokens, const int32_t* positions, const float* cos,
-    const float* sin, const float* slopes, const void* embedding, const void* norm, const void* head,
-    const void* const* layers, float* logits) {
+    const DecodeSizes* sizes, const int32_t* sequences, const int32_t* tables, const int32_t* tokens,
+    const int32_t* positions, const float* cos, const float* sin, const float* slopes, const int32_t* outputs,
+    const void* embedding, const void* norm, const void* head, const void* const* layers, float* logits) {
     const DecodeSizes& s = *sizes;
     const Type type = static_cast<Type>(s.type);
     const int64_t batch = s.batch, hidden = s.hidden, dim = s.head_dim, queries = s.heads * dim;
     const int64_t group = s.heads / s.key_value_heads, pairs = 2 * s.key_value_heads * dim;
+    const CacheShape cache{s.key_value_heads, s.block_size, dim};
+    const std::vector<int64_t> tiles = tiles_of(sequences, batch);
+    const int64_t longest = (*std::max_element(positions, positions + batch) + LANES) / LANES * LANES;
     float* x = scratch(2, batch * (2 * hidden + 2 * queries + pairs + 2 * s.inner));
     float *normed = x + batch * hidden, *query = normed + batch * hidden, *attended = query + batch * queries;
     float *key_value = attended + batch * queries, *gate = key_value + batch * pairs, *up = gate + batch * s.inner;
@@ -103,31 +99,36 @@ extern "C" __attribute__((visibility("default"))) void decode(
     const auto nothing = [](int, int64_t, int64_t) {};
     for (int64_t layer = 0; layer < s.layers; layer++, layers += PER_LAYER) {
         auto weight = [&](int which) { return Weight{layers[which], type}; };
-        rms_norm_rows(x, batch, hidden, weight(NORM1), s.epsilon, normed);
+        norms(x, batch, hidden, weight(NORM1), s.epsilon, normed);
         const Weight first[] = {weight(QUERY), weight(KEY_VALUE)};
         const int64_t first_rows[] = {queries, pairs};
         float* const first_results[] = {query, key_value};
         products(normed, batch, hidden, first, first_rows, 2, first_results, nothing);
         float *keys = static_cast<float*>(const_cast<void*>(layers[KEYS]));
         float *values = static_cast<float*>(const_cast<void*>(layers[VALUES]));
-        parallel(batch * s.key_value_heads, [&](int64_t task) {
-            const int64_t b = task / s.key_value_heads, head = task % s.key_value_heads, position = positions[b];
-            float* pair = key_value + b * pairs + head * 2 * dim;
-            const int64_t cache = (slots[b] * s.key_value_heads + head) * s.capacity * dim;
-            if (cos != nullptr) rotate(pair, dim, cos + position * dim, sin + position * dim);
-            std::memcpy(keys + cache + position * dim, pair, dim * sizeof(float));
-            std::memcpy(values + cache + position * dim, pair + dim, dim * sizeof(float));
-            for (int64_t h = head * group; h < (head + 1) * group; h++) {
-                float* own = query + b * queries + h * dim;
-                if (cos != nullptr) rotate(own, dim, cos + position * dim, sin + position * dim);
-                attend(own, keys + cache, values + cache, position + 1, dim, slopes == nullptr ? 0 : slopes[h],
-                       scratch(3, s.capacity), attended + b * queries + h * dim);
+        parallel(batch, [&](int64_t b) {
+            const float *turn = cos + b * dim, *lift = sin + b * dim;
+            for (int64_t h = 0; cos != nullptr && h < s.heads; h++) rotate(query + b * queries + h * dim, dim, turn, lift);
+            for (int64_t h = 0; h < s.key_value_heads; h++) {
+                float* pair = key_value + b * pairs + h * 2 * dim;
+                if (cos != nullptr) rotate(pair, dim, turn, lift);
+                const int64_t place = cache.place(tables + sequences[b] * s.table_width, h, positions[b]);
+                std::memcpy(keys + place, pair, dim * sizeof(float));
+                std::memcpy(values + place, pair + dim, dim * sizeof(float));
             }
+        });
+        const int64_t count = tiles.size() - 1;
+        parallel(count * s.heads, [&](int64_t task) {
+            // Those with the most to read first, so that threads end together.
+            const int64_t tile = count - 1 - task / s.heads, h = task % s.heads, b = tiles[tile];
+            attend_cached(tiles[tile + 1] - b, query + b * queries + h * dim, queries, positions + b, keys, values, cache,
+                          tables + sequences[b] * s.table_width, h / group, slopes == nullptr ? 0 : slopes[h],
+                          scratch(3, MOST_QUERIES * longest), attended + b * queries + h * dim);
         });
         const Weight dense = weight(DENSE), down = weight(DOWN);
         float* const delta = normed;
         products(attended, batch, queries, &dense, &hidden, 1, &delta, add_to_residual(delta, weight(DENSE_BIAS)));
-        rms_norm_rows(x, batch, hidden, weight(NORM2), s.epsilon, normed);
+        norms(x, batch, hidden, weight(NORM2), s.epsilon, normed);
         const Weight gated[] = {weight(GATE), weight(UP)};
         parallel((s.inner + TASK_ROWS - 1) / TASK_ROWS, [&](int64_t task) {
             const int64_t from = task * TASK_ROWS, width = std::min(TASK_ROWS, s.inner - from);
@@ -142,10 +143,11 @@ extern "C" __attribute__((visibility("default"))) void decode(
         });
         products(gate, batch, s.inner, &down, &hidden, 1, &delta, add_to_residual(delta, weight(DOWN_BIAS)));
     }
-    rms_norm_rows(x, batch, hidden, {norm, type}, s.epsilon, normed);
+    for (int64_t row = 0; row < s.outputs; row++)
+        rms_norm_rows(x + outputs[row] * hidden, 1, hidden, {norm, type}, s.epsilon, normed + row * hidden);
     const Weight output{head, type};
-    products(normed, batch, hidden, &output, &s.vocabulary, 1, &logits, [&](int, int64_t first, int64_t width) {
-        for (int64_t b = 0; b < batch; b++)
+    products(normed, s.outputs, hidden, &output, &s.vocabulary, 1, &logits, [&](int, int64_t first, int64_t width) {
+        for (int64_t b = 0; b < s.outputs; b++)
             for (int64_t i = first; i < first + width; i++) logits[b * s.vocabulary + i] *= s.logits_scale;
     });
 }

@@ -1,4 +1,4 @@
-"""One operator for a whole model's decoding step: from the newest tokens to the logits of those that follow."""
+"""One operator for a whole model: from tokens, new ones or a prompt's, to the logits of those that follow."""
 
 import ctypes
 
@@ -14,48 +14,55 @@ class _Sizes(ctypes.Structure):
     """DecodeSizes in decode.cpp."""
 
     _fields_ = [(name, ctypes.c_int64) for name in ("batch", "layers", "hidden", "heads", "key_value_heads", "head_dim",
-                                                    "inner", "vocabulary", "capacity", "type")]
+                                                    "inner", "vocabulary", "block_size", "table_width", "outputs", "type")]
     _fields_ += [(name, ctypes.c_float) for name in ("epsilon", "input_mult", "logits_scale")]
 
 
 class DecodeStep:
-    """The decoding step of a model whose weights are all here.
+    """A model whose weights are all here, over a cache in blocks.
+
+    What a token gets does not depend on which others are computed in the same call, to the bit.
 
     Args:
         config (TeleChatConfig): its sizes.
-        tables (tuple): cos and sin, float32 arrays (positions, D), or None where ALiBi is used.
         slopes (array): ALiBi's, float32 (heads,), or None.
     """
 
-    def __init__(self, config, tables, slopes):
+    def __init__(self, config, slopes):
         self.config = config
-        self.cos, self.sin = (None, None) if tables is None else map(np.ascontiguousarray, tables)
         self.slopes = slopes
         self._decode = load_library().decode
         self._decode.restype = None
 
-    def __call__(self, slots, tokens, positions, embedding, norm, head, blocks, caches):
-        """Write each sequence's newest token to its cache and look at all of the sequence.
+    def __call__(self, table, sequences, tokens, positions, rotation, outputs, embedding, norm, head, blocks, caches):
+        """Write tokens to the cache, all of them, then let each look at its sequence up to itself.
 
         Addresses are asked for at every call: a Parameter may have been given another tensor.
 
         Args:
-            slots, tokens, positions (list): of each sequence its place in the caches, newest token and its position.
+            table (array): int32 (sequences, blocks), which blocks hold each sequence, in order.
+            sequences, tokens, positions (list): of each token its row of ``table``, its id and its position; those of
+                a sequence stand together and rise.
+            rotation (tuple): the tokens' cos and sin, float32 arrays (N, D), or None where ALiBi is used.
+            outputs (list): which of the tokens logits are wanted of.
             embedding, norm, head (Tensor): weights (V, H), (H,), (V, H); all weights of one dtype.
             blocks (list): for each layer the tensors of `Block.weights`.
-            caches (list): for each layer keys and values, float32 (slots, m, T, D).
+            caches (list): for each layer keys and values, float32 (blocks, m, block size, D).
 
         Returns:
-            array: float32 (B, V).
+            array: float32 (len(outputs), V).
         """
-        config, capacity = self.config, caches[0][0].shape[2]
-        sizes = _Sizes(len(tokens), len(blocks), config.hidden_size, config.n_head, config.num_key_value_heads,
-                       config.head_dim, blocks[0][6].shape[0], head.shape[0], capacity, TYPES[embedding.dtype],
-                       config.layer_norm_epsilon, config.input_mult, config.logits_scale)
+        config, dim = self.config, self.config.head_dim
+        shape = caches[0][0].shape
+        sizes = _Sizes(len(tokens), len(blocks), config.hidden_size, config.n_head, config.num_key_value_heads, dim,
+                       blocks[0][6].shape[0], head.shape[0], shape[2], table.shape[1], len(outputs),
+                       TYPES[embedding.dtype], config.layer_norm_epsilon, config.input_mult, config.logits_scale)
         addresses = [_address(tensor) for block, pair in zip(blocks, caches) for tensor in (*block, *pair)]
-        logits = np.empty((len(tokens), head.shape[0]), np.float32)
-        arrays = [np.ascontiguousarray(array, np.int32) for array in (slots, tokens, positions)]
-        self._decode(ctypes.byref(sizes), *map(_pointer, (*arrays, self.cos, self.sin, self.slopes)),
+        logits = np.empty((len(outputs), head.shape[0]), np.float32)
+        whole = [np.ascontiguousarray(array, np.int32) for array in (sequences, table, tokens, positions)]
+        cos_sin = (None, None) if rotation is None else [np.ascontiguousarray(part, np.float32) for part in rotation]
+        outputs = np.ascontiguousarray(outputs, np.int32)
+        self._decode(ctypes.byref(sizes), *map(_pointer, (*whole, *cos_sin, self.slopes, outputs)),
                      *(ctypes.c_void_p(_address(tensor)) for tensor in (embedding, norm, head)),
                      (ctypes.c_void_p * len(addresses))(*addresses), _pointer(logits))
         return logits

@@ -7,7 +7,7 @@ from mindspore import Tensor
 from telechat.nn.alibi import alibi_slopes
 from telechat.nn.cpu.build import default_threads, load_library
 from telechat.nn.cpu.decoding import DecodeStep
-from telechat.nn.cpu.operators import Operators, dropout_masks, run_now
+from telechat.nn.cpu.operators import NOTHING, Operators, dropout_masks, run_now
 from telechat.nn.dropout import threshold
 from telechat.nn.kernels import Kernels
 
@@ -110,8 +110,33 @@ class CpuKernels(Kernels):
     def write_cache(self, key_cache, value_cache, key, value, index):
         return self.operators.write_cache(key_cache, value_cache, key, value, index)
 
-    def decode_step(self, config, tables, slopes):
-        return DecodeStep(config, tables, slopes)
+    def chunk_tensors(self, config, positions, length, heads=slice(None)):
+        """(positions, slopes): int32 (B, S) and float32 (n,) or None."""
+        slopes = Tensor(alibi_slopes(config.n_head)[heads]) if config.position_embedding == "alibi" else None
+        return Tensor(np.ascontiguousarray(positions, np.int32)), slopes
+
+    def attention_over_cache(self, query, keys, values, written, table, mask, shift, scale):
+        return self.operators.cached_attention(query, keys, values, table, mask, NOTHING if shift is None else shift,
+                                               written)
+
+    def decoding_places(self, positions, index, table, lengths, slopes, size):
+        return index, table, positions.reshape(-1, 1), None if slopes is None else slopes.reshape(-1)
+
+    def cached_attention(self, query, key_value, rotation, caches, places, scale):
+        index, table, positions, slopes = places
+        key_cache, value_cache, keys, values = caches
+        batch, dim = query.shape[0], key_cache.shape[-1]
+        query = self.split_heads(query, 1, dim)
+        key, value = self.split_key_value(key_value, 1, dim)
+        if rotation is not None:
+            cos, sin = rotation[0].reshape(batch, 1, 1, dim), rotation[1].reshape(batch, 1, 1, dim)
+            query, key = self.rotate(query, cos, sin), self.rotate(key, cos, sin)
+        written = self.write_cache(key_cache, value_cache, key, value, index)
+        attended = self.attention_over_cache(query, keys, values, written, table, positions, slopes, scale)
+        return self.merge_heads(attended)
+
+    def decode_step(self, config, slopes):
+        return DecodeStep(config, slopes)
 
     def token_cross_entropy(self, logits, labels, weights):
         return self.operators.cross_entropy(logits, labels, weights)

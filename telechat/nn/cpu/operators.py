@@ -9,11 +9,11 @@ from mindspore import Tensor, nn, ops
 
 from telechat.nn.cpu.build import library_path, load_library
 
-_NOTHING = Tensor(np.zeros((1, 1, 1), np.float32))  # how an operator is told that there is none
+NOTHING = Tensor(np.zeros((1, 1, 1), np.float32))  # how an operator is told that there is none
 
 
 def _or_nothing(tensor):
-    return _NOTHING if tensor is None else tensor
+    return NOTHING if tensor is None else tensor
 
 
 @functools.lru_cache(None)
@@ -220,4 +220,5 @@ class Operators(nn.Cell):
         self.rotate, self.split_key_value, self.attend = Rotate(), SplitKeyValue(), Attend()
         self.merge_key_value = self.split_key_value.merge
         self.write_cache = _operator("write_cache", _one)
+        self.cached_attention = _operator("cached_attention", _first)
         self.cross_entropy = _operator("cross_entropy", _loss_shapes, 2)

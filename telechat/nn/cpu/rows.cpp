@@ -2,7 +2,11 @@
 
 #include <algorithm>
 
+#include "pool.h"
+
 namespace {
+
+constexpr int64_t FEW = 12;  // rows of x, up to which a weight is best read as it lies
 
 // R outputs of B rows of x at a time: so many sums keep the memory busy, and each x is used R times.
 template <typename T, int R, int B>
@@ -48,14 +52,83 @@ void all_rows(const float* x, int64_t batch, int64_t inputs, const T* weight, in
     for (; row < count; row++) rows_of<T, 1>(x, batch, inputs, weight + row * inputs, result + row, stride);
 }
 
+// Many rows: the same sums in the same order, with both factors copied to where what is read together lies together.
+#if defined(__AVX2__) && !defined(__AVX512F__)
+constexpr int OUTPUTS = 4, INPUTS = 2;  // of a tile, whose sums are in registers
+#else
+constexpr int OUTPUTS = 4, INPUTS = 6;
+#endif
+constexpr int64_t STEPS = 64;  // vectors along a row before the next tile's turn: what they meet stays in the first cache
+
+// `height` rows from `row` on (fewer at the end: 0 past `count`), vector by vector of each.
+template <int height, typename T>
+void pack_tile(const T* from, int64_t row, int64_t count, int64_t inputs, int64_t first, int64_t steps, float* to) {
+    for (int64_t i = first * LANES; i < (first + steps) * LANES; i += LANES)
+        for (int64_t r = row; r < row + height; r++, to += LANES)
+            store(to, r < count ? load_first(from + r * inputs + i, inputs - i) : Floats{});
+}
+
+void add_tile(const float* x, const float* weight, int64_t steps, float* sums) {
+    Floats part[INPUTS][OUTPUTS];
+#pragma GCC unroll 6
+    for (int b = 0; b < INPUTS; b++)
+#pragma GCC unroll 4
+        for (int r = 0; r < OUTPUTS; r++) part[b][r] = load(sums + (b * OUTPUTS + r) * LANES);
+    for (int64_t i = 0; i < steps; i++, x += INPUTS * LANES, weight += OUTPUTS * LANES) {
+        Floats row[OUTPUTS];
+#pragma GCC unroll 4
+        for (int r = 0; r < OUTPUTS; r++) row[r] = load(weight + r * LANES);
+#pragma GCC unroll 6
+        for (int b = 0; b < INPUTS; b++) {
+            Floats factor = load(x + b * LANES);
+#pragma GCC unroll 4
+            for (int r = 0; r < OUTPUTS; r++) part[b][r] += factor * row[r];
+        }
+    }
+#pragma GCC unroll 6
+    for (int b = 0; b < INPUTS; b++)
+#pragma GCC unroll 4
+        for (int r = 0; r < OUTPUTS; r++) store(sums + (b * OUTPUTS + r) * LANES, part[b][r]);
+}
+
+template <typename T>
+void many_rows(const float* x, int64_t batch, int64_t inputs, const T* weight, int64_t count, float* result,
+               int64_t stride) {
+    const int64_t vectors = (inputs + LANES - 1) / LANES, tiles = (count + OUTPUTS - 1) / OUTPUTS;
+    constexpr int64_t TILE = INPUTS * OUTPUTS * LANES, X_PART = STEPS * INPUTS * LANES;
+    float* packed = scratch(7, tiles * OUTPUTS * vectors * LANES + X_PART + tiles * TILE);
+    float *rows = packed + tiles * OUTPUTS * vectors * LANES, *sums = rows + X_PART;
+    for (int64_t tile = 0; tile < tiles; tile++)
+        pack_tile<OUTPUTS>(weight, tile * OUTPUTS, count, inputs, 0, vectors, packed + tile * OUTPUTS * vectors * LANES);
+    for (int64_t b = 0; b < batch; b += INPUTS) {
+        std::fill(sums, sums + tiles * TILE, 0.0f);
+        for (int64_t first = 0; first < vectors; first += STEPS) {
+            const int64_t steps = std::min(STEPS, vectors - first);
+            pack_tile<INPUTS>(x, b, batch, inputs, first, steps, rows);
+            for (int64_t tile = 0; tile < tiles; tile++)
+                add_tile(rows, packed + (tile * vectors + first) * OUTPUTS * LANES, steps, sums + tile * TILE);
+        }
+        for (int64_t row = b; row < std::min(batch, b + INPUTS); row++)
+            for (int64_t o = 0; o < count; o++)
+                result[row * stride + o] =
+                    sum(load(sums + (o / OUTPUTS) * TILE + ((row - b) * OUTPUTS + o % OUTPUTS) * LANES));
+    }
+}
+
+template <typename T>
+void any_rows(const float* x, int64_t batch, int64_t inputs, const T* weight, int64_t count, float* result,
+              int64_t stride) {
+    (batch > FEW ? many_rows<T> : all_rows<T>)(x, batch, inputs, weight, count, result, stride);
+}
+
 }  // namespace
 
 void rows_product(const float* x, int64_t batch, int64_t inputs, Weight weight, int64_t first, int64_t count,
                   float* result, int64_t stride) {
     if (weight.type == Type::float32)
-        all_rows(x, batch, inputs, static_cast<const float*>(weight.data) + first * inputs, count, result, stride);
+        any_rows(x, batch, inputs, static_cast<const float*>(weight.data) + first * inputs, count, result, stride);
     else
-        all_rows(x, batch, inputs, static_cast<const bfloat16*>(weight.data) + first * inputs, count, result, stride);
+        any_rows(x, batch, inputs, static_cast<const bfloat16*>(weight.data) + first * inputs, count, result, stride);
 }
 
 void rms_norm_rows(const float* x, int64_t rows, int64_t width, Weight weight, float epsilon, float* result) {

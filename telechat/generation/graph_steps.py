@@ -1,0 +1,190 @@
+"""Prompts and new tokens through a model by compiled graphs: where the kernels have no operator for the whole model."""
+
+import collections
+import contextlib
+import math
+
+import numpy as np
+from mindspore import Tensor, ops
+
+from telechat.checkpoint.layout import parameter_shapes
+from telechat.generation.graphs import Decode, DecodeBlocks, ExtendAttention, Logits, PrefillAttention
+from telechat.nn.block import OF_ATTENTION
+from telechat.nn.block_graphs import FeedForward
+from telechat.nn.long_attention import Pieces
+from telechat.nn.long_block import LongPrefillAttention
+from telechat.progress import Progress, track
+
+SMALLEST_PREFILL = 32
+SMALLEST_CACHE = 128
+ROWS_TOGETHER = 1024  # of prompts that are prefilled in one call: with more, products take most of the time
+LAYERS_A_GRAPH = 8  # in decoding; deeper models take several calls of one graph
+# Bytes of weights that are read in the time in which a graph is compiled, some 2 s at 15 GB/s.
+BYTES_A_COMPILATION = 30e9
+
+
+def bucket(length, smallest, largest):
+    """The power-of-two multiple of ``smallest`` that holds ``length``, at most ``largest``."""
+    size = smallest
+    while size < length:
+        size *= 2
+    return min(size, largest)
+
+
+class GraphSteps:
+    """The graphs of one model, compiled at first use for each of their shapes.
+
+    Args:
+        model (TeleChat or TensorParallelModel): the model.
+        max_length (int): the longest sequence.
+    """
+
+    def __init__(self, model, max_length):
+        self.model = model
+        self.max_length = max_length
+        functions = model.transformer.h[0].functions
+        self._key_value_heads = functions.key_value_heads
+        self._prefill_attention = PrefillAttention(functions)
+        self._long_prefill_attention = LongPrefillAttention(functions)
+        self._extend_attention = ExtendAttention(functions)
+        self._feed_forward = FeedForward(functions)
+        self._logits = Logits(model)
+        self._decode = Decode(model, max_length)
+        self._decode_blocks = DecodeBlocks(model, max_length)
+        self._weight_bytes = 4 * sum(map(math.prod, parameter_shapes(model.config).values()))
+        self._compiled = set()  # what `decode` has been compiled for: (slots, blocks of one, batch size)
+        self._wanted = collections.Counter()  # how often a smaller one would have done that is not among them
+        self.cache = None
+        self._groups = []  # what each call of `DecodeBlocks` takes
+
+    def use(self, cache):
+        """Work on a `KeyValueCache` from now on; None: on none, so that it may be freed."""
+        self.cache, self._groups = cache, []
+        layers = self.model.config.n_layer
+        if cache is not None and (layers > LAYERS_A_GRAPH or self.model.kernels.paged):
+            self._groups = [self._tensors(range(first, min(first + LAYERS_A_GRAPH, layers)))
+                            for first in range(0, layers, LAYERS_A_GRAPH)]
+
+    def _tensors(self, layers):
+        """Caches and weights of some layers, as `DecodeBlocks` takes them."""
+        return [tensor for layer in layers
+                for tensor in (*self.cache.layers[layer], *self.model.transformer.h[layer].tensors())]
+
+    @property
+    def _shape(self):
+        return self.cache.table.table.shape
+
+    def takes_together(self, counts):
+        """Whether one call of `prefill` for parts of so many tokens takes less time than one for each."""
+        return len(counts) * bucket(max(counts), SMALLEST_PREFILL, self.max_length) <= ROWS_TOGETHER
+
+    def prefill(self, slots, chunks, starts, rotations):
+        """Parts of prompts, of which the cache holds what is before: float32 logits (N, V) of what follows each.
+
+        Args:
+            slots (list of int): of the cache's table, which has blocks for all tokens.
+            chunks (list of lists of int): token ids.
+            starts (list of int): the position of each part's first token.
+            rotations (list): cos and sin of each part's tokens, float32 arrays (tokens, D); None for each with ALiBi.
+        """
+        model, config, kernels = self.model, self.model.config, self.model.kernels
+        counts = [len(chunk) for chunk in chunks]
+        size = bucket(max(counts), SMALLEST_PREFILL, max(self.max_length, max(counts)))
+        ids = np.zeros((len(chunks), size), np.int32)
+        # Rows past a part compute something that nothing reads: it goes to the block that is never read, and as their
+        # position is 0 they see the first token alone.
+        positions, places = np.zeros_like(ids), np.zeros_like(ids)
+        cos, sin = (np.zeros((len(chunks), 1, size, config.head_dim), np.float32) for _ in range(2))
+        for row, (slot, chunk, start, rotation) in enumerate(zip(slots, chunks, starts, rotations)):
+            count = len(chunk)
+            ids[row, :count], positions[row, :count] = chunk, np.arange(start, start + count)
+            places[row, :count] = self.cache.table.places(slot, positions[row, :count])
+            if rotation is not None:
+                cos[row, 0, :count], sin[row, 0, :count] = rotation
+        tables = (kernels.rotary_tensor(cos), kernels.rotary_tensor(sin))
+        attention, tables, held = self._attention(slots, starts, size, positions, places, tables)
+        last = Tensor((np.arange(len(counts)) * size + counts - 1).astype(np.int32))
+        x = model.embed(Tensor(ids))
+        for layer, block in enumerate(track(model.transformer.h, "reading a prompt", "layers")):
+            weights = block.tensors()
+            x = attention(x, *tables, *self.cache.layers[layer][:held], *weights[:OF_ATTENTION])
+            if layer == config.n_layer - 1 and x.shape[0] > SMALLEST_PREFILL:
+                x = ops.gather(x, last, 0)  # the rows that are read; for a few more it is not worth a graph of its own
+            x, _ = self._feed_forward(x, None, *weights[OF_ATTENTION:])
+        if x.shape[0] > len(counts):
+            x = ops.gather(x, last, 0)
+        return self._logits(x, None).asnumpy()
+
+    def _attention(self, slots, starts, size, positions, places, tables):
+        """The first half of a block for some parts, its arguments before the caches, and how many of these it takes."""
+        config, kernels, table = self.model.config, self.model.kernels, self.cache.table
+        index = kernels.cache_index(places, self._key_value_heads, table.block_size)
+        if not any(starts):  # all that they see is here
+            visible = kernels.attention_tensors(config, size, heads=self.model.own_heads)
+            attention = self._long_prefill_attention if isinstance(visible[0], Pieces) else self._prefill_attention
+            return attention, (*tables, *visible, index), 2
+        length = bucket(int(positions.max()) + 1, SMALLEST_CACHE, table.table.shape[1] * table.block_size)
+        blocks = -(-length // table.block_size)
+        visible = kernels.chunk_tensors(config, positions, blocks * table.block_size, self.model.own_heads)
+        held = Tensor(np.ascontiguousarray(table.table[list(slots), :blocks]))
+        return self._extend_attention, (*tables, *visible, index, held), 4
+
+    @property
+    def batch_sizes(self):
+        """Of `decode`: the powers of two, and the number of slots."""
+        slots = self._shape[0]
+        return [*(1 << power for power in range((slots - 1).bit_length())), slots]
+
+    @property
+    def uncompiled(self):
+        """Those of `batch_sizes` that are to be compiled and have not been needed yet."""
+        return [size for size in self.batch_sizes if (*self._shape, size) not in self._compiled]
+
+    def decode(self, slots, tokens, positions):
+        """One more token of each of some sequences: its id and position → float32 logits (N, V).
+
+        Computed in a batch of the next of `batch_sizes`; one that has not been compiled yet is, unless a larger one
+        has been and the size was not needed often enough to be worth it.
+        """
+        count = len(slots)
+        size = self._choose_size(count)
+        # Rows that fill up the batch write to the block that is never read.
+        filled = np.zeros((2, size), np.int32)
+        filled[:, :count] = tokens, positions
+        places, table = np.zeros((size, 1), np.int32), np.zeros((size, self._shape[1]), np.int32)
+        for row, (slot, position) in enumerate(zip(slots, positions)):
+            places[row], table[row] = self.cache.table.places(slot, position), self.cache.table.table[slot]
+        with Progress("compiling the next tokens' graph") if size in self.uncompiled else contextlib.nullcontext():
+            logits = self._decode_rows(*filled, places, table)
+        self._compiled.add((*self._shape, size))
+        return logits[:count]
+
+    def _choose_size(self, count):
+        if count > self._shape[0]:  # several tokens a sequence
+            return 1 << (count - 1).bit_length()
+        enough = [size for size in self.batch_sizes if size >= count]
+        compiled = [size for size in enough if size not in self.uncompiled]
+        if compiled and compiled[0] > enough[0]:
+            # Counted, not timed: processes that share a model have to agree.
+            wanted = *self._shape, enough[0]
+            self._wanted[wanted] += 1
+            if self._wanted[wanted] * self._weight_bytes < BYTES_A_COMPILATION:
+                return compiled[0]
+        return enough[0]
+
+    def _decode_rows(self, tokens, positions, places, table):
+        """`decode` of a batch as it is compiled."""
+        kernels = self.model.kernels
+        x = Tensor(tokens[:, None])
+        if self._groups or not self.model.embeds_in_graphs:
+            x = self.model.embed(x)
+        index = kernels.cache_index(places, self._key_value_heads, self.cache.table.block_size)
+        lengths = Tensor(positions + 1) if kernels.paged else None
+        positions, table = Tensor(positions), Tensor(table)
+        if not self._groups:
+            caches = [tensor for layer in self.cache.layers for tensor in layer]
+            return self._decode(x, positions, index, table, *caches).asnumpy()
+        delta = ops.zeros_like(x)
+        for tensors in self._groups:
+            x, delta = self._decode_blocks(x, delta, positions, index, table, lengths, *tensors)
+        return self._logits(x, delta).asnumpy()
