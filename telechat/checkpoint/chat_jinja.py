@@ -17,16 +17,21 @@ def chat_jinja(chat, spelling, space):
     """
     user, bot, end = (json.dumps(spelling[role], ensure_ascii=False) for role in ("user", "bot", "end"))
     content = f" + '{space}' + message['content']" if space else " + message['content']"
-    opening, system, thought = "", "", ""
+    opening, system, thought, answer = "", "", "", bot
     if "start" in spelling:
         opening = "{{ " + json.dumps(spelling["start"]) + " }}"
     if chat.template is not None:
-        default = chat.template.default_system
-        text = "" if default is None else f"{space}{default}\\n"
+        template = chat.template
+        turn_end, system_end, thought_start = (text.replace("\n", "\\n") for text in (
+            template.TURN_END, template.SYSTEM_END, template.OPENING))
+        text = "" if template.default_system is None else f"{space}{template.default_system}{system_end}"
         opening = "{%- if messages[0]['role'] != 'system' %}{{ '<_system>" + text + "' }}{%- endif %}"
-        system = "{%- elif message['role'] == 'system' %}{{ '<_system>'" + content + " + '\\n' }}"
-        end += f" + '{space}\\n'"
-        thought = f" + '<think>{space}\\n'" if chat.template.think is not None else ""
+        system = "{%- elif message['role'] == 'system' %}{{ '<_system>'" + content + f" + '{system_end}'" + " }}"
+        end += f" + '{space}{turn_end}'" if turn_end else ""
+        if template.think is not None:
+            thought = f" + '<think>{space}{thought_start}'" if thought_start else " + '<think>'"
+        if template.CLOSES_THOUGHT:
+            answer += " + '</think>'"
     return (opening + "{%- for message in messages %}{%- if message['role'] == 'user' %}{{ " + user + content
-            + " }}{%- elif message['role'] == 'assistant' %}{{ " + bot + content + " + " + end + " }}" + system
+            + " }}{%- elif message['role'] == 'assistant' %}{{ " + answer + content + " + " + end + " }}" + system
             + "{%- endif %}{%- endfor %}{%- if add_generation_prompt %}{{ " + bot + thought + " }}{%- endif %}")

@@ -180,8 +180,8 @@ def export_notes(config):
 
 def _write_tokenizer(source, target):
     """The tokenizer's files, with a tokenizer_config.json for transformers that has the chat template."""
-    for name in EXTRA_FILES:
-        if os.path.isfile(os.path.join(source, name)):
+    for name in EXTRA_FILES:  # but for the template, which is written below for what transformers' tokenizer does
+        if name != "chat_template.jinja" and os.path.isfile(os.path.join(source, name)):
             shutil.copyfile(os.path.join(source, name), os.path.join(target, name))
     if not any(os.path.isfile(os.path.join(source, name)) for name in ("tokenizer.model", "tokenizer.json")):
         return

@@ -9,8 +9,8 @@ from telechat.checkpoint.safetensors_files import SafetensorsWriter
 from telechat.errors import InputError
 
 # Beside the weights, part of a published model as much as they are.
-EXTRA_FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-               "generation_config.json")
+EXTRA_FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
+               "special_tokens_map.json", "generation_config.json")
 MAX_SHARD_BYTES = 4 * 2**30
 
 

@@ -1,8 +1,8 @@
 """The answer of a model that thinks and calls tools, taken apart while its tokens arrive."""
 
-import json
 import typing
 
+from telechat.data.chat_template import THINK
 from telechat.data.text_stream import TextStream
 
 
@@ -29,10 +29,10 @@ class AnswerStream:
         tokenizer (Tokenizer): decodes.
         template (ChatTemplate): whose answer it is.
         thinking (bool): whether the prompt has opened a thought.
-        tools (bool): whether calls are looked for; else they are content.
+        tools (list): definitions of the tools that may be called; None: calls are content.
     """
 
-    def __init__(self, tokenizer, template, thinking, tools=True):
+    def __init__(self, tokenizer, template, thinking, tools=()):
         self._tokenizer, self._template, self._tools = tokenizer, template, tools
         self._stream = TextStream(tokenizer)
         self._place = "thought" if thinking and template.think is not None else "content"
@@ -56,13 +56,13 @@ class AnswerStream:
             return self._move("thought")
         if token == template.end_of_thought and self._place == "thought":
             return self._move("content")
-        if self._tools and token == template.tool_tokens["<tool_call>"]:
+        if self._tools is not None and token == template.tool_tokens["<tool_call>"]:
             return self._move("call")
         if self._place == "call" and token == template.tool_tokens["</tool_call>"]:
             return self._move("content")
-        if token in template.marks and self._place == "content":
-            content, self._stream = self._stream.end(), TextStream(self._tokenizer)
-            return content + template.spelling(token)
+        if token in template.marks and self._place != "thought":
+            text, self._stream = self._stream.end(), TextStream(self._tokenizer)
+            return self._said(text + template.spelling(token))
         return self._said(self._stream.put(token))
 
     def end(self):
@@ -90,14 +90,11 @@ class AnswerStream:
     def _close_call(self):
         text, self._call = self._call, ""
         try:
-            call = json.loads(text)
-            if isinstance(call["name"], str) and isinstance(call.get("arguments", {}), dict):
-                self._calls.append({"name": call["name"], "arguments": call.get("arguments", {})})
-                return ""
-        except (ValueError, KeyError, TypeError, RecursionError):
-            pass
-        self._fault = "a call of a tool was not a JSON object with name and arguments"
-        return f"<tool_call>{text}</tool_call>"
+            self._calls.append(self._template.read_call(text, self._tools))
+            return ""
+        except ValueError:
+            self._fault = self._template.FAULT
+            return f"<tool_call>{text}</tool_call>"
 
     def _said(self, text):
         if self._place == "call":
@@ -122,7 +119,7 @@ def spelt_answer(tokenizer, template, ids, thinking=True):
     """
     text = TextStream(tokenizer)
     if template is not None and template.think is not None and thinking:
-        yield "<think>\n"
+        yield THINK + template.OPENING
     for token in ids:
         if template is not None and token in template.marks:
             piece, text = text.end() + template.spelling(token), TextStream(tokenizer)

@@ -4,7 +4,8 @@ One description a generation; preprocessing, chat and server all take it from he
 of parts, each a control token or a text that is tokenised on its own, so that no text can turn into a control token.
 
 The texts are those of the publishers' chat templates (TeleChat2: research/telechat2/run_telechat_predict.py of its
-repository; TeleChat3: the rules that ms-swift's template of that name states).
+repository; TeleChat3: the rules that ms-swift's template of that name states). What TeleChat3-Coder writes otherwise
+is in coder_template.py; which of them a tokenizer's model has, in model_template.py.
 """
 
 import dataclasses
@@ -14,16 +15,13 @@ from typing import Optional
 
 from telechat.errors import InputError
 
-_TELECHAT2_SYSTEM = ("你是中国电信星辰语义大模型，英文名是TeleChat，你是由中电信人工智能科技有限公司和中国电信人工智能研究院"
-                     "（TeleAI）研发的人工智能助手。")
+TELECHAT2_SYSTEM = ("你是中国电信星辰语义大模型，英文名是TeleChat，你是由中电信人工智能科技有限公司和中国电信人工智能研究院"
+                    "（TeleAI）研发的人工智能助手。")
 _TOOLS_BEFORE = "\n\n# 可用工具\n你可以调用<tools></tools>标签中包含的一个或多个工具来辅助你回答问题,以下是可用工具详情：\n<tools>\n"
 _TOOLS_BEHIND = ("\n</tools>\n\n# 调用方法\n你需要遵循工具的要求，使用json格式返回工具名称及参数，并用<tool_call></tool_call>包含。"
                  "下方是一个调用模板：\n<tool_call>\n{\"name\": <function-name>, \"arguments\": <args-json-object>}\n"
                  "</tool_call>\n\n")
-# Spelling → the piece that stands in its place in a tokenizer.model whose control pieces have no names yet.
-_TOOL_TOKENS = {"<tool_call>": "<_control1>", "</tool_call>": "<_control2>", "<tool_response>": "<_control3>",
-                "</tool_response>": "<_control4>"}
-_THINK, _END_OF_THOUGHT = "<think>", "</think>"
+THINK, END_OF_THOUGHT = "<think>", "</think>"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,31 +49,10 @@ class ChatTemplate:
     end_of_thought: Optional[int] = None
     default_system: Optional[str] = None
 
-    @classmethod
-    def for_tokenizer(cls, tokenizer):
-        """The template of the model that a tokenizer belongs to; None for TeleChat-1, which has none.
-
-        TeleChat2's and 3's tokenizers have an <_observation>, which 1's have not; only 3's has pieces for thoughts.
-        Names that its tokenizer_config.json gives to tokens go before the pieces' own.
-
-        Raises:
-            InputError: it lacks a token of its generation.
-        """
-        if tokenizer.token_to_id("<_observation>") is None:
-            return None
-        thinks = tokenizer.token_to_id(_THINK) is not None
-
-        def find(*names):
-            found = [index for index in map(tokenizer.token_to_id, names) if index is not None]
-            if not found:
-                raise InputError(f"{tokenizer.path} has no token {names[0]}; give the tokenizer that was published with "
-                                 "the model")
-            return found[0]
-
-        tools = {name: find(name, piece) if not thinks else find(name) for name, piece in _TOOL_TOKENS.items()}
-        if thinks:
-            return cls(find("<_system>"), tools, find(_THINK), find(_END_OF_THOUGHT))
-        return cls(find("<_system>"), tools, default_system=_TELECHAT2_SYSTEM)
+    TURN_END = SYSTEM_END = "\n"  # behind an answer's end token, and behind a system text
+    OPENING = "\n"  # behind the token that opens a thought
+    CLOSES_THOUGHT = False  # whether an answer without a thought begins with the token that ends one
+    FAULT = "a call of a tool was not a JSON object with name and arguments"
 
     @property
     def marks(self):
@@ -84,7 +61,7 @@ class ChatTemplate:
 
     def spelling(self, token):
         """How one of `marks` is written in a text."""
-        names = {self.think: _THINK, self.end_of_thought: _END_OF_THOUGHT}
+        names = {self.think: THINK, self.end_of_thought: END_OF_THOUGHT}
         return names[token] if token in names else next(
             name for name, index in self.tool_tokens.items() if index == token)
 
@@ -110,38 +87,68 @@ class ChatTemplate:
         system = messages.pop(0)["content"] if messages and messages[0]["role"] == "system" else self.default_system
         parts = [Part(self.system), *self._marked(self._system_text(system, tools))]
         for number, message in enumerate(messages):
-            last = learning and number == len(messages) - 1
-            parts += self._message(chat_format, message, messages[number - 1] if number else None, last)
-            if message["role"] != "bot":
-                continue
-            parts += [Part(chat_format.end, True), Part("\n")]
+            role, before = message["role"], messages[number - 1] if number else None
+            if role == "user":
+                parts += [Part(chat_format.user), Part(message["content"])]
+            elif role == "tool":
+                parts += self._result(chat_format, message["content"], before is not None and before["role"] == "tool")
+            elif role == "bot":
+                parts += [Part(chat_format.bot), *self._answer(message["content"], self._keeps_thought(messages, number, learning)),
+                          *self._calls(message.get("tool_calls") or ()), Part(chat_format.end, True), Part(self.TURN_END)]
+            else:
+                raise InputError('a message\'s role must be "system" (the first alone), "user", "bot" or "tool", not '
+                                 f"{role!r}")
         if prompt:
-            parts.append(Part(chat_format.bot))
-            if self.think is not None:
-                parts += [Part(self.think), Part("\n")]
-                if not thinking:
-                    parts += [Part(self.end_of_thought), Part("\n")]
+            parts += [Part(chat_format.bot), *self._opening(thinking)]
         return _joined(parts)
+
+    def read_call(self, text, tools):
+        """A call as the model writes it between its tokens, as {"name": str, "arguments": dict}.
+
+        Args:
+            text (str): what is written.
+            tools: the definitions that were offered.
+
+        Raises:
+            ValueError: it is none.
+        """
+        try:
+            call = json.loads(text)
+            name, arguments = call["name"], call.get("arguments", {})
+        except (KeyError, TypeError, RecursionError):
+            raise ValueError(self.FAULT) from None
+        if not isinstance(name, str) or not isinstance(arguments, dict):
+            raise ValueError(self.FAULT)
+        return {"name": name, "arguments": arguments}
 
     def _system_text(self, system, tools):
         text = system or ""
         if tools:
-            listed = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
-            return f"{text}{_TOOLS_BEFORE}{listed}{_TOOLS_BEHIND}"
-        return text if system is None else text + "\n"
+            return f"{text}{_TOOLS_BEFORE}{written_tools(tools)}{_TOOLS_BEHIND}"
+        return text if system is None else text + self.SYSTEM_END
 
-    def _message(self, chat_format, message, before, keep_thought):
-        role, content = message["role"], message["content"]
-        if role == "user":
-            return [Part(chat_format.user), Part(content)]
-        if role == "tool":
-            opening = [Part("\n")] if before is not None and before["role"] == "tool" else [Part(chat_format.user)]
-            return [*opening, Part(self.tool_tokens["<tool_response>"]), Part(f"\n{content}\n"),
-                    Part(self.tool_tokens["</tool_response>"])]
-        if role != "bot":
-            raise InputError(f'a message\'s role must be "system" (the first alone), "user", "bot" or "tool", not {role!r}')
-        parts = [Part(chat_format.bot), *(Part(part, True) for part in self._answer(content, keep_thought))]
-        for number, call in enumerate(message.get("tool_calls") or ()):
+    def _opening(self, thinking):
+        """What stands between the bot token and an answer that is to come."""
+        if self.think is None:
+            return []
+        parts = [Part(self.think), Part(self.OPENING)]
+        return parts if thinking else [*parts, Part(self.end_of_thought), Part(self.OPENING)]
+
+    def _keeps_thought(self, messages, number, learning):
+        return learning and number == len(messages) - 1
+
+    def _answer(self, content, keep_thought):
+        """What an answer is written as: without its thought, or with it in the model's own tokens."""
+        if self.think is None or END_OF_THOUGHT not in content:
+            return [Part(content, True)]
+        thought, answer = content.rsplit(END_OF_THOUGHT, 1)
+        if not keep_thought:
+            return [Part(answer.lstrip("\n"), True)]
+        return [Part(content, True) for content in (self.think, thought.removeprefix(THINK), self.end_of_thought, answer)]
+
+    def _calls(self, calls):
+        parts = []
+        for number, call in enumerate(calls):
             if number:
                 parts.append(Part("\n", True))
             written = json.dumps({"name": call["name"], "arguments": call["arguments"]}, ensure_ascii=False)
@@ -149,19 +156,21 @@ class ChatTemplate:
                       Part(self.tool_tokens["</tool_call>"], True)]
         return parts
 
-    def _answer(self, content, keep_thought):
-        """What an answer is written as: without its thought, or with it in the model's own tokens."""
-        if self.think is None or _END_OF_THOUGHT not in content:
-            return [content]
-        thought, answer = content.rsplit(_END_OF_THOUGHT, 1)
-        if not keep_thought:
-            return [answer.lstrip("\n")]
-        return [self.think, thought.removeprefix(_THINK), self.end_of_thought, answer]
+    def _result(self, chat_format, content, follows):
+        """A tool's result; ``follows``: whether it comes right behind another one."""
+        opening = Part("\n") if follows else Part(chat_format.user)
+        return [opening, Part(self.tool_tokens["<tool_response>"]), Part(f"\n{content}\n"),
+                Part(self.tool_tokens["</tool_response>"])]
 
     def _marked(self, text):
         """Parts of a text of the template's own, in which the tools' tokens are tokens."""
         pattern = "(" + "|".join(map(re.escape, self.tool_tokens)) + ")"
         return [Part(self.tool_tokens.get(stretch, stretch)) for stretch in re.split(pattern, text)]
+
+
+def written_tools(tools):
+    """Tool definitions as the templates list them, a line each."""
+    return "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
 
 
 def _joined(parts):

@@ -10,6 +10,7 @@ import numpy as np
 from telechat.data.chat_template import ChatTemplate, Part
 from telechat.data.json_lines import in_file, read_records
 from telechat.data.messages import Conversation, in_order, read_message, read_tools
+from telechat.data.model_template import template_for
 from telechat.data.record_forms import check_fields, read_history, read_messages, read_system, text_field
 from telechat.errors import InputError
 
@@ -55,7 +56,8 @@ class ChatFormat:
 
         A tokenizer with <_user> and <_bot> is 7B's or 12B's: these, <_end>, <_pad> (or <pad>), no
         start token. Any other one is 52B's: <reserve1>, <reserve2>, </s>, <pad>, and <reserve3> at
-        the start.
+        the start. TeleChat2's and 3's have a template besides; with a start token they have none, and their
+        conversations are those of TeleChat2's first release (September 2024): a start token and bare turns.
 
         Args:
             tokenizer: `Tokenizer`.
@@ -63,7 +65,7 @@ class ChatFormat:
                 for the default; "" as the start token means that there is none.
 
         Raises:
-            InputError: the tokenizer lacks a token.
+            InputError: the tokenizer lacks a token, or its model has no use for a start token.
         """
         has_markers = None not in (tokenizer.token_to_id(USER_MARKER), tokenizer.token_to_id(BOT_MARKER))
         defaults = _TELECHAT_TOKENS if has_markers else _RESERVED_TOKENS
@@ -79,7 +81,11 @@ class ChatFormat:
                 raise InputError(f"--{role}_token {names[0]}: {tokenizer.path} has no such token; "
                                  "name one that it has")
             ids[role] = found[0]
-        return cls(**ids, template=ChatTemplate.for_tokenizer(tokenizer))
+        template = template_for(tokenizer)
+        if start_token and template is not None and template.think is not None:
+            raise InputError(f"--start_token {start_token}: TeleChat3's conversations begin with their system text; "
+                             "leave it out")
+        return cls(**ids, template=None if start_token else template)
 
     def tokens(self, tokenizer):
         """{"start": {"token": spelling, "id": id}, …} without the start where there is none."""
@@ -229,7 +235,7 @@ def encode_conversation(tokenizer, chat_format, turns):
         answers and end tokens, -100 elsewhere; the shift by one is the loss's work.
     """
     parts = learnt_parts(chat_format, turns)
-    encoded = (_int32(tokenizer.encode(part.content, control_tokens=False)) for part in parts
+    encoded = (np.array(tokenizer.encode(part.content, control_tokens=False), np.int32) for part in parts
                if isinstance(part.content, str))
     input_ids, labels = join_parts(parts, encoded)
     return input_ids.tolist(), labels.tolist()
@@ -248,13 +254,9 @@ def learnt_parts(chat_format, conversation):
 
 def join_parts(parts, encoded):
     """Ids and labels, int32 arrays, of parts whose texts' ids come from the iterator ``encoded``, in order."""
-    ids = [_int32([part.content]) if isinstance(part.content, int) else next(encoded) for part in parts]
+    ids = [np.array([part.content], np.int32) if isinstance(part.content, int) else next(encoded) for part in parts]
     labels = [part_ids if part.learnt else np.full_like(part_ids, IGNORED) for part, part_ids in zip(parts, ids)]
     return np.concatenate(ids), np.concatenate(labels)
-
-
-def _int32(ids):
-    return np.array(ids, np.int32)
 
 
 def read_conversations(path, tokens=(), system="refuse", template=None):

@@ -4,6 +4,7 @@ import os
 
 from telechat.data.conversation import ChatFormat
 from telechat.data.mindrecord import check_writable, write_dataset
+from telechat.data.model_template import check_folder
 from telechat.data.packing import Packing, check_settings, encode_conversations
 from telechat.data.sources import select
 
@@ -31,6 +32,7 @@ def preprocess(sources, tokenizer, output_path, max_length, chat_format=None, se
     Raises:
         InputError: bad input; nothing is written then.
     """
+    check_folder(tokenizer)
     chat_format = chat_format or ChatFormat.for_tokenizer(tokenizer)
     tokens = chat_format.tokens(tokenizer)
     # What no data can make good is refused before the data is read.

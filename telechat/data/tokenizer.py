@@ -11,9 +11,9 @@ from telechat.errors import InputError
 from telechat.foreign import refuse_foreign_directory
 from telechat.text_files import read_file
 
-_CONFIG = "tokenizer_config.json"
+_CONFIG, _TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
 _WANTED = "give a tokenizer.model, a tokenizer.json or a directory with one of them"
-_FILES = ("tokenizer.model", "tokenizer.json", _CONFIG)
+_FILES = ("tokenizer.model", "tokenizer.json", _CONFIG, _TEMPLATE)
 
 
 class Tokenizer:
@@ -61,9 +61,10 @@ class Tokenizer:
         data = read_file(path, _WANTED)
         file_name = "tokenizer.json" if is_json else "tokenizer.model"
         files = {file_name: data}
-        config = os.path.join(os.path.dirname(path), _CONFIG)
-        if os.path.isfile(config):
-            files[_CONFIG] = read_file(config, _WANTED)
+        for name in (_CONFIG, _TEMPLATE):
+            beside = os.path.join(os.path.dirname(path), name)
+            if os.path.isfile(beside):
+                files[name] = read_file(beside, _WANTED)
         registered = registered_tokens(files.get(_CONFIG))
         model = ByteLevelBPE(data, path) if is_json else SentencePieceModel(data, path, registered)
         return cls(model, file_name, path, files)
@@ -77,6 +78,17 @@ class Tokenizer:
     def control_ids(self):
         """frozenset of the ids that are not text: <_user>, </s>, <reserve7>, the unknown token, …"""
         return self._model.control_ids
+
+    @property
+    def chat_template(self):
+        """The publisher's chat template (Jinja) that lies beside the tokenizer, str; "" where there is none.
+
+        It tells models apart, and is not run.
+        """
+        if _TEMPLATE in self._files:
+            return self._files[_TEMPLATE].decode("utf-8", "replace")
+        given = _config_values(self._files.get(_CONFIG)).get("chat_template")
+        return given if isinstance(given, str) else json.dumps(given or "")
 
     def missing_ids(self, rows):
         """The ids below ``rows``, the rows of a model's embedding, that no piece has: a tuple of int.
@@ -155,7 +167,7 @@ class Tokenizer:
     def save(self, directory):
         """Write the tokenizer file, byte for byte, into a directory (made if need be).
 
-        A tokenizer_config.json that lay beside it is written too. Another tokenizer that the
+        A tokenizer_config.json and a chat_template.jinja that lay beside it are written too. Another tokenizer that the
         directory holds is replaced.
 
         Raises:

@@ -5,6 +5,7 @@ import os
 
 from telechat import fields
 from telechat.data.conversation import ChatFormat
+from telechat.data.model_template import check_generation
 from telechat.data.tokenizer import Tokenizer
 from telechat.errors import InputError
 from telechat.text_files import read_json_object
@@ -44,6 +45,7 @@ class GenerationSettings:
         if tokenizer.vocab_size > config.vocab_size:
             raise InputError(f"the tokenizer in {directory} has {tokenizer.vocab_size} tokens, the model's embedding "
                              f"only {config.vocab_size} rows; use the tokenizer that belongs to the model")
+        check_generation(tokenizer, config)
         read = read_generation_config(os.path.join(directory, "generation_config.json"))
         chat_format = ChatFormat.for_tokenizer(tokenizer)
         for name in ("user", "bot"):

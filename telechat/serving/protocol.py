@@ -43,7 +43,7 @@ class Ask:
     stream: bool
     include_usage: bool
     thinking: bool = False  # whether the prompts have opened a thought
-    tools: bool = False  # whether calls of tools are looked for
+    tools: list = None  # definitions of the tools that may be called; None: calls are text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +111,7 @@ def read_chat(body, model):
                               tools=tools, thinking=thinking)
     ask = _ask(body, model, [prompt], None if drop_oldest else limit, limit or model.max_length, "messages", True,
                _chat_logprobs(body))
-    return dataclasses.replace(ask, thinking=thinking, tools=tools is not None)
+    return dataclasses.replace(ask, thinking=thinking, tools=tools)
 
 
 def read_completion(body, model):

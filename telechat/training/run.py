@@ -12,6 +12,7 @@ from mindspore import Tensor
 from telechat.checkpoint.layout import parameter_shapes
 from telechat.checkpoint.reader import CheckpointReader
 from telechat.config import TeleChatConfig
+from telechat.data.model_template import check_generation
 from telechat.data.packed_dataset import PackedDataset
 from telechat.data.tokenizer import Tokenizer
 from telechat.errors import InputError
@@ -87,6 +88,7 @@ class TrainingRun:
         check_resources(self)
         self.tokenizer = self._tokenizer()
         if self.tokenizer is not None:
+            check_generation(self.tokenizer, self.model_config)
             self.dataset.check_tokenizer(self.tokenizer)
 
     def _check_data(self):

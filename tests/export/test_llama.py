@@ -113,3 +113,17 @@ def test_chat_template_of_the_later_models(shared, tmp_path, name, published):
     assert len(cases) > 9
     for case in cases:
         assert ids_of(tokenizer, case["messages"], case["add_generation_prompt"]) == case["ids"], case["case"]
+
+
+def test_chat_template_of_the_coder(shared, tmp_path):
+    """The turns and the opening thought of `CoderTemplate`, whatever template lay in the folder."""
+    torch_to_ms(shared / "reference/telechat3_tiny", tmp_path / "ours")
+    shutil.copy(shared / "data/telechat3_36b.tokenizer.model", tmp_path / "ours/tokenizer.model")
+    (tmp_path / "ours/chat_template.jinja").write_text("{{ '<param_key>' }}")
+    to_llama(tmp_path / "ours", tmp_path / "llama")
+    tokenizer, ours = transformers.AutoTokenizer.from_pretrained(tmp_path / "llama"), Tokenizer.from_pretrained(tmp_path / "ours")
+    messages = [{"role": "system", "content": "甲"}, {"role": "user", "content": "一"}, {"role": "assistant", "content": "二"},
+                {"role": "user", "content": "三"}]
+    history = [{**message, "role": "bot"} if message["role"] == "assistant" else message for message in messages[:-1]]
+    assert ids_of(tokenizer, messages, True) == build_prompt(ours, history, "三", 1 << 20)
+    assert ids_of(tokenizer, messages[1:2], True) == build_prompt(ours, [], "一", 1 << 20)

@@ -63,6 +63,37 @@ def test_thought_tokens_by_the_tokenizer_config(shared, tmp_path):
         assert [index for part in parts for index in part_ids(tok, part)] == case["ids_think_9_10"]
 
 
+def test_first_release_of_telechat2(shared, tmp_path):
+    """The publisher's chat() of September 2024: a start token and bare turns, the oldest left out beyond the budget."""
+    tok, _ = load(shared, tmp_path, "telechat2")
+    chat_format = ChatFormat.for_tokenizer(tok, start_token="<_start>")
+    cases = [case for case in json.loads((shared / "reference/chat_telechat2.json").read_text(encoding="utf-8"))
+             if case["format"] == "ids"]
+    assert len(cases) == 10
+    for case in cases:
+        budget = max(0, case["seq_length"] - case["max_new_tokens"] - 1) if "max_new_tokens" in case else case["max_length"]
+        assert build_prompt(tok, case["history"], case["question"], budget, chat_format) == case["ids"]
+    with pytest.raises(InputError, match="--start_token <_start>: TeleChat3's conversations begin with their system text"):
+        load(shared, tmp_path, "telechat3")
+        ChatFormat.for_tokenizer(Tokenizer.from_pretrained(tmp_path), start_token="<_start>")
+
+
+def test_training_ids_of_telechat2(shared, tmp_path):
+    """The publisher's own but for line breaks: it tokenises the system text's on its own, and the last turn has none."""
+    tok, chat_format = load(shared, tmp_path, "telechat2")
+    cases = [case for case in json.loads((shared / "reference/chat_telechat2.json").read_text(encoding="utf-8"))
+             if case["format"] == "train"]
+    assert len(cases) == 4
+    alone, user = tok.encode("\n", control_tokens=False), chat_format.user
+    for case in cases:
+        messages = [{"role": "system", "content": case["system"]}, *case["messages"]]
+        ids, _ = encode_conversation(tok, chat_format, parse_messages({"messages": messages}))
+        first, system = ids.index(user), tok.encode(case["system"], control_tokens=False)
+        assert ids[:first] == [6, *tok.encode(case["system"] + "\n", control_tokens=False)]
+        assert ids[-len(alone):] == alone
+        assert [6, *system, *alone, *ids[first:-len(alone)]] == case["ids"]
+
+
 def test_telechat_1_has_no_template(shared):
     for name in ("telechat_12b", "telechat_52b"):
         assert ChatFormat.for_tokenizer(Tokenizer.from_pretrained(shared / f"data/{name}.tokenizer.model")).template is None

@@ -29,7 +29,7 @@ try:
 except ImportError:
     import httpx
 
-FILES = {"telechat2": "telechat2_115b", "telechat3": "telechat3_36b"}
+FILES = {"telechat2": "telechat2_115b", "telechat3": "telechat3_36b", "coder": "telechat3_36b"}
 TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}]
 
 
@@ -60,6 +60,8 @@ def tokenizers(shared, tmp_path_factory):
     for name, file in FILES.items():
         folder = tmp_path_factory.mktemp(name)
         shutil.copy(shared / f"data/{file}.tokenizer.model", folder / "tokenizer.model")
+        if name == "coder":
+            (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ '<param_key>' }}"}))
         tok = Tokenizer.from_pretrained(folder)
         made[name] = tok, ChatFormat.for_tokenizer(tok)
     return made
@@ -166,6 +168,23 @@ def test_thoughts(ask):
     deltas = [choice.delta for chunk in chunks for choice in chunk.choices]
     assert "".join((delta.model_extra or {}).get("reasoning_content") or "" for delta in deltas) == "先想一想。\n"
     assert "".join(delta.content or "" for delta in deltas) == "是2。"
+
+
+def test_calls_of_the_coder(ask):
+    """Its calls are names with parameters; a value is what the tool's definition says."""
+    tools = [{"type": "function", "function": {"name": "run", "parameters": {
+        "type": "object", "properties": {"code": {"type": "string"}}}}}]
+    call = "run<param_key>code</param_key><param_value>1</param_value><param_key>n</param_key><param_value>1</param_value>"
+    script = ("\n想\n", "</think>", "看", "<tool_call>", call, "</tool_call>", "<_end>")
+    made, engine = ask("coder", script, tools=tools)
+    message = made.choices[0].message
+    assert message.content == "看" and message.model_extra["reasoning_content"] == "想"
+    assert json.loads(message.tool_calls[0].function.arguments) == {"code": "1", "n": 1}
+    assert engine.prompts[0][-1] == 10 and made.choices[0].finish_reason == "tool_calls"
+    made, engine = ask("coder", ("<tool_call>", "run(1)", "</tool_call>", "<_end>"), tools=tools,
+                       extra_body={"chat_template_kwargs": {"enable_thinking": False}})
+    assert made.choices[0].message.content == "<tool_call>run(1)</tool_call>" and engine.prompts[0][-1] == 9
+    assert made.choices[0].message.model_extra["tool_call_error"].startswith("a call of a tool was not a name with")
 
 
 def test_thoughts_switched_off(ask):
