@@ -1,5 +1,6 @@
 """What an evaluation is of: model, data and settings by their content, so that no answer of another one is taken up."""
 
+import dataclasses
 import json
 import os
 
@@ -20,8 +21,9 @@ def identify(directory, config, settings, files, **given):
     """
     weights = {name: sampled_digest(os.path.join(directory, name)) for name in sorted(filter(is_weight_file,
                                                                                               os.listdir(directory)))}
-    chat_format = settings.chat_format.tokens(settings.tokenizer)
+    template = settings.chat_format.template
     return json.loads(json.dumps({
         **given, "config": config.to_dict(), "weights": weights, "tokenizer": settings.tokenizer.sha256,
-        "chat_format": chat_format, "data": {name: digest_of(path) for name, path in files.items()},
-        "telechat": telechat.__version__}))
+        "chat_format": settings.chat_format.tokens(settings.tokenizer),
+        "chat_template": None if template is None else dataclasses.asdict(template),
+        "data": {name: digest_of(path) for name, path in files.items()}, "telechat": telechat.__version__}))
