@@ -12,7 +12,7 @@ import pytest
 
 from telechat import InputError
 from telechat.serving import connections, http_server
-from telechat.serving.log import Log
+from telechat.serving.log import Log, describe_failure
 from tests.conftest import ROOT
 
 SERVER = """
@@ -87,13 +87,14 @@ def test_the_one_that_is_idle_for_longest_goes_and_busy_ones_stay(monkeypatch):
 
 def test_the_limit_follows_ulimit(monkeypatch):
     monkeypatch.setattr(connections.os, "listdir", lambda path: ["0"] * 30)
-    for soft, limit in ((48, 48 - 30 - 8), (1024, 1024 - 30 - 8), (1 << 20, connections.MOST_CONNECTIONS),
+    for soft, limit in ((30 + 8 + 4, 4), (48, 48 - 30 - 8), (1024, 1024 - 30 - 8), (1 << 20, connections.MOST_CONNECTIONS),
                         (resource.RLIM_INFINITY, connections.MOST_CONNECTIONS)):
         monkeypatch.setattr(connections.resource, "getrlimit", lambda kind, soft=soft: (soft, soft))
         assert connections.connection_limit() == limit
-    monkeypatch.setattr(connections.resource, "getrlimit", lambda kind: (40, 40))
-    with pytest.raises(InputError, match="ulimit -n 40 leaves no file descriptors for connections; raise it to 102"):
-        connections.connection_limit()
+    for soft in (30, 30 + 8 + 3):
+        monkeypatch.setattr(connections.resource, "getrlimit", lambda kind, soft=soft: (soft, soft))
+        with pytest.raises(InputError, match=f"ulimit -n {soft} leaves no file descriptors for connections; raise it to 102"):
+            connections.connection_limit()
 
 
 def test_a_system_without_descriptors_is_told_of_once_a_second_and_got_over(monkeypatch, capsys):
@@ -161,3 +162,14 @@ def test_a_connection_that_is_gone_before_it_is_made_leaves_its_place(monkeypatc
     assert held.count == 1 and one.fileno() == -1
     assert capsys.readouterr().err.startswith("a connection was lost: OSError: [Errno 9] Bad file descriptor")
     other.close()
+
+
+def test_a_failure_is_described_by_the_line_that_it_comes_from():
+    def fail():
+        raise ValueError("x" * 400)
+    try:
+        fail()
+    except ValueError as error:
+        line = fail.__code__.co_firstlineno + 1
+        assert describe_failure(error) == f"ValueError: {'x' * 300} (test_connections.py, line {line})"
+    assert describe_failure(OSError("gone")) == "OSError: gone"

@@ -113,13 +113,32 @@ def test_a_curve_goes_through_its_points_with_a_gap_where_one_is_not_finite():
     (x1, y1), (x2, y2), (x4, y4), (x5, y5) = lines[0] + lines[1]
     assert x2 - x1 == pytest.approx((x5 - x1) / 4, abs=0.2) and x5 - x4 == pytest.approx(x2 - x1, abs=0.2)
     assert (y4 - y2) == pytest.approx(2 * (y2 - y1), abs=0.2) and y1 < y2 < y4, "up is more"
+    assert re.findall(r'circle cx="([^"]+)" cy="([^"]+)"', drawing) == [(f"{x:.1f}", f"{y:.1f}") for x, y in lines[0] + lines[1]]
+    assert ">training</text>" not in drawing, "one curve needs no name"
+
+
+@pytest.mark.parametrize("value, shown", [(4.0, ["2", "3", "4", "5", "6"]), (-4.0, ["-6", "-5", "-4", "-3", "-2"]),
+                                          (0.0, ["0", "0.25", "0.5", "0.75", "1"])])
+def test_a_flat_curve_is_drawn_within_the_frame(value, shown):
+    """640 wide, the scale left of 70, the frame 10 from the right and 24 from below: 166 high."""
+    drawing = chart("loss", "", [("training", [(1, value), (3, value)]), ("evaluation", [(2, value)])])
+    assert re.findall(r'text-anchor="end" dominant-baseline="middle">([^<]+)<', drawing) == shown
+    height = 93.0 if value else 176.0
+    assert re.findall(r'points="([^"]+)"', drawing) == [f"70.0,{height} 630.0,{height}", f"350.0,{height}"]
+    assert re.findall(r'y="(\d+)" text-anchor="end" style="fill:([^"]+)">(\w+)<', drawing) == [
+        ("22", "var(--a)", "training"), ("36", "var(--b)", "evaluation")]
+    alone = chart("loss", "", [("training", [(5, value)])])
+    assert re.findall(r'points="([^"]+)"', alone) == [f"350.0,{height}"], "in the middle"
 
 
 def test_long_curves_are_thinned_by_means():
     points = [(step, float(step % 2)) for step in range(10 * MOST_POINTS)]
     thinned = thin(points)
     assert len(thinned) == MOST_POINTS and {value for _, value in thinned} == {0.5}
-    assert thin(points[:5]) == points[:5]
+    assert thin(points[:5]) == points[:5] and thin(points[:MOST_POINTS]) == points[:MOST_POINTS]
+    assert thin(points)[:2] == [(5, 0.5), (15, 0.5)], "at the middle of its steps"
+    groups = thin([(step, math.nan if step < 4 else step) for step in range(3 * MOST_POINTS)])
+    assert math.isnan(groups[0][1]) and groups[1] == (4, 4.5), "of what is finite"
 
 
 def test_the_summary(tmp_path):

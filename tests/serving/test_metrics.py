@@ -1,0 +1,34 @@
+"""What Prometheus reads: counters, and histograms whose buckets hold what was observed up to their bounds."""
+
+import pytest
+
+from telechat.serving.metrics import Metrics
+
+SECONDS = "0.005 0.01 0.025 0.05 0.1 0.25 0.5 1 2.5 5 10 30 60 120 300 600 +Inf".split()
+SIZES = "1 2 4 8 16 32 64 128 +Inf".split()
+
+
+@pytest.mark.parametrize("name, bounds, observed, counts", [
+    ("batch_size", SIZES, (1, 2, 3, 64, 65, 128, 129), [1, 2, 3, 3, 3, 3, 4, 6, 7]),
+    ("request_seconds", SECONDS, (0.005, 0.1, 0.11, 2.5, 600.0, 601.0), [1, 1, 1, 1, 2, 3, 3, 3, 4, 4, 4, 4, 4, 4, 4, 5, 6]),
+])
+def test_a_bucket_counts_all_up_to_its_bound(name, bounds, observed, counts):
+    metrics = Metrics()
+    for value in observed:
+        metrics.observe(name, value)
+    lines = [line for line in metrics.text(0, 0).splitlines() if line.startswith(f"telechat_{name}_")]
+    assert lines == [*(f'telechat_{name}_bucket{{le="{bound}"}} {count}' for bound, count in zip(bounds, counts, strict=True)),
+                     f"telechat_{name}_sum {sum(observed):.6f}", f"telechat_{name}_count {len(observed)}"]
+
+
+def test_counters_and_gauges():
+    metrics = Metrics()
+    for status in (200, 200, 404):
+        metrics.request("/v1/models", status)
+    metrics.tokens("prompt", 5)
+    metrics.tokens("prompt", 6)
+    lines = metrics.text(waiting=3, running=2).splitlines()
+    for line in ('telechat_requests_total{path="/v1/models",status="200"} 2', "telechat_waiting_sequences 3",
+                 'telechat_requests_total{path="/v1/models",status="404"} 1', "telechat_running_sequences 2",
+                 "telechat_prompt_tokens_total 11", "telechat_completion_tokens_total 0"):
+        assert line in lines
