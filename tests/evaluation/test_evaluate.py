@@ -1,5 +1,6 @@
 """tools/evaluate.py on small subjects in the published layout, against plain torch with the same weights."""
 
+import contextlib
 import json
 import math
 import random
@@ -150,13 +151,16 @@ def test_an_evaluation_goes_on_where_it_was_broken_off(checkpoint, data, tmp_pat
 
 
 @pytest.mark.parametrize("kind", ["conversations", "texts"])
-def test_perplexity_equals_torch(checkpoint, torch_model, tmp_path, kind):
+def test_perplexity_equals_torch(checkpoint, torch_model, tmp_path, monkeypatch, kind):
+    shown = []
+    monkeypatch.setattr("telechat.evaluation.run.Progress", lambda what: shown.append(what) or contextlib.nullcontext())
     tokenizer = Tokenizer.from_pretrained(checkpoint)
     lines = ([{"input": "你好<_bot>您好<_user>再见", "output": "再会，明天见" * number} for number in range(1, 7)]
              if kind == "conversations" else [{"text": "天空为什么是蓝色的" * number} for number in range(1, 7)])
     (tmp_path / "lines.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     evaluate.main(["--load_checkpoint", str(checkpoint), "--task", "jsonl", "--data", str(tmp_path / "lines.jsonl"),
                    "--output_dir", str(tmp_path / "out"), "--batch_size", "4"])
+    assert shown == ["sequences 1 to 4 of 6", "sequences 5 to 6 of 6"]
     total, count = 0.0, 0
     for number in range(1, 7):
         if kind == "texts":

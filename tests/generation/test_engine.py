@@ -1,5 +1,7 @@
 """How many graphs decoding compiles, and for which batch sizes."""
 
+import contextlib
+
 import numpy as np
 import pytest
 
@@ -57,6 +59,9 @@ def test_running_slots_are_computed_alone(monkeypatch):
 
 
 def test_a_smaller_batch_is_compiled_when_it_is_worth_it(monkeypatch):
+    announced = []
+    monkeypatch.setattr("telechat.generation.graph_steps.Progress",
+                        lambda what: announced.append(what) or contextlib.nullcontext())
     engine = Engine(TeleChat(small_config(), kernels="portable"), 64)
     engine.reserve(4, 64)
     monkeypatch.setattr(engine._steps, "_decode_rows", lambda tokens, *rest: np.zeros((len(tokens), 3)))
@@ -69,3 +74,13 @@ def test_a_smaller_batch_is_compiled_when_it_is_worth_it(monkeypatch):
         assert engine.decode([slot], [7], [1]).shape == (1, 3)
         left.append(engine.uncompiled)
     assert left == [[1, 2], [1, 2], [2], [2]], "the third time"
+    assert announced == ["compiling the next tokens' graph"] * 2, "for the sizes 4 and 1"
+
+
+def test_prompts_go_together_where_they_are_short():
+    """Up to 1,024 rows, each prompt filled up to 32 tokens times a power of two."""
+    engine = Engine(TeleChat(small_config(), kernels="portable"), 512)
+    engine.reserve(1, 512)
+    for counts, together in (([32] * 32, True), ([1] * 33, False), ([3, 100] * 4, True), ([3, 100] * 4 + [1], False),
+                             ([400, 2], True), ([257, 2, 2], False)):
+        assert engine.takes_together(counts) == together, counts

@@ -38,6 +38,34 @@ def test_lower_weights_are_there_in_float32_too_where_they_are_used():
     assert low["weights"] * 2 == wide["weights"] and low["work"] > wide["work"]
 
 
+@pytest.mark.parametrize("shape, dtype, numbers", [
+    # Of 300 rows: 10 of the width, 3 of queries, keys and values on each of two processes; 3 of the scores; gate, up and
+    # their product; 7 of the logits; the rotary tables.
+    (dict(prompt=100, prompts=3, length=200, logits=50, processes=2, local=1), "float32",
+     300 * (10 * 32 + 3 * 32) + 3 * 3 * 2 * 100 * 100 + 3 * 300 * 24 + 7 * 50 * 96 + 2 * 200 * 8),
+    # Two blocks of 7,808 weights in float32, half of them here.
+    (dict(prompt=100, prompts=3, length=200, logits=50, processes=2, local=1), "bfloat16",
+     300 * (10 * 32 + 3 * 32) + 3 * 3 * 2 * 100 * 100 + 3 * 300 * 24 + 7 * 50 * 96 + 2 * 200 * 8 + 7808),
+    # A long one: its scores are there in blocks of 512, its feed-forward 2,048 rows at a time.
+    (dict(prompt=3000), "float32", 3000 * (10 * 32 + 3 * 64) + 3 * 4 * 512 * 512 + 3 * 2048 * 48 + 7 * 96),
+])
+def test_the_work_of_a_prompt(shape, dtype, numbers):
+    config = small_config(num_key_value_heads=2)
+    assert inference_memory(config, dtype, **shape)["work"] == 4 * numbers
+
+
+def test_a_tensor_is_there_twice_while_it_is_read():
+    assert inference_memory(small_config(vocab_size=96_000), "float32", 1)["work"] == 2 * 4 * 96_000 * 32
+
+
+def test_lower_weights_are_advised_where_weights_are_most(monkeypatch):
+    monkeypatch.setattr(memory, "available_bytes", lambda: 1)
+    for vocabulary, dtype, advised in ((10_000_000, "float32", True), (10_000_000, "bfloat16", False), (96, "float32", False)):
+        with pytest.raises(InputError) as refused:
+            check_inference_memory(small_config(vocab_size=vocabulary), dtype, "lower --max_length", prompt=1)
+        assert ("are available: lower --max_length, give --dtype bfloat16, or" in str(refused.value)) == advised
+
+
 def test_the_default_cache_is_what_fits():
     """Length goes down to 2,048 first, then the sequences, then length again; a tenth stays free."""
     config = small_config()

@@ -74,12 +74,13 @@ def test_a_temperature_close_to_zero_is_greedy_and_not_nan():
     assert ids[0] == 1 and probabilities.tolist() == [1.0, 0.0, 0.0]
 
 
-def test_presence_and_frequency_penalties_count_the_answer_alone():
+@pytest.mark.parametrize("presence, frequency", [(0.5, 0.25), (1.0, 1.0), (0.0, 0.25), (0.5, 0.0)])
+def test_presence_and_frequency_penalties_count_the_answer_alone(presence, frequency):
     logits = np.array([1.0, 3.0, 2.0, 0.0], np.float32)
-    params = SamplingParams(1, temperature=1.0, presence_penalty=0.5, frequency_penalty=0.25)
+    params = SamplingParams(1, temperature=1.0, presence_penalty=presence, frequency_penalty=frequency)
     # The prompt holds tokens 1 and 3, the answer 2, 2, 0.
     ids, probabilities = distribution(logits, [1, 3, 2, 2, 0], params, prompt_length=2)
-    wanted = np.exp(np.array([1.0 - 0.75, 3.0, 2.0 - 1.0, 0.0]))
+    wanted = np.exp(np.array([1.0 - presence - frequency, 3.0, 2.0 - presence - 2 * frequency, 0.0]))
     assert np.abs(dense(ids, probabilities, 4) - wanted / wanted.sum()).max() < 1e-6
     assert Sampler(SamplingParams(1, frequency_penalty=1.2), prompt_length=1)(logits, [1, 1, 2]) == 1
     assert Sampler(SamplingParams(1, frequency_penalty=1.2), prompt_length=0)(logits, [1, 1, 2]) == 0

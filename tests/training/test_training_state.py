@@ -33,5 +33,8 @@ def test_a_checkpoint_half_deleted_is_none(tmp_path, monkeypatch):
     assert [os.path.basename(path) for path in list_checkpoints(output)] == ["checkpoint-000002"]
     model = TeleChat.from_pretrained(output / "checkpoint-000002")
     assert all(np.isfinite(parameter.asnumpy()).all() for parameter in model.get_parameters())
+    for name in (".checkpoint-notes", "others.partial"):
+        (output / name).mkdir()
+    (output / ".checkpoint-000002.partial").mkdir(exist_ok=True)
     save(3)
-    assert os.listdir(output) == ["checkpoint-000003"]
+    assert sorted(os.listdir(output)) == [".checkpoint-notes", "checkpoint-000003", "others.partial"], "what is not ours stays"
