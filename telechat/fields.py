@@ -6,12 +6,14 @@ A whole number may be written 1.0, as JSON writers of other languages do; true i
 """
 
 import math
+import re
 
 from telechat.errors import InputError
 
 REQUIRED = object()
 LARGEST = 2 ** 53  # of whole numbers: up to here a float is exact
 _SHOWN = 60  # characters of a value in a message
+_UNITS = {"MB": 10 ** 6, "GB": 10 ** 9, "TB": 10 ** 12, "MIB": 2 ** 20, "GIB": 2 ** 30, "TIB": 2 ** 40}
 
 
 def shown(value):
@@ -99,3 +101,11 @@ def token_ids(name, value, default=REQUIRED):
                      for index in (value if isinstance(value, list) else [value]))
     except InputError:
         raise InputError(f"{name} must be a token id or a list of token ids, not {shown(value)}") from None
+
+
+def byte_size(text, flag):
+    """Bytes of "64GB" or "60GiB", the value of a command-line flag."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([MGTmgt][Ii]?[Bb])\s*", text)
+    if not match or not float(match[1]):
+        raise InputError(f"{flag} {text} is not a size such as 64GB, 60GiB or 500MB")
+    return round(float(match[1]) * _UNITS[match[2].upper()])

@@ -6,15 +6,14 @@
 
 import dataclasses
 import pathlib
-import re
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from telechat.cli import ArgumentParser, path_argument, run  # noqa: E402
 from telechat.errors import InputError  # noqa: E402
+from telechat.fields import byte_size  # noqa: E402
 
-_UNITS = {"MB": 10 ** 6, "GB": 10 ** 9, "TB": 10 ** 12, "MIB": 2 ** 20, "GIB": 2 ** 30, "TIB": 2 ** 40}
 _SHOWN = 20  # meshes that --search lists
 
 
@@ -49,15 +48,6 @@ def parse_arguments(argv):
     return arguments
 
 
-def parse_size(text, flag):
-    """Bytes of "64GB" or "60GiB"."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGTkmgt][Ii]?[Bb])\s*", text)
-    unit = match and _UNITS.get(match[2].upper())
-    if not unit or not float(match[1]):
-        raise InputError(f"{flag} {text} is not a size such as 64GB, 60GiB or 500MB")
-    return round(float(match[1]) * unit)
-
-
 def read_hardware(arguments):
     from telechat.parallel.estimate_speed import Hardware
 
@@ -69,7 +59,7 @@ def read_hardware(arguments):
         raise InputError(f"--latency_us must be at least 0, not {arguments.latency_us:g}")
     if arguments.efficiency > 1:
         raise InputError(f"--efficiency is a share and must be at most 1, not {arguments.efficiency:g}")
-    return Hardware(parse_size(arguments.card_memory, "--card_memory"), arguments.card_tflops * 1e12,
+    return Hardware(byte_size(arguments.card_memory, "--card_memory"), arguments.card_tflops * 1e12,
                     arguments.efficiency, arguments.link_gbps * 1e9 / 8, arguments.node_link_gbps * 1e9 / 8,
                     arguments.latency_us / 1e6, arguments.cards_per_node)
 

@@ -28,8 +28,9 @@ def main(argv=None):
     from telechat.evaluation.multiple_choice import BENCHMARKS, letter_ids
     from telechat.evaluation.run import (Results, evaluate_choices, evaluate_perplexity, longest_prompt,
                                          read_sequences)
-    from telechat.generation.memory import check_inference_memory
+    from telechat.generation.memory import check_inference_memory, plan_cache
     from telechat.parallel.inference import load_for_inference
+    from telechat.parallel.parallel_config import process_count
 
     if arguments.lora:
         Adapter(arguments.lora, config)
@@ -53,9 +54,13 @@ def main(argv=None):
                                         config.training_seqlen)
     else:
         longest, count = max(len(ids) for ids, _ in sequences.pairs), len(sequences.pairs)
-    at_once = max(min(arguments.batch_size, count), 1)
+    at_once, longest = max(min(arguments.batch_size, count), 1), max(longest, 1)
+    plan = None
+    if choices:  # one after another, and what they begin with stays in the cache
+        plan = plan_cache(config, arguments.dtype, 2, longest, None, arguments.cache_memory, True, process_count())
     check_inference_memory(config, arguments.dtype, f"lower --batch_size {arguments.batch_size}", arguments.ignore_memory,
-                           prompt=max(longest, 1), prompts=at_once, logits=at_once if choices else ROWS)
+                           prompt=longest, prompts=1 if choices else at_once, logits=at_once if choices else ROWS,
+                           cached=plan.tokens if choices else 0)
     if arguments.lora:
         files |= {f"lora/{name}": os.path.join(arguments.lora, name) for name in (CONFIG, WEIGHTS)}
     identity = identify(arguments.load_checkpoint, config, settings, files, task=arguments.task, split=split,
@@ -69,7 +74,7 @@ def main(argv=None):
         if choices:
             say(f"{'subject':48s} {'asked':>6s} {'right':>7s}")
             scores = evaluate_choices(arguments.task, arguments.data, split, model, settings, results, arguments.shots,
-                                      arguments.batch_size, say)
+                                      arguments.batch_size, say, plan.tokens)
         else:
             scores = evaluate_perplexity(sequences, model, results, arguments.batch_size, say)
     finally:
@@ -101,6 +106,9 @@ def parse_arguments(argv):
                         help="val for ceval, whose test tells no answers; test for mmlu")
     parser.add_argument("--shots", type=int, default=5, help="worked examples in front of a question")
     parser.add_argument("--batch_size", type=int, default=4, help="questions or sequences at a time")
+    parser.add_argument("--cache_memory", metavar="SIZE",
+                        help="key-value cache in which worked examples stay from question to question, e.g. 4GB, in each "
+                             "process; default: room for two of the longest prompts")
     parser.add_argument("--system", choices=("refuse", "prepend"), default="refuse",
                         help="what becomes of a system text in a JSONL file, as in tools/preprocess.py")
     parser.add_argument("--output_dir", type=path_argument, default="evaluation", help="where answers and scores go")
@@ -110,6 +118,8 @@ def parse_arguments(argv):
     arguments = parser.parse_args(argv)
     if arguments.batch_size < 1:
         raise InputError(f"--batch_size must be at least 1, not {arguments.batch_size}")
+    if arguments.cache_memory is not None and arguments.task == "jsonl":
+        raise InputError("--cache_memory goes with --task ceval and mmlu: --task jsonl uses no cache")
     if not 0 <= arguments.shots <= 100:
         raise InputError(f"--shots must be from 0 to 100, not {arguments.shots}")
     return arguments

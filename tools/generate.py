@@ -31,22 +31,32 @@ def main(argv=None):
     questions = read_prompts(arguments.input_file) if arguments.input_file else []
 
     from telechat.generation.generator import Generator
-    from telechat.generation.memory import check_inference_memory
+    from telechat.generation.memory import check_inference_memory, plan_cache, runs_operators
     from telechat.generation.session import ChatSession, sampling_params
     from telechat.parallel.inference import load_for_inference
+    from telechat.parallel.parallel_config import process_count
 
     max_length = arguments.max_length or settings.max_length
     batch_size = arguments.batch_size if arguments.independent else 1
+    tokens = None
     if max_length > 0:
+        shape = cache_shape(arguments, settings, questions, max_length)
+        if arguments.cache_memory is not None:
+            plan = plan_cache(config, arguments.dtype, shape["slots"], max_length, None, arguments.cache_memory,
+                              arguments.max_length is not None, process_count())
+            max_length, tokens = plan.length, plan.tokens
+            shape.update(cached=tokens, length=min(shape["length"], max_length))
         lower = f"lower --max_length {max_length}" + (f" or --batch_size {batch_size}" if batch_size > 1 else "")
-        check_inference_memory(config, arguments.dtype, lower, arguments.ignore_memory,
-                               **cache_shape(arguments, settings, questions, max_length))
+        check_inference_memory(config, arguments.dtype, lower, arguments.ignore_memory, **shape,
+                               operators=runs_operators(arguments.dtype) and process_count() == 1)
     # Under msrun every process computes; the first one reads and prints.
     model, world = load_for_inference(arguments.load_checkpoint, arguments.dtype, arguments.lora,
                                       False if arguments.no_paged_attention else None)
     terminal = Terminal(world)
     status = 0
-    generator = Generator(model, max_length, batch_size)
+    # In a conversation a prompt begins with the one before and its answer.
+    talks = not arguments.independent and arguments.predict_data is None
+    generator = Generator(model, max_length, batch_size, tokens, not arguments.no_prefix_cache, keep_prefixes=talks)
     seed = terminal.share(arguments.seed if arguments.seed is not None else secrets.randbits(32))
     params = sampling_params(settings, generator, max_new_tokens=arguments.max_new_tokens,
                              temperature=arguments.temperature, top_k=arguments.top_k, top_p=arguments.top_p,
@@ -93,6 +103,11 @@ def parse_arguments(argv):
                         help='lines of {"input": "…"}: the turns of one conversation')
     parser.add_argument("--independent", action="store_true", help="the lines of --input_file are separate prompts")
     parser.add_argument("--batch_size", type=int, default=4, help="prompts at a time with --independent; 1 streams them")
+    parser.add_argument("--cache_memory", metavar="SIZE",
+                        help="key-value cache that all sequences share, e.g. 4GB, in each process; default: room for all "
+                             "that are answered at a time")
+    parser.add_argument("--no_prefix_cache", action="store_true",
+                        help="compute every prompt whole, also where the cache holds what it begins with")
     parser.add_argument("--max_length", type=int, help="longest sequence, prompt and answer together")
     parser.add_argument("--max_new_tokens", type=int, help="longest answer")
     parser.add_argument("--temperature", type=float, help="0 takes the most likely token")

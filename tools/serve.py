@@ -12,7 +12,7 @@ from telechat.errors import InputError  # noqa: E402
 from telechat.progress import Progress  # noqa: E402
 from telechat.serving.api_key import hide_argument, read_api_key  # noqa: E402
 
-MAX_BATCH = 8  # sequences, where neither the user nor memory says otherwise
+MAX_BATCH = 8  # sequences, where the user does not say otherwise
 
 
 def main(argv=None):
@@ -32,9 +32,11 @@ def main(argv=None):
     settings = GenerationSettings.load(arguments.load_checkpoint, config)
 
     from telechat.generation.engine import Engine
-    from telechat.generation.memory import FLOAT32, cache_bytes, cache_that_fits, check_inference_memory
+    from telechat.generation.memory import (CachePlan, cache_width, cache_bytes, check_inference_memory, plan_cache,
+                                            runs_operators)
     from telechat.memory_check import available_bytes
     from telechat.nn.kernels import on_cpu
+    from telechat.parallel.collectives import gather_objects
     from telechat.parallel.inference import load_for_inference
     from telechat.parallel.mesh import local_process_count
     from telechat.parallel.parallel_config import process_count
@@ -46,31 +48,35 @@ def main(argv=None):
     if arguments.key_shows and process_count() > 1:
         raise InputError("--api_key would show in the list of processes, where the launcher's arguments stay; give "
                          "--api_key_file or the variable TELECHAT_API_KEY")
-    fixed = [name for name, value in (("slots", arguments.max_batch), ("length", arguments.max_length)) if value]
-    wanted = arguments.max_batch or MAX_BATCH, arguments.max_length or settings.max_length
-    slots, max_length = cache_that_fits(config, arguments.dtype, *wanted, available_bytes() if on_cpu() else None,
-                                        process_count(), local_process_count(), fixed)
-    check_inference_memory(config, arguments.dtype, f"lower --max_batch {slots} or --max_length {max_length}",
-                           arguments.ignore_memory, prompt=max_length, slots=slots, length=max_length, logits=slots)
+    wanted = arguments.max_length or settings.max_length
+    operators = runs_operators(arguments.dtype)
+    plan = plan_cache(config, arguments.dtype, arguments.max_batch, wanted, available_bytes() if on_cpu() else None,
+                      arguments.cache_memory, arguments.max_length is not None, process_count(), local_process_count(),
+                      operators=operators)
+    lower = f"lower --cache_memory or --max_length {plan.length}"
+    check_inference_memory(config, arguments.dtype, lower, arguments.ignore_memory, prompt=plan.length,
+                           slots=plan.slots, length=plan.length, logits=plan.slots, cached=plan.tokens,
+                           operators=operators)
     lead = process_count() == 1 or os.environ.get("RANK_ID", "0") == "0"
     http = HttpServer(arguments.host, arguments.port) if lead and os.environ.get("MS_ROLE") != "MS_SCHED" else None
     model, world = load_for_inference(arguments.load_checkpoint, arguments.dtype, arguments.lora,
                                       False if arguments.no_paged_attention else None)
-    engine = Engine(model, max_length)
-    width = FLOAT32 if on_cpu() or arguments.dtype == "float32" else 2
-    cache = cache_bytes(config, slots, max_length, width, process_count())
-    reserve(engine, slots, max_length, cache)
-    service = Service(engine, world, Metrics(), arguments.max_queue, arguments.time_limit)
+    # What one process has room for may be less than what another has: all take the least.
+    plan = CachePlan(*map(min, *gather_objects(list(plan), world))) if world.size > 1 else plan
+    engine = Engine(model, plan.length, not arguments.no_prefix_cache)
+    cache = cache_bytes(config, 1, plan.tokens, cache_width(arguments.dtype), process_count())
+    reserve(engine, plan, cache)
+    service = Service(engine, world, Metrics(), arguments.max_queue, arguments.time_limit, arguments.prefill_chunk)
     StopSignals(service, world)
     if http is None:
         service.warm_up()
         service.run()
         return 0
-    if (slots, max_length) != wanted:
-        print(f"memory allows no {wanted[0]} sequences of {wanted[1]} tokens, the default, beside the weights; --max_batch "
-              "and --max_length choose otherwise", flush=True)
-    print(f"{arguments.load_checkpoint}: {slots} sequences of {engine.length} tokens at a time, "
-          f"{cache / 1e9:.3g} GB of key-value cache; compiling", flush=True)
+    if plan.length != wanted:
+        print(f"the cache has no room for a sequence of {wanted} tokens, the checkpoint's length; --max_length and "
+              "--cache_memory choose otherwise", flush=True)
+    print(f"{arguments.load_checkpoint}: {plan.slots} sequences of up to {engine.length} tokens at a time, {plan.tokens} "
+          f"tokens together in {cache / 1e9:.3g} GB of key-value cache; compiling", flush=True)
     with Progress("compiling"):
         service.warm_up()
     name = arguments.model_name or pathlib.Path(arguments.load_checkpoint).absolute().name
@@ -89,15 +95,16 @@ def main(argv=None):
     return 0
 
 
-def reserve(engine, slots, length, cache):
-    """Take the cache's memory, ``cache`` bytes, or say what does not fit."""
+def reserve(engine, plan, cache):
+    """Take the memory of the `CachePlan`, ``cache`` bytes, or say what does not fit."""
     try:
-        engine.reserve(slots, length)
+        engine.reserve(plan.slots, plan.length, plan.blocks(engine.block_size))
     except (MemoryError, RuntimeError) as error:
         if "memory" not in str(error).lower() and not isinstance(error, MemoryError):
             raise
         raise InputError(f"the device has no room for {cache / 1e9:,.1f} GB of key-value cache beside the weights, "
-                         f"--max_batch {slots} sequences of --max_length {length} tokens; lower either") from None
+                         f"{plan.tokens} tokens; give a smaller --cache_memory, or lower --max_batch {plan.slots} or "
+                         f"--max_length {plan.length}") from None
 
 
 def parse_arguments(argv):
@@ -117,11 +124,17 @@ def parse_arguments(argv):
     parser.add_argument("--allow_origin", nargs="+", default=[], metavar="URL",
                         help="origins whose pages may use the server in a browser, as http://localhost:3000; * is any")
     parser.add_argument("--model_name", help="name that clients use; the directory's name if left out")
-    parser.add_argument("--max_batch", type=int,
-                        help=f"sequences answered at a time; default: {MAX_BATCH}, or what memory allows")
+    parser.add_argument("--max_batch", type=int, default=MAX_BATCH, help="sequences answered at a time, at most")
     parser.add_argument("--max_length", type=int,
                         help="longest sequence, prompt and answer together; default: the checkpoint's, or what memory "
                              "allows")
+    parser.add_argument("--cache_memory", metavar="SIZE",
+                        help="key-value cache that all sequences share, e.g. 4GB, in each process; default: room for "
+                             "--max_batch sequences of --max_length, or what is free less a tenth")
+    parser.add_argument("--no_prefix_cache", action="store_true",
+                        help="compute every prompt whole, also where the cache holds what it begins with")
+    parser.add_argument("--prefill_chunk", type=int, default=512, metavar="TOKENS",
+                        help="tokens of prompts read between two tokens of the answers that run, at most")
     parser.add_argument("--max_queue", type=int, default=64, help="sequences that may wait; more are refused (429)")
     parser.add_argument("--time_limit", type=float, default=600.0, help="seconds an answer may take, waiting included")
     parser.add_argument("--system", choices=("refuse", "prepend"), default="refuse",
@@ -137,7 +150,7 @@ def parse_arguments(argv):
     if arguments.key_shows:
         hide_argument(arguments.api_key)
     arguments.api_key = read_api_key(arguments.api_key, arguments.api_key_file)
-    for name, least in (("max_batch", 1), ("max_length", 8), ("max_queue", 0), ("port", 0)):
+    for name, least in (("max_batch", 1), ("max_length", 8), ("max_queue", 0), ("port", 0), ("prefill_chunk", 1)):
         value = getattr(arguments, name)
         if value is not None and value < least:
             raise InputError(f"--{name} must be at least {least}, not {value}")

@@ -11,6 +11,7 @@ from telechat.data.json_lines import in_file, read_records
 from telechat.errors import InputError
 from telechat.evaluation.forward import Forward
 from telechat.evaluation.multiple_choice import BENCHMARKS, LETTERS, build_prompts, letter_ids
+from telechat.evaluation.prompts import PromptLogits
 from telechat.parallel.agreement import together
 from telechat.fields import shown
 from telechat.parallel.collectives import gather_objects
@@ -84,7 +85,8 @@ class Results:
             self._file.close()
 
 
-def evaluate_choices(task, directory, split, model, settings, results, shots=5, batch_size=4, say=print):
+def evaluate_choices(task, directory, split, model, settings, results, shots=5, batch_size=4, say=print,
+                     cache_tokens=None):
     """Accuracy in multiple choice.
 
     Args:
@@ -103,7 +105,7 @@ def evaluate_choices(task, directory, split, model, settings, results, shots=5, 
         answers), "accuracy": the mean over subjects, "accuracy_of_questions": over all questions.
     """
     benchmark = BENCHMARKS[task]
-    forward = Forward(model)
+    logits_of = PromptLogits(model, cache_tokens)
     letters, before = letter_ids(settings.tokenizer)
     max_length = model.config.training_seqlen - len(before)
     subjects = benchmark.subjects(directory, split)
@@ -118,7 +120,7 @@ def evaluate_choices(task, directory, split, model, settings, results, shots=5, 
         with Progress(subject, len(order), "questions") as progress:
             for first in range(0, len(order), batch_size):
                 chosen = order[first:first + batch_size]
-                logits = forward.last_logits([prompts[place] + before for place in chosen])[:, letters]
+                logits = logits_of([prompts[place] + before for place in chosen])[:, letters]
                 for place, row in zip(chosen, logits):
                     results.add(f"{subject}/{waiting[place].number}", answer=LETTERS[int(row.argmax())],
                                 correct=waiting[place].answer, logits=[round(float(value), 4) for value in row])

@@ -7,6 +7,8 @@ last bits of products, which may depend on how many rows there are.
 
 import math
 
+import numpy as np
+
 from telechat.generation.cache import KeyValueCache, tokens_of_block
 from telechat.generation.graph_steps import SMALLEST_CACHE, SMALLEST_PREFILL, GraphSteps, bucket
 from telechat.generation.operator_steps import OperatorSteps
@@ -155,6 +157,22 @@ class Engine:
         for slot, position in zip(slots, positions):
             self._require(slot, position + 1)
         return self._steps.decode(slots, tokens, positions)
+
+    def extend(self, slots, tokens, positions):
+        """Some tokens of each sequence, that may turn out to be wrong: logits behind each of them.
+
+        Args:
+            slots (list of int): where sequences run.
+            tokens (list of lists of int): ids that follow each other in each sequence, its newest token first.
+            positions (list of int): of each one's first token.
+
+        Returns:
+            list of arrays: float32 (tokens, V) for each sequence.
+        """
+        rows = [(slot, token, start + place) for slot, ids, start in zip(slots, tokens, positions)
+                for place, token in enumerate(ids)]
+        logits = self.decode(*map(list, zip(*rows)))
+        return np.split(logits, np.cumsum([len(ids) for ids in tokens])[:-1])
 
     def _require(self, slot, length):
         if not self.grow(slot, length):

@@ -13,14 +13,17 @@ class Generator:
         model (TeleChat): the model.
         max_length (int): most tokens of a sequence, prompt and answer together.
         batch_size (int): how many prompts are answered at a time.
+        cache_tokens (int): how many tokens the cache holds, of all sequences; None: as many as all can have.
+        prefix_cache (bool): whether prompts that begin with the same tokens share what was computed of them.
         keep_prefixes (bool): whether a prompt that begins as one of an earlier call shares what was computed then. Only
-            where the weights stay as they are; prompts of one call always share.
+            where the weights stay as they are.
 
     Raises:
         InputError: max_length or batch_size is not positive.
     """
 
-    def __init__(self, model, max_length=2048, batch_size=1, keep_prefixes=False):
+    def __init__(self, model, max_length=2048, batch_size=1, cache_tokens=None, prefix_cache=True,
+                 keep_prefixes=False):
         for name, value in (("max_length", max_length), ("batch_size", batch_size)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise InputError(f"{name} must be a positive whole number, not {value!r}")
@@ -28,7 +31,8 @@ class Generator:
         self.max_length = max_length
         self.batch_size = batch_size
         self.keep_prefixes = keep_prefixes
-        self._engine = Engine(model, max_length)
+        self.cache_tokens = cache_tokens
+        self._engine = Engine(model, max_length, prefix_cache)
 
     def generate(self, prompts, params):
         """Answer each prompt.
@@ -91,8 +95,13 @@ class Generator:
         if not prompts:
             return
         slots = min(self.batch_size, len(prompts))
-        rooms = [min(params.max_new_tokens, self.max_length - len(prompt)) for prompt in prompts]
-        self._engine.reserve(slots, max(len(prompt) + room for prompt, room in zip(prompts, rooms)))
+        length = max(min(len(prompt) + params.max_new_tokens, self.max_length) for prompt in prompts)
+        if self.keep_prefixes:  # which a cache of another size would lose
+            slots, length = self.batch_size, self.max_length
+        blocks = None
+        if self.cache_tokens is not None:
+            blocks = max(self.cache_tokens, length) // self._engine.block_size + 1
+        self._engine.reserve(slots, length, blocks)
         if not self.keep_prefixes:
             self._engine.forget()
         batch = Batch(self._engine)

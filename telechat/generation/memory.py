@@ -1,9 +1,15 @@
 """The main memory that answering or scoring takes on CPU, from shapes alone."""
 
 import math
+import typing
 
 from telechat.checkpoint.layout import parameter_shapes
-from telechat.memory_check import available_bytes, check_memory
+from telechat.errors import InputError
+from telechat.fields import byte_size
+from telechat.generation.operator_steps import ROWS
+from telechat.memory_check import available_bytes, check_memory, gigabytes
+from telechat.model import as_dtype
+from telechat.nn.kernel_choice import cpu_obstacle
 from telechat.nn.kernels import ROWS_AT_ONCE, on_cpu
 from telechat.nn.long_attention import PIECE, is_long
 from telechat.parallel.mesh import local_process_count
@@ -11,7 +17,7 @@ from telechat.parallel.parallel_config import process_count
 
 FLOAT32 = 4
 RESERVE = 0.1  # the share of the available memory that a cache chosen by default leaves
-SHORT, SHORTEST = 2048, 128  # tokens: lengths that a cache chosen by default is brought down to first, and at last
+SHORTEST = 128  # tokens: the length that a cache chosen by default is brought down to at last
 FRAMEWORK = 600_000_000  # MindSpore, its compiler, and the graphs' code: measured of a negligible model, 560 MB
 # Float32 copies of a row that a prompt's pass holds at once: of the hidden width, and of queries, keys and values.
 _HIDDEN, _HEADS = 10, 3
@@ -37,7 +43,8 @@ def weight_bytes(config, width, processes=1):
     return sum(map(math.prod, parameter_shapes(config).values())) * width // processes
 
 
-def inference_memory(config, dtype, prompt, prompts=1, slots=0, length=0, logits=1, processes=1, local=None):
+def inference_memory(config, dtype, prompt, prompts=1, slots=0, length=0, logits=1, processes=1, local=None, cached=None,
+                     operators=False):
     """What the processes on this machine need together.
 
     Args:
@@ -47,6 +54,8 @@ def inference_memory(config, dtype, prompt, prompts=1, slots=0, length=0, logits
         slots, length (int): sequences in the cache, and tokens of each.
         logits (int): rows of logits at a time.
         processes, local (int): that share the model, and how many of them are here; all if not given.
+        cached (int): tokens that the cache holds; None: those of its sequences.
+        operators (bool): prompts go through the operators for CPUs, a part at a time and without a matrix of scores.
 
     Returns:
         dict: part → bytes; "weights", "key-value cache", "work", "framework".
@@ -55,6 +64,8 @@ def inference_memory(config, dtype, prompt, prompts=1, slots=0, length=0, logits
     shapes = parameter_shapes(config)
     heads = (config.n_head + 2 * config.num_key_value_heads) * config.head_dim // processes
     rows, side = prompt * prompts, PIECE if is_long(prompt, 0.0) else prompt
+    if operators:
+        rows, side = min(rows, ROWS), 0
     work = rows * (_HIDDEN * config.hidden_size + _HEADS * heads)
     work += _SCORES * prompts * config.n_head // processes * side ** 2
     work += 3 * min(rows, ROWS_AT_ONCE) * config.ffn_hidden_size // processes
@@ -68,34 +79,71 @@ def inference_memory(config, dtype, prompt, prompts=1, slots=0, length=0, logits
     work = max(work * FLOAT32, 2 * largest * FLOAT32)
     local = processes if local is None else local
     return {"weights": local * weight_bytes(config, width, processes),
-            "key-value cache": local * cache_bytes(config, slots, length, FLOAT32, processes),
+            "key-value cache": local * cache_bytes(config, 1, slots * length if cached is None else cached, FLOAT32, processes),
             "work": local * work, "framework": local * FRAMEWORK}
 
 
-def cache_that_fits(config, dtype, slots, length, available, processes=1, local=None, fixed=()):
-    """How many sequences of how many tokens have a cache that fits beside all else, at most ``slots`` and ``length``.
+def cache_width(dtype):
+    """Bytes of a number in the cache of a model with weights in ``dtype`` (str)."""
+    return FLOAT32 if on_cpu() or dtype == "float32" else 2
 
-    Length is halved down to `SHORT` first, then the number of sequences, then length again.
+
+def runs_operators(dtype):
+    """Whether a model with weights in ``dtype`` (str) is computed by the operators for CPUs."""
+    return on_cpu() and cpu_obstacle(as_dtype(dtype)) is None
+
+
+class CachePlan(typing.NamedTuple):
+    """How large a cache is, and what it is for."""
+
+    slots: int  # sequences that run at a time
+    length: int  # tokens of one, at most
+    tokens: int  # that the cache holds, of all of them
+
+    def blocks(self, block_size):
+        """In blocks of so many tokens, beside the one that is not read."""
+        return max(-(-self.tokens // block_size), -(-self.length // block_size))
+
+
+def plan_cache(config, dtype, slots, length, available, given=None, fixed_length=False, processes=1, local=None, **shape):
+    """The cache of a server or of answers to many prompts.
+
+    Without ``given`` it holds all that ``slots`` sequences of ``length`` tokens can, or as much as fits beside all else;
+    where that is less than one sequence, length is halved down to `SHORTEST`.
 
     Args:
+        config (TeleChatConfig), dtype (str): of the model.
         available (int): bytes, of which a tenth is left for others; None: unknown, all fits.
-        fixed (collection of str): "slots", "length": not to be changed.
+        given (str): the size that the user asked for with ``--cache_memory``, e.g. "4GB", for each process.
+        fixed_length (bool): length is not to be changed.
         others: as of `inference_memory`.
 
     Returns:
-        (int, int): slots and length; the least there are where even these do not fit.
-    """
-    def fits():
-        parts = inference_memory(config, dtype, length, 1, slots, length, slots, processes, local)
-        return available is None or sum(parts.values()) <= available * (1 - RESERVE)
+        CachePlan: the least there is where even that does not fit.
 
-    while not fits() and length > SHORT and "length" not in fixed:
-        length = max(length // 2, SHORT)
-    while not fits() and slots > 1 and "slots" not in fixed:
-        slots //= 2
-    while not fits() and length > SHORTEST and "length" not in fixed:
+    Raises:
+        InputError: what was given is no size, or is too small for one sequence.
+    """
+    width = cache_width(dtype)
+    if given is not None:
+        tokens = byte_size(given, "--cache_memory") // cache_bytes(config, 1, 1, width, processes)
+        least = length if fixed_length else min(length, SHORTEST)
+        if tokens < least:
+            raise InputError(f"--cache_memory {given} holds {tokens} tokens, and a sequence of {least} takes "
+                             f"{gigabytes(cache_bytes(config, 1, least, width, processes))} GB: give at least that"
+                             + (f", or lower --max_length {length}" if fixed_length else ""))
+        return CachePlan(slots, min(length, tokens), tokens)
+
+    def room(length):
+        rest = inference_memory(config, dtype, length, 1, 0, length, slots, processes, local, **shape)
+        left = available * (1 - RESERVE) - sum(rest.values())
+        return int(left // (cache_bytes(config, 1, 1, width, processes) * (processes if local is None else local)))
+
+    if available is None:
+        return CachePlan(slots, length, slots * length)
+    while room(length) < length and length > SHORTEST and not fixed_length:
         length = max(length // 2, SHORTEST)
-    return slots, length
+    return CachePlan(slots, length, max(min(slots * length, room(length)), length))
 
 
 def check_inference_memory(config, dtype, lower, ignore=False, **shape):

@@ -1,27 +1,41 @@
-"""tools/serve.py on two tensor-parallel processes."""
+"""tools/serve.py on tensor-parallel processes."""
 
 import json
+import re
 
-from telechat import Generator, SamplingParams, TeleChat, Tokenizer
+import pytest
+
+from telechat import Generator, SamplingParams, TeleChat, TeleChatConfig, Tokenizer
+from telechat.generation.memory import cache_bytes
 from tests.conftest import save_small_model
 from tests.distributed.job import free_port
 
 
-def test_two_processes_serve_as_one(msrun, tmp_path):
-    """More requests than slots, greedy and sampled: the library's answers on one process; SIGTERM ends both."""
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.wide)])
+def test_processes_serve_as_one(msrun, tmp_path, processes):
+    """More requests than slots, and than the cache has blocks for; greedy and sampled; prompts in parts, and shared.
+
+    The library's answers on one process; SIGTERM ends all. Four blocks of 16 tokens: a process that put back another
+    sequence than its neighbours would compute something else, or wait for them for ever.
+    """
     checkpoint = tmp_path / "tiny"
     save_small_model(checkpoint, training_seqlen=128)
-    prompts = [[20, 300 + number, 400, 21] for number in range(5)]
-    requests = [{"model": "tiny", "prompt": prompt, "max_tokens": 6 + 3 * number, "seed": number,
+    prompts = [[20, 300 + number // 2, *range(400, 416), 500 + number, 21] for number in range(5)]
+    requests = [{"model": "tiny", "prompt": prompt, "max_tokens": 15 + 5 * number, "seed": number,
                  "temperature": float(number % 2)} for number, prompt in enumerate(prompts)]
     (tmp_path / "requests.json").write_text(json.dumps(requests))
-    job = msrun(2, "serve.py", checkpoint, free_port(), tmp_path / "requests.json", tmp_path / "answers.json", timeout=200,
-                environment={"MS_NODE_TIMEOUT": "30"})
+    size = cache_bytes(TeleChatConfig.from_pretrained(checkpoint), 1, 64, 4, processes)
+    job = msrun(processes, "serve.py", checkpoint, free_port(), tmp_path / "requests.json", tmp_path / "answers.json",
+                "--max_batch", 3, "--max_length", 60, "--cache_memory", f"{size / 1e6}MB", "--prefill_chunk", 8,
+                timeout=300, environment={"MS_NODE_TIMEOUT": "30"})
     assert "chat with 'tiny' at http" in job.logs[0] and "\nstopped\n" in job.logs[0]
-    assert "chat with" not in job.logs[1]
+    assert all("chat with" not in log for log in job.logs[1:])
     tokenizer = Tokenizer.from_pretrained(checkpoint)
     generator = Generator(TeleChat.from_pretrained(checkpoint), 128)
-    answers = json.loads((tmp_path / "answers.json").read_text(encoding="utf-8"))
+    answers, metrics = json.loads((tmp_path / "answers.json").read_text(encoding="utf-8"))
+    assert int(re.search(r"^telechat_preemptions_total (\d+)$", metrics, re.MULTILINE)[1]) > 0
+    assert int(re.search(r"^telechat_prefix_cache_hit_tokens_total (\d+)$", metrics, re.MULTILINE)[1]) >= 16
+    assert "\ntelechat_cache_blocks 4\n" in metrics
     for request, answer in zip(requests, answers):
         params = SamplingParams(request["max_tokens"], request["temperature"], stop_ids=(2,), seed=request["seed"])
         expected = tokenizer.decode(generator.generate([request["prompt"]], params)[0], skip_control_tokens=True)

@@ -122,12 +122,12 @@ def test_ceval_test_files_tell_no_answers_and_give_a_submission(checkpoint, torc
 
 
 def test_an_evaluation_goes_on_where_it_was_broken_off(checkpoint, data, tmp_path, monkeypatch):
-    from telechat.evaluation import forward
     from telechat.errors import InputError
+    from telechat.evaluation import prompts
 
     command = ["--load_checkpoint", str(checkpoint), "--task", "mmlu", "--data", str(data[0] / "mmlu"), "--output_dir"]
     evaluate.main([*command, str(tmp_path / "whole")])
-    original, calls = forward.Forward.last_logits, []
+    original, calls = prompts.PromptLogits.__call__, []
 
     def counted(self, sequences):
         calls.append(len(sequences))
@@ -135,7 +135,7 @@ def test_an_evaluation_goes_on_where_it_was_broken_off(checkpoint, data, tmp_pat
             raise KeyboardInterrupt
         return original(self, sequences)
 
-    monkeypatch.setattr(forward.Forward, "last_logits", counted)
+    monkeypatch.setattr(prompts.PromptLogits, "__call__", counted)
     resumed = False
     with pytest.raises(KeyboardInterrupt):
         evaluate.main([*command, str(tmp_path / "broken")])
@@ -301,7 +301,8 @@ def test_prompts_of_choices_keep_to_the_length_of_the_model(checkpoint, data, tm
     """Five examples do not fit into 400 tokens: the oldest go; and control tokens in a question are text."""
     import shutil
 
-    from telechat.evaluation import forward, multiple_choice
+    from telechat.evaluation import multiple_choice
+    from telechat.evaluation.prompts import PromptLogits
     from telechat.generation.settings import GenerationSettings
 
     short = tmp_path / "short"
@@ -309,7 +310,7 @@ def test_prompts_of_choices_keep_to_the_length_of_the_model(checkpoint, data, tm
     config = json.loads((short / "config.json").read_text())
     (short / "config.json").write_text(json.dumps({**config, "training_seqlen": 400}))
     seen = []
-    monkeypatch.setattr(forward.Forward, "last_logits", lambda self, prompts: seen.extend(prompts) or np.zeros(
+    monkeypatch.setattr(PromptLogits, "__call__", lambda self, prompts: seen.extend(prompts) or np.zeros(
         (len(prompts), FIELDS["vocab_size"]), np.float32))
     evaluate.main(["--load_checkpoint", str(short), "--task", "mmlu", "--data", str(data[0] / "mmlu"), "--output_dir",
                    str(tmp_path / "out")])

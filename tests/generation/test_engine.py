@@ -84,3 +84,15 @@ def test_prompts_go_together_where_they_are_short():
     for counts, together in (([32] * 32, True), ([1] * 33, False), ([3, 100] * 4, True), ([3, 100] * 4 + [1], False),
                              ([400, 2], True), ([257, 2, 2], False)):
         assert engine.takes_together(counts) == together, counts
+
+
+def test_several_tokens_of_a_sequence_by_graphs():
+    """Each sees those before it: the logits of one after another."""
+    model = TeleChat(small_config(initializer_range=0.3, position_embedding="alibi"), kernels="portable")
+    engine = Engine(model, 64)
+    engine.reserve(2, 64)
+    engine.prefill([0, 1], [[5, 9, 3], [7]])
+    found = engine.extend([1, 0], [[8, 2], [4]], [1, 3])
+    expected = [[engine.decode([1], [8], [1])[0], engine.decode([1], [2], [2])[0]], [engine.decode([0], [4], [3])[0]]]
+    for rows, wanted in zip(found, expected, strict=True):
+        np.testing.assert_allclose(rows, np.stack(wanted), rtol=0, atol=1e-5)

@@ -5,8 +5,8 @@ import pytest
 from telechat import InputError, TeleChat
 from telechat.generation import memory
 from telechat.generation.engine import Engine
-from telechat.generation.memory import (FRAMEWORK, cache_bytes, cache_that_fits, check_inference_memory, inference_memory,
-                                        weight_bytes)
+from telechat.generation.memory import (FRAMEWORK, CachePlan, cache_bytes, check_inference_memory, inference_memory,
+                                        plan_cache, weight_bytes)
 from telechat.parallel import mesh
 from tests.test_model import small_config
 
@@ -67,21 +67,39 @@ def test_lower_weights_are_advised_where_weights_are_most(monkeypatch):
 
 
 def test_the_default_cache_is_what_fits():
-    """Length goes down to 2,048 first, then the sequences, then length again; a tenth stays free."""
+    """All that the sequences can have, or what is free less a tenth; for less than one, length goes down, to 128."""
     config = small_config()
 
-    def needed(slots, length):
-        return sum(inference_memory(config, "float32", length, 1, slots, length, slots).values()) / 0.9 + 1
+    def needed(tokens, length):
+        return sum(inference_memory(config, "float32", length, 1, 0, length, 8, cached=tokens).values()) / 0.9 + 1
 
     def chosen(available, **settings):
-        return cache_that_fits(config, "float32", 8, 8192, available, **settings)
-    assert chosen(None) == chosen(needed(8, 8192)) == (8, 8192)
-    assert chosen(needed(8, 8192) - 2) == chosen(needed(8, 4096)) == (8, 4096)
-    assert chosen(needed(8, 4096) - 2) == (8, 2048)
-    assert chosen(needed(8, 2048) - 2) == (4, 2048)
-    assert chosen(needed(1, 512)) == (1, 512)
-    assert chosen(0) == (1, 128)
-    assert chosen(0, fixed=["slots"]) == (8, 128) and chosen(0, fixed=["length"]) == (1, 8192)
+        return tuple(plan_cache(config, "float32", 8, 8192, available, **settings))
+    assert chosen(None) == chosen(needed(65536, 8192)) == (8, 8192, 65536)
+    assert chosen(needed(65535, 8192)) == (8, 8192, 65535)
+    assert chosen(needed(8192, 8192)) == (8, 8192, 8192)
+    assert chosen(needed(5000, 4096)) == (8, 4096, 5000)
+    assert chosen(0) == (8, 128, 128) and chosen(0, fixed_length=True) == (8, 8192, 8192)
+
+
+def test_a_cache_of_a_given_size():
+    """A token of this model takes 1,024 bytes: keys and values of two layers, two heads of 16, in four bytes each."""
+    config = small_config()
+    assert cache_bytes(config, 1, 1, 4) == 2 * config.n_layer * config.num_key_value_heads * config.head_dim * 4
+    token = cache_bytes(config, 1, 1, 4)
+    plan = plan_cache(config, "float32", 4, 8192, 0, "1MB")
+    assert plan == (4, 10 ** 6 // token, 10 ** 6 // token)
+    assert plan_cache(config, "float32", 4, 300, 0, "1MB", processes=2) == (4, 300, 2 * 10 ** 6 // token)
+    assert CachePlan(4, 300, 1000).blocks(16) == 63 and CachePlan(4, 300, 300).blocks(128) == 3
+    held = 10 ** 6 // token
+    with pytest.raises(InputError, match=f"^--cache_memory 1MB holds {held} tokens, and a sequence of {held + 1} takes 0.001 GB: "
+                                         f"give at least that, or lower --max_length {held + 1}$"):
+        plan_cache(config, "float32", 4, held + 1, 0, "1MB", fixed_length=True)
+    with pytest.raises(InputError, match="^--cache_memory 0.01MB holds .* tokens, and a sequence of 128 takes .* GB: give at least "
+                                         "that$"):
+        plan_cache(config, "float32", 4, 8192, 0, "0.01MB")
+    with pytest.raises(InputError, match="^--cache_memory 4 is not a size such as 64GB, 60GiB or 500MB$"):
+        plan_cache(config, "float32", 4, 8192, 0, "4")
 
 
 def test_a_model_that_does_not_fit_is_refused_before_it_is_read(monkeypatch, capsys):

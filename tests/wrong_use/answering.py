@@ -58,6 +58,8 @@ USES = [
      ["error: {nothing} holds no line of JSON; give a JSONL file with an object a line"]),
     ("generate", [*GENERATE[:2], "--input_file", "{lines}", "--independent", "--batch_size", "0"],
      ["error: batch_size must be a positive whole number, not 0"]),
+    ("generate", [*GENERATE, "--cache_memory", "much"],
+     ["error: --cache_memory much is not a size such as 64GB, 60GiB or 500MB"]),
     *[(tool, [flag, "{" + name + "}", *rest], [reason])
       for tool, flag, rest in (("generate", "--load_checkpoint", GENERATE[2:]), ("serve", "--load_checkpoint", SERVE[2:]),
                                ("evaluate", "--load_checkpoint", [*EVALUATE[2:], "--task", "jsonl", "--data", "{lines}"]))
@@ -75,6 +77,13 @@ USES = [
     ("serve", [*SERVE, "--max_batch", "x"],
      ["error: argument --max_batch: invalid int value: 'x'; serve.py --help lists the flags"]),
     ("serve", [*SERVE, "--max_length", "4"], ["error: --max_length must be at least 8, not 4"]),
+    ("serve", [*SERVE, "--prefill_chunk", "0"], ["error: --prefill_chunk must be at least 1, not 0"]),
+    ("serve", [*SERVE, "--cache_memory", "4"], ["error: --cache_memory 4 is not a size such as 64GB, 60GiB or 500MB"]),
+    ("serve", [*SERVE, "--cache_memory", "0.01MB"],
+     ["error: --cache_memory 0.01MB holds ", " tokens, and a sequence of 128 takes ", " GB: give at least that"]),
+    ("serve", [*SERVE, "--cache_memory", "0.01MB", "--max_length", "100"],
+     ["error: --cache_memory 0.01MB holds ", " tokens, and a sequence of 100 takes ", " GB: give at least that, or lower "
+      "--max_length 100"]),
     ("serve", [*SERVE, "--max_queue", "-1"], ["error: --max_queue must be at least 0, not -1"]),
     ("serve", [*SERVE, "--port", "-1"], ["error: --port must be at least 0, not -1"]),
     ("serve", [*SERVE, "--port", "70000"], ["error: --port must be at most 65535, not 70000"]),
@@ -104,9 +113,9 @@ USES = [
     ("serve", [*SERVE, "--dtype", "int4"],
      ["error: argument --dtype: invalid choice: 'int4' (choose from 'float32', 'bfloat16', 'float16'); serve.py "
       "--help lists the flags"]),
-    ("serve", [*SERVE, "--max_batch", "1000000000"],
-     ["error: the model needs about ", "(key-value cache 65,536.0, work ", " GB are available: lower --max_batch 1000000000 or "
-      "--max_length 128, or give --ignore_memory to try it all the same"]),
+    ("serve", [*SERVE, "--cache_memory", "65536GB"],
+     ["error: the model needs about ", "(key-value cache 65,536.0", " GB are available: lower --cache_memory or "
+      "--max_length 160, or give --ignore_memory to try it all the same"]),
     # evaluate
     ("evaluate", [],
      ["error: the following arguments are required: --load_checkpoint, --task, --data; evaluate.py --help lists the "
@@ -134,6 +143,8 @@ USES = [
      ["error: --shots must be from 0 to 100, not -1"]),
     ("evaluate", [*EVALUATE, "--task", "jsonl", "--data", "{lines}", "--batch_size", "0"],
      ["error: --batch_size must be at least 1, not 0"]),
+    ("evaluate", [*EVALUATE, "--task", "jsonl", "--data", "{lines}", "--cache_memory", "1GB"],
+     ["error: --cache_memory goes with --task ceval and mmlu: --task jsonl uses no cache"]),
     ("evaluate", [*EVALUATE, "--task", "jsonl", "--data", "{empty}"],
      ["error: --data {empty} is not a file; --task jsonl wants a JSONL file"]),
     *[("evaluate", [*EVALUATE, "--task", "jsonl", "--data", "{" + name + "}"], [f"error: {{{name}}}{said}"]) for name, said in [

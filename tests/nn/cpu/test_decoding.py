@@ -62,3 +62,13 @@ def test_a_parameter_may_be_given_another_tensor():
     np.testing.assert_array_equal(decode(engine, steps=1), before)
     engine.model.transformer.h[0].mlp.up_proj.weight = ms.Parameter(Tensor(old * 2))
     assert np.abs(decode(engine, steps=1) - before).max() > 1e-3
+
+
+def test_several_tokens_of_a_sequence_get_what_each_gets_alone():
+    """Also where other tokens were there before: a guess that was wrong leaves nothing behind."""
+    one, together = engine_of("cpu"), engine_of("cpu")
+    expected = [decode(one, [slot], 3)[:, 0] for slot in (2, 0)]
+    together.extend([2, 0], [[60, 61], [62, 63, 64]], [5, 3])
+    guesses = [[11 + step + slot for step in range(3)] for slot in (2, 0)]
+    for found, wanted in zip(together.extend([2, 0], guesses, [5, 3]), expected):
+        np.testing.assert_array_equal(found, wanted)
