@@ -46,7 +46,7 @@ _STATE = re.compile(
     r"|_device_local_loss|graceful_(exit|init)")
 
 
-def mindformers_tensors(config, mp=1):
+def mindformers_tensors(config, mp):
     """The tensors of a MindFormers file of a model like `config`, as a list of StoredTensor (`split` only).
 
     Args:

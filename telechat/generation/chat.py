@@ -116,12 +116,11 @@ def _template_prompt(tok, history, question, max_length, chat_format, tools, thi
 def _cut(prompt, chat_format, max_length):
     """The end of a prompt's question, with what stands in front of and behind its text."""
     first = len(prompt) - prompt[::-1].index(chat_format.user)  # behind the last user token
-    last = len(prompt) - 1 - prompt[::-1].index(chat_format.bot)
-    room = max_length - first - (len(prompt) - last)
-    if room < 1:
+    behind = prompt[::-1].index(chat_format.bot) + 1  # tokens from the last bot token on
+    if max_length - first - behind < 1:
         raise InputError(f"max_length {max_length} leaves no room for the question behind the system text and tools of "
                          f"{first} tokens; give more, or shorten these")
-    return prompt[:first] + prompt[last - room:last] + prompt[last:]
+    return prompt[:first] + prompt[first - max_length:]
 
 
 def part_ids(tok, part):

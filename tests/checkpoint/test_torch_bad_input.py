@@ -66,6 +66,14 @@ def test_truncated_bin_is_named(tmp_path, make_official, write_official, zip_for
     assert not (tmp_path / "ms").exists()
 
 
+def test_a_file_that_cannot_be_read(tmp_path, make_official, write_official):
+    source = write_official(*make_official("12b"))
+    (source / "pytorch_model.bin").unlink()
+    (source / "pytorch_model.bin").mkdir()
+    with pytest.raises(InputError, match=r"pytorch_model\.bin cannot be read \(Is a directory\)"):
+        torch_to_ms(source, tmp_path / "ms")
+
+
 class Unknown:
     """A class that weights_only must not load."""
 

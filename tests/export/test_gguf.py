@@ -176,6 +176,7 @@ def test_what_the_file_holds(tmp_path):
     model.save_pretrained(tmp_path / "ours")
     weights = {parameter.name: parameter.asnumpy() for parameter in model.get_parameters()}
     size, notes = to_gguf(tmp_path / "ours", tmp_path / "q8.gguf", "q8_0")
+    assert not any("stored as f16" in note for note in notes)
     assert size == (tmp_path / "q8.gguf").stat().st_size and any("no tokenizer" in note for note in notes)
     found = tensors_of(tmp_path / "q8.gguf")
     block = {"attn_norm.weight", "attn_q.weight", "attn_k.weight", "attn_v.weight", "attn_output.weight", "attn_output.bias",

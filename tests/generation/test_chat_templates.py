@@ -140,7 +140,13 @@ def test_oldest_turns_are_dropped_and_the_system_text_stays(model):
     alone = build_prompt(tok, history[:1], "最后", 1 << 20, chat_format)
     assert build_prompt(tok, history, "最后", len(newest) - 1, chat_format) == alone
     long = build_prompt(tok, history, "长" * 400, 60, chat_format)
-    assert len(long) == 60 and long[:3] == alone[:3] and long[-1] == alone[-1]
+    entire = build_prompt(tok, history[:1], "长" * 400, 1 << 20, chat_format)
+    question = len(entire) - entire[::-1].index(chat_format.user)  # where its text begins
+    assert long == entire[:question] + entire[question - 60:], "its end is kept"
+    least = question + 1 + len(entire) - (len(entire) - 1 - entire[::-1].index(chat_format.bot))
+    assert len(build_prompt(tok, history, "长" * 400, least, chat_format)) == least
+    with pytest.raises(InputError, match=f"max_length {least - 1} leaves no room"):
+        build_prompt(tok, history, "长" * 400, least - 1, chat_format)
     with pytest.raises(InputError, match="max_length 4 leaves no room for the question behind the system text"):
         build_prompt(tok, history, "最后", 4, chat_format)
 

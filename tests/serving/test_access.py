@@ -11,7 +11,9 @@ from starlette.datastructures import Headers
 
 from telechat import InputError
 from telechat.serving.access import AccessMiddleware, read_origin
+from telechat.serving.api_error import APIError
 from telechat.serving.api_key import read_api_key
+from telechat.serving.app import _refused
 from telechat.serving.metrics import Metrics
 from tests.conftest import ROOT, load_tool
 
@@ -124,6 +126,12 @@ def test_what_is_no_key_is_not_told(secret, tmp_path):
             read_api_key(*arguments)
         assert str(refused.value) == f"{source} must be one line of printable ASCII characters, without spaces around " \
                                      "them and not empty"
+
+
+@pytest.mark.parametrize("status, later", [(400, None), (429, "1"), (500, None), (503, "1")])
+def test_a_client_is_told_to_try_again_where_that_helps(status, later):
+    answer = asyncio.run(_refused(None, APIError(status, "no")))
+    assert answer.status_code == status and answer.headers.get("retry-after") == later
 
 
 def test_files_that_hold_no_key(tmp_path):

@@ -162,6 +162,17 @@ def test_a_second_interrupt_ends_at_once_what_does_not_return(first):
     assert (process.returncode, process.stderr.read()) == (130, "interrupted; what had been saved before is whole\n")
 
 
+def test_an_interrupt_right_behind_other_signals_is_seen(monkeypatch):
+    reading, writing = os.pipe()
+    os.write(writing, bytes([signal.SIGTERM, signal.SIGTERM, signal.SIGINT]))
+    os.close(writing)
+    broken_off = []
+    monkeypatch.setattr(signals, "_break_off", lambda: broken_off.append(1))
+    signals._watch(reading, None)
+    os.close(reading)
+    assert broken_off == [1]
+
+
 def test_a_second_interrupt_while_saving_leaves_what_was_saved(tmp_path):
     """The second save never gets its name, the first one is resumed from."""
     script = """
