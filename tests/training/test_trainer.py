@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 
 import numpy as np
 import pytest
@@ -17,6 +18,21 @@ from tests.torch_reference import TorchTeleChat, torch_adamw
 
 RECIPE = TrainConfig(learning_rate=1e-3, warmup_steps=2, total_steps=8, betas=(0.9, 0.95), eps=1e-8,
                      weight_decay=0.1, max_grad_norm=1.0)
+
+
+def test_the_recipe_where_nothing_is_said():
+    """Moments, decay and clipping of the official trace."""
+    assert TrainConfig() == TrainConfig(betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, max_grad_norm=1.0, micro_batches=1,
+                                        mask_padding=False, document_mask=False, min_learning_rate=0.0)
+
+
+def test_sums_over_processes_keep_float64_s_digits(monkeypatch):
+    """Collectives take float32: a value goes as two of them."""
+    monkeypatch.setattr("telechat.training.trainer.all_reduce", lambda tensor, group: tensor + tensor)
+    trainer = Trainer(TeleChat(small_config()), TrainConfig())
+    trainer.mesh = types.SimpleNamespace(world=types.SimpleNamespace(size=2))
+    values = 0.1, 123456.789, 1e-7
+    assert trainer._sum_over_world(*values) == pytest.approx([2 * value for value in values], rel=1e-13)
 
 
 @pytest.mark.parametrize("micro_batches", [1, 2])
