@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from telechat.data.conversation import parse_conversation, read_conversations, read_prompts
+from telechat.data.conversation import parse_conversation, parse_messages, read_conversations, read_prompts
 from telechat.errors import InputError
 
 
@@ -139,3 +139,17 @@ def test_prompts_are_refused_where_a_part_would_be_lost(tmp_path):
     path.write_text('{"input": "q", "output": "a"}\n{"input": "q", "instruction": "i"}')
     with pytest.raises(InputError, match='line 2: has the field "instruction", which is not understood here'):
         read_prompts(path)
+
+
+@pytest.mark.parametrize("record", [
+    {"input": "<_user>一<_bot>二<_end><_user>三", "output": "四"},
+    {"input": "三", "output": "四", "history": [["一", "二"]]},
+    {"instruction": "三", "output": "四", "history": [["一", "二"]]},
+    {"messages": [{"role": role, "content": text} for role, text in zip(("user", "assistant") * 2, "一二三四")]},
+    {"conversations": [{"from": who, "value": text} for who, text in zip(("human", "gpt") * 2, "一二三四")]},
+])
+def test_every_form_is_read_for_a_format_with_a_template_too(record):
+    conversation = parse_messages(record)
+    assert [(message["role"], message["content"]) for message in conversation.messages] == list(
+        zip(("user", "bot") * 2, "一二三四"))
+    assert conversation.tools is None and parse_conversation(record) == [("一", "二"), ("三", "四")]
