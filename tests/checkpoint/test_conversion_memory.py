@@ -31,7 +31,7 @@ def peak(call):
         while running:
             highest = max(highest, anonymous())
             time.sleep(0.002)
-    thread = threading.Thread(target=watch)
+    thread = threading.Thread(target=watch, daemon=True)  # an error ends the process
     thread.start()
     call()
     running = False
