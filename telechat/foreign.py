@@ -104,12 +104,11 @@ def refuse_foreign_config(path, values, quantised=False):
 
 
 def _refuse_quantised(directory, method):
-    raise InputError(f"{directory} holds quantised weights{' (' + method + ')' if method else ''}, which cannot be read; "
+    ours = method == "GPTQ"
+    raise InputError(f"{directory} holds quantised weights{' (' + method + ')' if method else ''}, "
+                     f"which {'only answer and are evaluated' if ours else 'cannot be read'}; "
                      "give the directory of the same model in float16, bfloat16 or float32"
-                     f"{_GPTQ if method == 'GPTQ' else ''}")
-
-
-_GPTQ = ", or make one of these: tools/convert.py torch-to-ms --dequantize"
+                     + (", or make one of these: tools/convert.py torch-to-ms --dequantize" if ours else ""))
 
 
 def refuse_foreign_names(directory, names):

@@ -15,10 +15,10 @@ from mindspore import Tensor, nn
 from telechat.config import TeleChatConfig
 from telechat.errors import InputError
 from telechat.nn.block import Block
-from telechat.nn.device import device_parameter
 from telechat.nn.kernel_choice import choose_kernels
 from telechat.nn.layers import Embedding, Linear, RMSNorm, scope, set_kernels
 from telechat.nn.positions import sequence_tables
+from telechat.nn.quantised import weight_parameters
 from telechat.progress import Progress
 
 DTYPES = {"float32": ms.float32, "bfloat16": ms.bfloat16, "float16": ms.float16}
@@ -70,7 +70,7 @@ class TeleChat(nn.Cell):
         tensors = tensors or functools.partial(initial_tensor, config, seed)
 
         def make(name, shape):
-            return device_parameter(tensors(name, shape), self.dtype)  # it takes its name from the cells it sits in
+            return weight_parameters(tensors(name, shape), self.dtype)  # it takes its name from the cells it sits in
 
         self.transformer = Transformer(scope(make, "transformer"), config, self.kernels)
         self.lm_head = None
@@ -159,8 +159,8 @@ class TeleChat(nn.Cell):
         from telechat.checkpoint.layout import parameter_shapes
 
         as_dtype(dtype)
-        config = TeleChatConfig.from_pretrained(directory)
         reader = open_checkpoint(directory, lora)
+        config = reader.config
         reader.check(parameter_shapes(config))
         with Progress("loading weights", len(reader.names), "tensors") as progress:
             def read(name, shape):
@@ -174,9 +174,13 @@ class TeleChat(nn.Cell):
         """Write ``config.json`` and safetensors under the published 12B's names, atomically.
 
         Raises:
-            InputError: the directory cannot be written.
+            InputError: the directory cannot be written, or products are quantised.
         """
         from telechat.checkpoint.writer import write_checkpoint
+
+        if any(getattr(cell, "is_quantised", False) for _, cell in self.cells_and_names()):
+            raise InputError("the model's products are quantised, and it is not written again; copy the directory it was read "
+                             "from")
 
         tensors = ((parameter.name, parameter.asnumpy()) for parameter in self.get_parameters())
         write_checkpoint(directory, self.config, tensors)

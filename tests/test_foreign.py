@@ -1,6 +1,7 @@
 """Directories given by mistake: each is called what it is, by every tool that reads a checkpoint."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -18,6 +19,7 @@ CONFIG = dict(vocab_size=56, hidden_size=48, n_layer=1, n_head=3, ffn_hidden_siz
 LFS = "is a Git LFS pointer, a note of where the file is and not the file itself; fetch it with `git lfs pull`"
 ADAPTER = "is a LoRA adapter (PEFT), the changes to a model and not the model; merge it into its base model first"
 QUANTISED = "holds quantised weights ({}), which cannot be read; give the directory of the same model in float16"
+GPTQ = "holds quantised weights (GPTQ), which only answer and are evaluated; give the directory of the same model in float16"
 FAMILY = "is of another model family ({}), not of TeleChat; give the directory of a TeleChat-1, TeleChat2 or TeleChat3 model"
 WEIGHTS = {"lm_head.weight": np.zeros((56, 48), "f4")}
 
@@ -45,11 +47,9 @@ CASES = [
     ({"adapter_config.json": {"peft_type": "LORA"}, "adapter_model.safetensors": "weights"}, ADAPTER),
     ({"config.json": CONFIG, "adapter_config.json": {}, "adapter_model.bin": b""}, ADAPTER),
     *[({"config.json": {**CONFIG, "quantization_config": {"quant_method": method}}, "model.safetensors": "weights"},
-       QUANTISED.format(name)) for method, name in (("gptq", "GPTQ"), ("awq", "AWQ"), ("bitsandbytes", "bitsandbytes"),
+       QUANTISED.format(name)) for method, name in (("awq", "AWQ"), ("bitsandbytes", "bitsandbytes"),
                                                     ("compressed-tensors", "compressed-tensors"), ("fp8", "fp8"))],
     ({"config.json": {**CONFIG, "quantization_config": {"load_in_4bit": True}}}, QUANTISED.format("bitsandbytes")),
-    ({"config.json": CONFIG, "quantize_config.json": {"bits": 4}, "gptq_model-4bit-128g.bin": b"x"},
-     QUANTISED.format("GPTQ")),
     ({"config.json": CONFIG, "quant_config.json": {"w_bit": 4}}, QUANTISED.format("AWQ")),
     ({"config.json": {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "hidden_size": 8}},
      FAMILY.format("qwen2, Qwen2ForCausalLM")),
@@ -82,15 +82,24 @@ def test_mistaken_directories(tmp_path, files, said):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("files", [
+    {"config.json": {**CONFIG, "quantization_config": {"quant_method": "gptq"}}, "model.safetensors": "weights"},
+    {"config.json": CONFIG, "quantize_config.json": {"bits": 4}, "gptq_model-4bit-128g.bin": b"x"}])
+def test_gptq_where_it_is_of_no_use(tmp_path, files):
+    path = directory_with(tmp_path / "d", files)
+    for read in (TeleChatConfig.from_pretrained, CheckpointReader):
+        with pytest.raises(InputError, match=re.escape(f"{path} {GPTQ}") + ".*--dequantize$"):
+            read(path)
+
+
 def test_the_published_directories_are_none_of_these(reference):
     assert TeleChatConfig.from_pretrained(reference.official) == TeleChatConfig.from_pretrained(reference.directory)
 
 
 def test_what_lies_in_the_reference_material(shared, tmp_path):
-    for name, said in (("gptq_12b_4bit_tiny", QUANTISED.format("GPTQ")), ("lora_12b/adapter_a", ADAPTER)):
-        with pytest.raises(InputError) as refused:
-            torch_to_ms(shared / "reference" / name, tmp_path / "out")
-        assert said in str(refused.value)
+    with pytest.raises(InputError) as refused:
+        torch_to_ms(shared / "reference/lora_12b/adapter_a", tmp_path / "out")
+    assert ADAPTER in str(refused.value)
 
 
 @pytest.mark.parametrize("name, said", [

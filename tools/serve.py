@@ -28,7 +28,7 @@ def main(argv=None):
     from telechat.generation.settings import GenerationSettings
 
     # Everything that can be wrong with the input shows before the weights are read.
-    config = TeleChatConfig.from_pretrained(arguments.load_checkpoint)
+    config = TeleChatConfig.from_pretrained(arguments.load_checkpoint, quantised=True)
     settings = GenerationSettings.load(arguments.load_checkpoint, config)
 
     from telechat.generation.engine import Engine

@@ -16,6 +16,7 @@ from telechat.checkpoint import layout
 from telechat.checkpoint.reader import CheckpointReader
 from telechat.checkpoint.safetensors_files import SafetensorsFiles
 from telechat.errors import InputError
+from telechat.quantization.checkpoint import QuantisedReader, is_quantised
 from telechat.text_files import read_json_object
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -153,6 +154,11 @@ class AdaptedReader:
 
 def open_checkpoint(directory, lora=None):
     """The reader of a checkpoint directory, with the adapter of the directory ``lora`` added where there is one."""
+    if is_quantised(directory):
+        if lora is not None:
+            raise InputError(f"{directory} holds quantised weights, to which the adapter {lora} cannot be added; give it with "
+                             "the model in float16 or bfloat16")
+        return QuantisedReader(directory)
     return CheckpointReader(directory) if lora is None else AdaptedReader(directory, lora)
 
 

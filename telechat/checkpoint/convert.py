@@ -1,6 +1,5 @@
 """Conversion between published torch checkpoints, MindFormers' files and ours."""
 
-import dataclasses
 import itertools
 import math
 import os
@@ -20,7 +19,8 @@ from telechat.checkpoint.writer import (copy_extra_files, refuse_other_weights, 
                                         write_json)
 from telechat.config import TeleChatConfig
 from telechat.errors import InputError
-from telechat.quantization.gptq import DequantisedFiles, quantisation_settings
+from telechat.quantization.checkpoint import canonical_products, quantised_shapes, stored_tensors, with_settings
+from telechat.quantization.gptq import GptqFiles, quantisation_settings
 from telechat.foreign import refuse_foreign_names
 
 MODEL_NAMES = ("telechat_7b", "telechat_12b", "telechat_52b", "telechat2", "telechat3")
@@ -36,7 +36,7 @@ def torch_to_ms(torch_path, mindspore_path, dtype=None, model_name=None, dequant
         mindspore_path: directory to write; what it holds of an older conversion is replaced.
         dtype: "float32", "float16" or "bfloat16" to cast to (nearest, ties to even); None: as it is.
         model_name: one of MODEL_NAMES to make sure that the layout is that model's, or None.
-        dequantize: read weights that AutoGPTQ quantised to 4 or 8 bits, as ordinary ones.
+        dequantize: weights that AutoGPTQ quantised to 4 or 8 bits become ordinary ones; they stay quantised else.
 
     Returns:
         Bytes of the weights written. Peak memory is one tensor (one file for torch's old format).
@@ -49,25 +49,37 @@ def torch_to_ms(torch_path, mindspore_path, dtype=None, model_name=None, dequant
     _check_directories(torch_path, mindspore_path)
     if dtype is not None:
         numpy_dtype(dtype)
-    config = TeleChatConfig.from_pretrained(torch_path, dequantize)
+    config = TeleChatConfig.from_pretrained(torch_path, quantised=True)
     _check_model_name(config, model_name, torch_path)
-    files = _open_weights(torch_path, config, dequantize)
+    files, settings = _open_weights(torch_path, config, dequantize)
     stored = _recognise(files, config, torch_path)
-    if dequantize:
-        extra = {key: value for key, value in config.extra.items() if key != "quantization_config"}
-        config = dataclasses.replace(config, extra=extra)
+    shapes, quantised = layout.parameter_shapes(config), set()
+    config = with_settings(config, settings)
+    if settings is not None:
+        quantised = {parameter for name, tensor in stored.items() if files.is_quantised(name)
+                     for parameter in tensor.parameters}
+        shapes = quantised_shapes(shapes, quantised, settings["bits"], settings["group_size"])
 
     shares = {}  # of parameters that several tensors make up, until the last of them is read
 
     def convert(file):
-        for name, array in files.tensors(file):
-            if name in stored:
-                yield from _parameters(stored[name], array, dtype, shares)
+        if settings is None:
+            for name, array in files.tensors(file):
+                if name in stored:
+                    yield from _parameters(stored[name], array, dtype, shares)
+            return
+        for name in filter(stored.__contains__, files.names(file)):
+            if not files.is_quantised(name):
+                yield from _parameters(stored[name], files.read(name), dtype, shares)
+                continue
+            for parameter, product in canonical_products(stored[name], files.product(name), files.transposed, shares):
+                yield from stored_tensors(parameter, product, settings["bits"])
 
     with tqdm(files.files, desc="converting", unit="shard") as shards:
         # A generator a file: what one file's tensors hold is let go before the next is opened.
         tensors = itertools.chain.from_iterable(map(convert, shards))
-        return write_checkpoint(mindspore_path, config, tensors, extra_from=torch_path)
+        return write_checkpoint(mindspore_path, config, tensors, extra_from=torch_path,
+                                shapes=shapes if quantised else None)
 
 
 def _parameters(tensor, array, dtype, shares=None):
@@ -86,17 +98,19 @@ def _parameters(tensor, array, dtype, shares=None):
 
 
 def _open_weights(directory, config, dequantize):
-    settings = quantisation_settings(directory) if dequantize else None
+    """The weights, and the settings of GPTQ where they are to stay quantised."""
+    settings = quantisation_settings(directory)
     if settings is not None:
         biases = {tensor.name for tensor in layout.official_parameters(config) if tensor.name.endswith(".bias")}
-        return DequantisedFiles(directory, settings, biases)
+        files = GptqFiles(directory, settings, biases, transposed=config.style == "gpt2")
+        return files, None if dequantize else settings
     if dequantize:
         raise InputError(f"{directory} holds no weights that AutoGPTQ quantised; leave --dequantize out")
     if any(map(safetensors_files.is_weight_file, os.listdir(directory))):
-        return SafetensorsFiles(directory)
+        return SafetensorsFiles(directory), None
     if not torch_files.torch_weight_files(directory):
         raise InputError(f"{directory} holds neither pytorch_model*.bin nor model*.safetensors")
-    return TorchFiles(directory)
+    return TorchFiles(directory), None
 
 
 def _recognise(files, config, directory):

@@ -17,7 +17,8 @@ from telechat.errors import InputError
 class CheckpointReader:
     """A directory of ``config.json`` and ``model*.safetensors`` with canonical names.
 
-    Opening reads headers only; `read` reads what it is asked for.
+    Opening reads headers only; `read` reads what it is asked for. ``quantised``: whether there may be tensors of quantised
+    products (quantization/checkpoint.py), which are refused elsewhere.
 
     Attributes:
         directory: its path.
@@ -29,13 +30,13 @@ class CheckpointReader:
             published layout and must be converted first.
     """
 
-    def __init__(self, directory):
+    def __init__(self, directory, quantised=False):
         self.directory = os.fspath(directory)
         if not os.path.isdir(self.directory):
             raise InputError(f"{self.directory} is not a directory; "
                              "give one with config.json and model.safetensors")
         finish_replacing(self.directory)
-        self.config = TeleChatConfig.from_pretrained(self.directory)
+        self.config = TeleChatConfig.from_pretrained(self.directory, quantised)
         convert = ("run `python tools/convert.py torch-to-ms "
                    f"--torch_path {shlex.quote(self.directory)} --mindspore_path DIR` and give that DIR")
         is_ours = any(map(is_weight_file, os.listdir(self.directory)))

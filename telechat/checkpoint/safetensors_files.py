@@ -16,7 +16,7 @@ INDEX = "model.safetensors.index.json"
 _WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
 # Bytes that a thread reads at a time, and how many threads do: one copies 3.5 GB/s out of the page cache.
 PART, READERS = 1 << 24, min(os.cpu_count() or 1, 4)
-_CODES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_CODES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "I32": "int32"}
 
 
 def is_weight_file(name):
@@ -107,7 +107,8 @@ class SafetensorsFiles:
 
     def _read_whole(self, path, name):
         """Without safetensors, whose mapping would be in memory beside the array; a fifth of its time, too."""
-        array = np.empty(self.shapes[name], numpy_dtype(self.dtypes[name]))
+        dtype = self.dtypes[name]
+        array = np.empty(self.shapes[name], np.int32 if dtype == "int32" else numpy_dtype(dtype))
         read_into(memoryview(array.reshape(-1).view(np.uint8)), path, self._offsets[name])
         return array
 
@@ -169,7 +170,7 @@ class SafetensorsWriter:
         self.size = 0
 
     def add(self, name, array):
-        """Append `array` (float32, float16 or bfloat16)."""
+        """Append `array` (float32, float16, bfloat16 or int32)."""
         code = next(code for code, dtype in _CODES.items() if dtype == array.dtype.name)
         self._header[name] = {"dtype": code, "shape": list(array.shape),
                               "data_offsets": [self.size, self.size + array.nbytes]}

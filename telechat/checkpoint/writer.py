@@ -3,6 +3,8 @@
 import json
 import os
 
+import numpy as np
+
 from telechat.checkpoint import dtypes, layout, safetensors_files, torch_files
 from telechat.checkpoint.replace import replacing
 from telechat.checkpoint.safetensors_files import SafetensorsWriter
@@ -14,7 +16,8 @@ EXTRA_FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "ch
 MAX_SHARD_BYTES = 4 * 2**30
 
 
-def write_checkpoint(directory, config, tensors, max_shard_bytes=MAX_SHARD_BYTES, extra_from=None):
+def write_checkpoint(directory, config, tensors, max_shard_bytes=MAX_SHARD_BYTES, extra_from=None,
+                     shapes=None):
     """Write ``config.json`` and ``model*.safetensors`` (with an index if there are several).
 
     An older checkpoint in `directory` is replaced as a whole, other files there stay. Until the
@@ -25,6 +28,7 @@ def write_checkpoint(directory, config, tensors, max_shard_bytes=MAX_SHARD_BYTES
         config: TeleChatConfig; `layout.parameter_shapes` of it says what must come.
         tensors: iterable of (canonical name, numpy array of float32, float16 or bfloat16), any order.
         max_shard_bytes: a file grows no larger than this, unless by a single tensor.
+        shapes: name → shape of what must come where that is not the parameters: quantised products, in int32 too.
         extra_from: directory whose tokenizer and generation_config.json are copied along, or None.
 
     Returns:
@@ -34,13 +38,14 @@ def write_checkpoint(directory, config, tensors, max_shard_bytes=MAX_SHARD_BYTES
         InputError: a tensor is missing, surplus, of a wrong shape or dtype; `directory` cannot be
             written, or holds torch's weights, with which ours must not mix.
     """
-    expected = layout.parameter_shapes(config)
+    expected = shapes or layout.parameter_shapes(config)
     refuse_other_weights(directory, torch_files.is_weight_file)
     with replacing(directory, safetensors_files.is_weight_file) as temporary:
         written = {}
         shards = Shards(temporary, list(expected), max_shard_bytes)
         for name, array in tensors:
-            dtypes.check_dtypes({name: array.dtype.name}, directory)
+            if shapes is None or array.dtype != np.int32:
+                dtypes.check_dtypes({name: array.dtype.name}, directory)
             if name in written:
                 raise InputError(f"{name} came twice while {directory} was written")
             written[name] = array.shape

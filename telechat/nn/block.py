@@ -9,6 +9,7 @@ before the next, which is also what training keeps for the backward pass.
 from mindspore import nn
 
 from telechat.nn.layers import Linear, RMSNorm, scope
+from telechat.nn.quantised import as_arguments
 
 OF_ATTENTION = 5  # weights of `Block.weights`, the first ones; the others are the feed-forward layer's
 
@@ -176,15 +177,18 @@ class Block(nn.Cell):
                                         kernels)
 
     def weights(self):
-        """The layer's parameters in the order of `BlockFunctions.construct`; None for an absent bias."""
+        """The layer's parameters in the order of `BlockFunctions.construct`; None for an absent bias.
+
+        In the place of a quantised weight there is the tuple of nn/quantised.py.
+        """
         attention, mlp = self.self_attention, self.mlp
-        return (self.input_layernorm.weight, attention.query.weight, attention.key_value.weight,
-                attention.dense.weight, attention.dense.bias, self.post_attention_layernorm.weight,
-                mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight, mlp.down_proj.bias)
+        return (self.input_layernorm.weight, attention.query.factor, attention.key_value.factor,
+                attention.dense.factor, attention.dense.bias, self.post_attention_layernorm.weight,
+                mlp.gate_proj.factor, mlp.up_proj.factor, mlp.down_proj.factor, mlp.down_proj.bias)
 
     def tensors(self):
         """`weights` as graphs take them that serve all layers: a Parameter would compile anew for each."""
-        return [None if parameter is None else parameter.data for parameter in self.weights()]
+        return list(map(as_arguments, self.weights()))
 
     def construct(self, x, cos, sin, visible):
         """x (B·S, H) → (B·S, H), without dropout."""

@@ -21,6 +21,7 @@ from telechat.nn.flash_tensors import flash_tensors
 from telechat.nn.long_attention import PieceAttention, Pieces, goes_in_pieces
 from telechat.nn.notes import say_once
 from telechat.nn.positions import causal_mask
+from telechat.nn.quantised import dequantise, in_order
 
 ROWS_AT_ONCE = 2048
 # Logits made at a time in training, as rows × vocabulary. On a CPU 16 MB in float32, so that a chunk stays near the
@@ -102,8 +103,17 @@ class Kernels(nn.Cell):
         return portable.embedding(input_ids, weight, dtype)
 
     def linear(self, x, weight, bias=None):
-        """x (N, in), weight (out, in), bias (out,) or None → x·weightᵀ + bias, (N, out) in x's dtype."""
+        """x (N, in), weight (out, in), bias (out,) or None → x·weightᵀ + bias, (N, out) in x's dtype.
+
+        In the place of a weight there may be the tuple of a quantised one (quantised.py).
+        """
+        if isinstance(weight, tuple):
+            return self.quantised_linear(x, weight, bias)
         return ascend.linear(x, weight, bias) if self.fused else portable.linear(x, weight, bias)
+
+    def quantised_linear(self, x, weight, bias=None):
+        """`linear` with the tuple of a quantised weight, which is dequantised for this product alone."""
+        return portable.linear(in_order(x, weight), dequantise(weight, x.shape[1]), bias)
 
     def add_bias(self, x, bias):
         """x (N, H) + bias (H,); x where bias is None."""

@@ -28,12 +28,24 @@ class Embedding(nn.Cell):
 
 
 class Linear(nn.Cell):
-    """``weight`` (outputs, inputs) and, where the model has one, ``bias`` (outputs,)."""
+    """``weight`` (outputs, inputs), or the tensors of a quantised one, and, where the model has one, ``bias`` (outputs,)."""
 
     def __init__(self, make, inputs, outputs, bias=False):
         super().__init__()
-        self.weight = make("weight", (outputs, inputs))
+        weight = make("weight", (outputs, inputs))
+        self.is_quantised = isinstance(weight, tuple)
+        if self.is_quantised:
+            self.qweight, self.scales, self.order = weight if len(weight) == 3 else (*weight, None)
+        else:
+            self.weight = weight
         self.bias = make("bias", (outputs,)) if bias else None
+
+    @property
+    def factor(self):
+        """What `Kernels.linear` takes as the weight."""
+        if not self.is_quantised:
+            return self.weight
+        return (self.qweight, self.scales) if self.order is None else (self.qweight, self.scales, self.order)
 
 
 class RMSNorm(nn.Cell):

@@ -7,7 +7,6 @@ import mindspore as ms
 
 from telechat.adapters.peft import open_checkpoint
 from telechat.checkpoint.layout import parameter_shapes
-from telechat.config import TeleChatConfig
 from telechat.model import TeleChat
 from telechat.nn.inference import use_inference_kernels
 from telechat.nn.kernels import on_cpu
@@ -75,9 +74,9 @@ def load_tensor_parallel(directory, dtype, mesh, parallel, kernels=None, lora=No
     Raises:
         InputError: the model does not divide by the number of ranks, or files are missing or broken.
     """
-    config = TeleChatConfig.from_pretrained(directory)
-    check_mesh(config, parallel)
     reader = open_checkpoint(directory, lora)
+    config = reader.config
+    check_mesh(config, parallel)
     reader.check(parameter_shapes(config))
     stage = build_stage(config, dtype, mesh, parallel, reader.read, kernels, use_paged_attention=use_paged_attention)
     return TensorParallelModel(stage, mesh.tensor)

@@ -5,9 +5,9 @@ import numpy as np
 from telechat.checkpoint.layout import parameter_shapes
 from telechat.model import as_dtype, initial_tensor
 from telechat.nn.block import Block
-from telechat.nn.device import device_parameter
 from telechat.nn.kernel_choice import choose_kernels
 from telechat.nn.layers import Embedding, Linear, RMSNorm, scope, set_kernels
+from telechat.nn.quantised import weight_parameters
 from telechat.parallel.collectives import CopyTo, GatherRows, ReduceFrom, ScatterRows
 from telechat.parallel.plan import block_shape, is_vocabulary, local_slices, stage_layers, vocabulary_rows
 from telechat.progress import Progress
@@ -123,8 +123,11 @@ def build_stage(config, dtype, mesh, parallel, read, kernels=None, use_flash_att
         if is_vocabulary(name) and len(array) < rows:
             array = np.concatenate([array, np.zeros((rows - len(array), *array.shape[1:]), array.dtype)])
         slices[name] = part
-        parameters[name] = device_parameter(array, dtype, name)
-        return parameters[name]
+        parameter = weight_parameters(array, dtype)
+        if not isinstance(parameter, tuple):  # a quantised weight is nothing that is trained
+            parameter.name = name
+            parameters[name] = parameter
+        return parameter
 
     make_inner = scope(make, "transformer")
     word_embeddings = ln_f = lm_head = None

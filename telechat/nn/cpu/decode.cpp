@@ -20,6 +20,7 @@ constexpr int64_t TASK_ROWS = 32;  // of a weight, that one thread takes at a ti
 constexpr int64_t NORM_ROWS = 8;   // of activations, likewise
 
 enum { NORM1, QUERY, KEY_VALUE, DENSE, DENSE_BIAS, NORM2, GATE, UP, DOWN, DOWN_BIAS, KEYS, VALUES, PER_LAYER };
+constexpr int PRODUCTS = 6, PLACE[] = {-1, 0, 1, 2, -1, -1, 3, 4, 5};  // which product a weight is, from QUERY to DOWN
 
 // Rows of some weights that share their input, spread over the threads.
 template <typename Then>
@@ -70,11 +71,12 @@ void norms(const float* x, int64_t rows, int64_t width, Weight weight, float eps
 // For each of B tokens: which row of `tables` (sequences, table_width) is its sequence's, the token, its position, and
 // its row of cos and sin (B, D), null where there is ALiBi instead: slopes (heads). Tokens of one sequence stand together
 // and rise. outputs: the tokens whose logits are wanted. layers: PER_LAYER addresses each, a null bias for none, and the
-// caches' as `CacheShape` says.
+// caches' as `CacheShape` says; quantised: PRODUCTS for each layer.
 extern "C" __attribute__((visibility("default"))) void decode(
     const DecodeSizes* sizes, const int32_t* sequences, const int32_t* tables, const int32_t* tokens,
     const int32_t* positions, const float* cos, const float* sin, const float* slopes, const int32_t* outputs,
-    const void* embedding, const void* norm, const void* head, const void* const* layers, float* logits) {
+    const void* embedding, const void* norm, const void* head, const void* const* layers,
+    const Quantisation* quantised, float* logits) {
     const DecodeSizes& s = *sizes;
     const Type type = static_cast<Type>(s.type);
     const int64_t batch = s.batch, hidden = s.hidden, dim = s.head_dim, queries = s.heads * dim;
@@ -97,9 +99,10 @@ extern "C" __attribute__((visibility("default"))) void decode(
         };
     };
     const auto nothing = [](int, int64_t, int64_t) {};
-    for (int64_t layer = 0; layer < s.layers; layer++, layers += PER_LAYER) {
-        auto weight = [&](int which) { return Weight{layers[which], type}; };
-        norms(x, batch, hidden, weight(NORM1), s.epsilon, normed);
+    for (int64_t layer = 0; layer < s.layers; layer++, layers += PER_LAYER, quantised += PRODUCTS) {
+        auto vector = [&](int which) { return Weight{layers[which], type}; };
+        auto weight = [&](int which) { return Weight{layers[which], type, quantised[PLACE[which]]}; };
+        norms(x, batch, hidden, vector(NORM1), s.epsilon, normed);
         const Weight first[] = {weight(QUERY), weight(KEY_VALUE)};
         const int64_t first_rows[] = {queries, pairs};
         float* const first_results[] = {query, key_value};
@@ -127,8 +130,8 @@ extern "C" __attribute__((visibility("default"))) void decode(
         });
         const Weight dense = weight(DENSE), down = weight(DOWN);
         float* const delta = normed;
-        products(attended, batch, queries, &dense, &hidden, 1, &delta, add_to_residual(delta, weight(DENSE_BIAS)));
-        norms(x, batch, hidden, weight(NORM2), s.epsilon, normed);
+        products(attended, batch, queries, &dense, &hidden, 1, &delta, add_to_residual(delta, vector(DENSE_BIAS)));
+        norms(x, batch, hidden, vector(NORM2), s.epsilon, normed);
         const Weight gated[] = {weight(GATE), weight(UP)};
         parallel((s.inner + TASK_ROWS - 1) / TASK_ROWS, [&](int64_t task) {
             const int64_t from = task * TASK_ROWS, width = std::min(TASK_ROWS, s.inner - from);
@@ -141,7 +144,7 @@ extern "C" __attribute__((visibility("default"))) void decode(
                     store_first(g, part / (1.0f + exponential(-part)) * other, width - i);
                 }
         });
-        products(gate, batch, s.inner, &down, &hidden, 1, &delta, add_to_residual(delta, weight(DOWN_BIAS)));
+        products(gate, batch, s.inner, &down, &hidden, 1, &delta, add_to_residual(delta, vector(DOWN_BIAS)));
     }
     for (int64_t row = 0; row < s.outputs; row++)
         rms_norm_rows(x + outputs[row] * hidden, 1, hidden, {norm, type}, s.epsilon, normed + row * hidden);

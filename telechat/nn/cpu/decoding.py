@@ -18,6 +18,15 @@ class _Sizes(ctypes.Structure):
     _fields_ += [(name, ctypes.c_float) for name in ("epsilon", "input_mult", "logits_scale")]
 
 
+class _Quantisation(ctypes.Structure):
+    """Quantisation in quantised.h."""
+
+    _fields_ = [("scales", ctypes.c_void_p), ("order", ctypes.c_void_p), ("groups", ctypes.c_int64), ("bits", ctypes.c_int64)]
+
+
+_PRODUCTS = (1, 2, 3, 6, 7, 8)  # places of a block's products in `Block.weights`
+
+
 class DecodeStep:
     """A model whose weights are all here, over a cache in blocks.
 
@@ -46,7 +55,7 @@ class DecodeStep:
             rotation (tuple): the tokens' cos and sin, float32 arrays (N, D), or None where ALiBi is used.
             outputs (list): which of the tokens logits are wanted of.
             embedding, norm, head (Tensor): weights (V, H), (H,), (V, H); all weights of one dtype.
-            blocks (list): for each layer the tensors of `Block.weights`.
+            blocks (list): for each layer what `Block.weights` gives.
             caches (list): for each layer keys and values, float32 (blocks, m, block size, D).
 
         Returns:
@@ -55,8 +64,10 @@ class DecodeStep:
         config, dim = self.config, self.config.head_dim
         shape = caches[0][0].shape
         sizes = _Sizes(len(tokens), len(blocks), config.hidden_size, config.n_head, config.num_key_value_heads, dim,
-                       blocks[0][6].shape[0], head.shape[0], shape[2], table.shape[1], len(outputs),
+                       config.ffn_hidden_size, head.shape[0], shape[2], table.shape[1], len(outputs),
                        TYPES[embedding.dtype], config.layer_norm_epsilon, config.input_mult, config.logits_scale)
+        quantised = (_Quantisation * (len(_PRODUCTS) * len(blocks)))(*(_quantisation(block[place]) for block in blocks
+                                                                       for place in _PRODUCTS))
         addresses = [_address(tensor) for block, pair in zip(blocks, caches) for tensor in (*block, *pair)]
         logits = np.empty((len(outputs), head.shape[0]), np.float32)
         whole = [np.ascontiguousarray(array, np.int32) for array in (sequences, table, tokens, positions)]
@@ -64,12 +75,22 @@ class DecodeStep:
         outputs = np.ascontiguousarray(outputs, np.int32)
         self._decode(ctypes.byref(sizes), *map(_pointer, (*whole, *cos_sin, self.slopes, outputs)),
                      *(ctypes.c_void_p(_address(tensor)) for tensor in (embedding, norm, head)),
-                     (ctypes.c_void_p * len(addresses))(*addresses), _pointer(logits))
+                     (ctypes.c_void_p * len(addresses))(*addresses), quantised, _pointer(logits))
         return logits
 
 
 def _address(tensor):
+    """Of a tensor, or of a quantised weight's packed values."""
+    tensor = tensor[0] if isinstance(tensor, tuple) else tensor
     return None if tensor is None else tensor.data_ptr()
+
+
+def _quantisation(weight):
+    if not isinstance(weight, tuple):
+        return _Quantisation()
+    packed, scales, *order = weight
+    bits = 8 if packed.dtype == ms.int8 else 4
+    return _Quantisation(scales.data_ptr(), order[0].data_ptr() if order else None, scales.shape[1], bits)
 
 
 def _pointer(array):

@@ -44,7 +44,13 @@ class CpuKernels(Kernels):
         return result
 
     def linear(self, x, weight, bias=None):
+        if isinstance(weight, tuple):
+            return self.quantised_linear(x, weight, bias)
         return self.operators.linear(x, weight, bias)
+
+    def quantised_linear(self, x, weight, bias=None):
+        order = weight[2] if len(weight) == 3 else NOTHING
+        return self.operators.quantised_linear(x, weight[0], weight[1], order, NOTHING if bias is None else bias)
 
     def rms_norm(self, x, weight, epsilon):
         return self.operators.rms_norm(x, weight, Tensor(epsilon, ms.float32))

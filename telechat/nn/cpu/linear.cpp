@@ -9,6 +9,14 @@ namespace {
 
 constexpr int64_t FEW = 32;  // rows of x, below which a weight is best read as it lies, once
 constexpr int64_t TASK_ROWS = 32;
+constexpr int64_t DEQUANTISED = 512;  // rows of a quantised weight that are there as float32 at a time
+
+void add_bias(float* result, int64_t rows, int64_t outputs, Weight bias) {
+    if (!bias) return;
+    parallel(rows, [&](int64_t row) {
+        for (int64_t i = 0; i < outputs; i++) result[row * outputs + i] += bias.at(i);
+    });
+}
 
 }  // namespace
 
@@ -29,10 +37,43 @@ OPERATOR(linear) {
                          result + first, outputs);
         });
     }
-    if (bias)
-        parallel(rows, [&](int64_t row) {
-            for (int64_t i = 0; i < outputs; i++) result[row * outputs + i] += bias.at(i);
+    add_bias(result, rows, outputs, bias);
+    return 0;
+}
+
+// x (N, in), weight of 8 bits (int8) or 4 (uint8) with its scales (out, groups), and order (in) or none; bias (out) or
+// none → (N, out).
+OPERATOR(quantised_linear) {
+    const int64_t rows = in.size(0, 0), inputs = in.size(0, 1), outputs = in.size(1, 0);
+    const bool four = std::strstr(in.dtypes[1], "uint8") != nullptr;
+    Quantisation how{in.floats(2), in.absent(3) ? nullptr : in.ints(3), in.size(2, 1), four ? 4 : 8};
+    const float* x = in.floats(0);
+    float* result = in.floats(5);
+    if (rows >= FEW) {
+        if (how.order != nullptr) {
+            float* ordered = scratch(10, rows * inputs);
+            reorder(x, rows, inputs, how.order, ordered);
+            x = ordered;
+        }
+        float* block = scratch(11, std::min(DEQUANTISED, outputs) * inputs);
+        for (int64_t first = 0; first < outputs; first += DEQUANTISED) {
+            const int64_t count = std::min(DEQUANTISED, outputs - first);
+            parallel((count + TASK_ROWS - 1) / TASK_ROWS, [&](int64_t task) {
+                const int64_t from = task * TASK_ROWS;
+                dequantise_rows(in.data[1], how, inputs, first + from, std::min(TASK_ROWS, count - from),
+                                block + from * inputs);
+            });
+            product(rows, count, inputs, {x, Type::float32, inputs, 1}, {block, Type::float32, 1, inputs}, result + first,
+                    outputs, false);
+        }
+    } else {
+        parallel((outputs + TASK_ROWS - 1) / TASK_ROWS, [&](int64_t task) {
+            const int64_t first = task * TASK_ROWS;
+            quantised_rows_product(x, rows, inputs, in.data[1], how, first, std::min(TASK_ROWS, outputs - first),
+                                   result + first, outputs);
         });
+    }
+    add_bias(result, rows, outputs, {in.absent(4) ? nullptr : in.data[4], in.type(4)});
     return 0;
 }
 

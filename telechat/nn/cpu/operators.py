@@ -219,6 +219,7 @@ class Operators(nn.Cell):
         self.linear, self.rms_norm, self.swiglu = Linear(rounded), RmsNorm(), Swiglu()
         self.rotate, self.split_key_value, self.attend = Rotate(), SplitKeyValue(), Attend()
         self.merge_key_value = self.split_key_value.merge
+        self.quantised_linear = _operator("quantised_linear", _product_shape)
         self.write_cache = _operator("write_cache", _one)
         self.cached_attention = _operator("cached_attention", _first)
         self.cross_entropy = _operator("cross_entropy", _loss_shapes, 2)

@@ -125,7 +125,9 @@ void any_rows(const float* x, int64_t batch, int64_t inputs, const T* weight, in
 
 void rows_product(const float* x, int64_t batch, int64_t inputs, Weight weight, int64_t first, int64_t count,
                   float* result, int64_t stride) {
-    if (weight.type == Type::float32)
+    if (weight.how.scales != nullptr)
+        quantised_rows_product(x, batch, inputs, weight.data, weight.how, first, count, result, stride);
+    else if (weight.type == Type::float32)
         any_rows(x, batch, inputs, static_cast<const float*>(weight.data) + first * inputs, count, result, stride);
     else
         any_rows(x, batch, inputs, static_cast<const bfloat16*>(weight.data) + first * inputs, count, result, stride);

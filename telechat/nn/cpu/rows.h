@@ -4,11 +4,13 @@
 #include <cstdint>
 
 #include "product.h"
+#include "quantised.h"
 
-// A weight in rows, or a vector with one row.
+// A weight in rows, or a vector with one row; `type` does not count where it is quantised.
 struct Weight {
     const void* data;
     Type type;
+    Quantisation how = {};
 
     float at(int64_t i) const {
         return type == Type::float32 ? static_cast<const float*>(data)[i]
