@@ -32,10 +32,12 @@ def main(argv=None):
 
     from telechat.generation.generator import Generator
     from telechat.generation.memory import check_inference_memory, plan_cache, runs_operators
+    from telechat.generation.prompt_lookup import check_speculation
     from telechat.generation.session import ChatSession, sampling_params
     from telechat.parallel.inference import load_for_inference
     from telechat.parallel.parallel_config import process_count
 
+    check_speculation("--speculate", arguments.speculate)
     max_length = arguments.max_length or settings.max_length
     batch_size = arguments.batch_size if arguments.independent else 1
     tokens = None
@@ -56,7 +58,8 @@ def main(argv=None):
     status = 0
     # In a conversation a prompt begins with the one before and its answer.
     talks = not arguments.independent and arguments.predict_data is None
-    generator = Generator(model, max_length, batch_size, tokens, not arguments.no_prefix_cache, keep_prefixes=talks)
+    generator = Generator(model, max_length, batch_size, tokens, not arguments.no_prefix_cache, keep_prefixes=talks,
+                          speculate=arguments.speculate)
     seed = terminal.share(arguments.seed if arguments.seed is not None else secrets.randbits(32))
     params = sampling_params(settings, generator, max_new_tokens=arguments.max_new_tokens,
                              temperature=arguments.temperature, top_k=arguments.top_k, top_p=arguments.top_p,
@@ -117,6 +120,9 @@ def parse_arguments(argv):
     parser.add_argument("--seed", type=int, help="of the random draws")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32",
                         help="of the weights in memory; bfloat16 on Ascend")
+    parser.add_argument("--speculate", type=int, default=0, metavar="K",
+                        help="guess up to K tokens ahead from what was said before; the same answers, sooner where they "
+                             "quote")
     parser.add_argument("--no_paged_attention", action="store_true",
                         help="on Ascend: decode on a plain cache, by portable operations")
     parser.add_argument("--ignore_memory", action="store_true", help="start though memory does not seem to suffice")

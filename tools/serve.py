@@ -9,6 +9,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from telechat.cli import ArgumentParser, path_argument, run  # noqa: E402
 from telechat.errors import InputError  # noqa: E402
+from telechat.generation.prompt_lookup import check_speculation  # noqa: E402
 from telechat.progress import Progress  # noqa: E402
 from telechat.serving.api_key import hide_argument, read_api_key  # noqa: E402
 
@@ -63,10 +64,11 @@ def main(argv=None):
                                       False if arguments.no_paged_attention else None)
     # What one process has room for may be less than what another has: all take the least.
     plan = CachePlan(*map(min, *gather_objects(list(plan), world))) if world.size > 1 else plan
-    engine = Engine(model, plan.length, not arguments.no_prefix_cache)
+    engine = Engine(model, plan.length, not arguments.no_prefix_cache, arguments.speculate)
     cache = cache_bytes(config, 1, plan.tokens, cache_width(arguments.dtype), process_count())
     reserve(engine, plan, cache)
-    service = Service(engine, world, Metrics(), arguments.max_queue, arguments.time_limit, arguments.prefill_chunk)
+    service = Service(engine, world, Metrics(), arguments.max_queue, arguments.time_limit, arguments.prefill_chunk,
+                      arguments.speculate)
     StopSignals(service, world)
     if http is None:
         service.warm_up()
@@ -142,6 +144,9 @@ def parse_arguments(argv):
                              "of the first question")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32",
                         help="of the weights in memory; bfloat16 on Ascend")
+    parser.add_argument("--speculate", type=int, default=0, metavar="K",
+                        help="guess up to K tokens ahead from what was said before; the same answers, sooner where they "
+                             "quote")
     parser.add_argument("--no_paged_attention", action="store_true",
                         help="on Ascend: decode on a plain cache, by portable operations")
     parser.add_argument("--ignore_memory", action="store_true", help="start though memory does not seem to suffice")
@@ -154,6 +159,7 @@ def parse_arguments(argv):
         value = getattr(arguments, name)
         if value is not None and value < least:
             raise InputError(f"--{name} must be at least {least}, not {value}")
+    check_speculation("--speculate", arguments.speculate)
     if arguments.port > 65535:
         raise InputError(f"--port must be at most 65535, not {arguments.port}")
     if not arguments.time_limit > 0:

@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import typing
 
+from telechat.generation.prompt_lookup import PromptLookup
 from telechat.generation.sampling import Sampler, TokenLogprobs, token_logprobs
 
 
@@ -33,6 +34,7 @@ class _Sequence:
     params: object  # SamplingParams
     room: int  # how many more tokens may come
     arrival: int
+    lookup: PromptLookup  # guesses its next tokens; None: nobody does
     slot: int = None  # of the engine; None: it waits
     computed: int = 0  # tokens whose keys and values the cache holds
 
@@ -58,18 +60,21 @@ class Batch:
     Args:
         engine (Engine): after ``reserve``.
         chunk (int): how many tokens of prompts `prefill` reads at most; None: whole prompts.
+        speculate (int): how many tokens are guessed ahead at most, so that `decode` may bring several at once.
 
     Attributes:
         preemptions (int): how often a sequence was put back.
+        guessed, right (int): tokens that were computed as guesses, and those of them that came to be.
     """
 
-    def __init__(self, engine, chunk=None):
+    def __init__(self, engine, chunk=None, speculate=0):
         self._engine = engine
         self._chunk = chunk
+        self._speculate = speculate
         self._waiting = []  # in the order of arrival
         self._slots = {}  # slot → _Sequence
         self._arrivals = itertools.count()
-        self.preemptions = 0
+        self.preemptions = self.guessed = self.right = 0
 
     def __len__(self):
         return len(self._waiting) + len(self._slots)
@@ -89,8 +94,9 @@ class Batch:
             index (int): of the sampler, so that equal prompts get different draws.
         """
         room = min(params.max_new_tokens, self._engine.length - len(prompt))
+        lookup = PromptLookup(self._speculate) if self._speculate else None
         self._waiting.append(_Sequence(key, list(prompt), Sampler(params, index, len(prompt)), params, room,
-                                       next(self._arrivals)))
+                                       next(self._arrivals), lookup))
 
     def remove(self, key):
         """Give up a sequence; its slot and blocks are free at once. One that has ended already is no error."""
@@ -116,17 +122,58 @@ class Batch:
             return [step for part in parts for step in self._read_alone(part)]
 
     def decode(self):
-        """One more token for every sequence whose prompt is read: a list of `Step`."""
+        """One more token for every sequence whose prompt is read, or as many as were guessed right and one more.
+
+        Returns:
+            list of Step: those of a sequence in their order.
+        """
         running = [sequence for sequence in self._by_arrival() if not _is_unread(sequence)]
         running = [sequence for sequence in running if self._make_room(sequence)]
         running = [sequence for sequence in running if sequence.slot is not None]  # a later one may have had to go
         if not running:
             return []
         running.sort(key=lambda sequence: sequence.slot)
-        logits = self._engine.decode([sequence.slot for sequence in running],
-                                     [sequence.ids[-1] for sequence in running],
+        guesses = self._guesses(running)
+        logits = self._engine.extend([sequence.slot for sequence in running],
+                                     [[sequence.ids[-1], *guess] for sequence, guess in zip(running, guesses)],
                                      [len(sequence.ids) - 1 for sequence in running])
-        return [self._take(sequence, row) for sequence, row in zip(running, logits)]
+        return [step for taken in map(self._take_guessed, running, guesses, logits) for step in taken]
+
+    def _guesses(self, running):
+        """What may follow each sequence's newest token: nothing where the blocks that their next tokens need do not allow it."""
+        if not self._speculate:
+            return [[] for _ in running]
+        table, guesses = self._engine.table, []
+        next_blocks = [table.missing(sequence.slot, len(sequence.ids) + 1) for sequence in running]
+        spare = self._engine.available - sum(next_blocks)
+        for sequence, own in zip(running, next_blocks):
+            guess = sequence.lookup.guess(sequence.ids, sequence.room - 1)
+            missing = table.missing(sequence.slot, len(sequence.ids) + len(guess))
+            if missing > 0 and missing - own > spare:
+                guess = []
+            elif missing > 0:
+                spare -= missing - own
+                self._engine.grow(sequence.slot, len(sequence.ids) + len(guess))
+            guesses.append(guess)
+        return guesses
+
+    def _take_guessed(self, sequence, guess, logits):
+        """The next tokens of a sequence, from the logits behind its newest token and behind each guess.
+
+        Each is drawn as ever; those behind a guess count as long as what was drawn is what was guessed. So the answer
+        is drawn from the same distribution, and with the same logits it is the same. (It is what rejection sampling
+        comes to where a guess is one token for certain: Leviathan et al., arXiv:2211.17192.)
+        """
+        steps = []
+        for row, following in zip(logits, [*guess, None]):
+            steps.append(self._take(sequence, row))
+            if steps[-1].reason is not None or steps[-1].token != following:
+                break
+        if guess:
+            right = sum(step.token == token for step, token in zip(steps, guess))
+            self.guessed, self.right = self.guessed + len(guess), self.right + right
+            sequence.lookup.judge(right)
+        return steps
 
     def _by_arrival(self):
         return sorted(self._slots.values(), key=lambda sequence: sequence.arrival)

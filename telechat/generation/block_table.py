@@ -93,7 +93,7 @@ class BlockTable:
 
     def grow(self, slot, length):
         """Give a sequence the blocks that ``length`` tokens need; False, and nothing, where there are not enough."""
-        missing = -(-length // self.block_size) - self._held[slot]
+        missing = self.missing(slot, length)
         if missing > self.pool.available:
             return False
         for _ in range(missing):
@@ -101,9 +101,13 @@ class BlockTable:
             self._held[slot] += 1
         return True
 
+    def missing(self, slot, length):
+        """How many more blocks a sequence takes before it has ``length`` tokens."""
+        return max(-(-length // self.block_size) - self._held[slot], 0)
+
     def lacks(self, slot, length):
         """Whether a sequence will take more blocks before it has ``length`` tokens."""
-        return self._held[slot] * self.block_size < length
+        return self.missing(slot, length) > 0
 
     def remember(self, slot, ids, count):
         """The first ``count`` of a sequence's tokens ``ids`` are computed: their full blocks may be shared."""

@@ -27,12 +27,13 @@ class Engine:
         model (TeleChat or TensorParallelModel): the model.
         max_length (int): the longest sequence, prompt and answer together.
         reuse (bool): whether sequences that begin with the same tokens share what the cache holds of them.
+        guesses (int): how many tokens more than one `decode` is to take of a sequence.
 
     Attributes:
         slots, length (int): how many sequences run at a time, and the tokens of one, at most; of `reserve`.
     """
 
-    def __init__(self, model, max_length, reuse=True):
+    def __init__(self, model, max_length, reuse=True, guesses=0):
         self.model = model
         self.max_length = max_length
         self.reuse = reuse
@@ -46,7 +47,7 @@ class Engine:
         step = None
         if not functions.is_surrounded:
             step = model.kernels.decode_step(config, None if functions.rotary else alibi_slopes(config.n_head))
-        self._steps = GraphSteps(model, max_length) if step is None else OperatorSteps(model, step, self._tables)
+        self._steps = GraphSteps(model, max_length, 1 + guesses) if step is None else OperatorSteps(model, step, self._tables)
 
     def reserve(self, slots, length, blocks=None):
         """Make room for ``slots`` sequences of up to ``length`` tokens; unless there is just that, what was held is lost.
@@ -185,8 +186,9 @@ class Engine:
 
     def compile(self, size):
         """Compile decoding for a batch of ``size``; no sequence may run."""
-        self.decode(range(size), [0] * size, [0] * size)
-        for slot in range(size):
+        slots = sorted(row % self.slots for row in range(size))
+        self.decode(slots, [0] * size, [0] * size)
+        for slot in set(slots):
             self.end(slot)
 
     def warm_up(self, longest):
@@ -198,5 +200,5 @@ class Engine:
             self.prefill([0], [[0] * size])
             self.end(0)
             size *= 2
-        for size in {1, self.slots}:  # what is between follows while nobody waits
+        for size in {1, self.slots, max(self.uncompiled)}:  # what is between follows while nobody waits
             self.compile(size)

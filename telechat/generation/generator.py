@@ -3,6 +3,7 @@
 from telechat.errors import InputError
 from telechat.generation.batch import Batch
 from telechat.generation.engine import Engine
+from telechat.generation.prompt_lookup import check_speculation
 from telechat.model import check_ids
 
 
@@ -17,13 +18,16 @@ class Generator:
         prefix_cache (bool): whether prompts that begin with the same tokens share what was computed of them.
         keep_prefixes (bool): whether a prompt that begins as one of an earlier call shares what was computed then. Only
             where the weights stay as they are.
+        speculate (int): how many tokens are guessed ahead at most, see `PromptLookup`; answers are the same, and come
+            sooner where they quote.
 
     Raises:
-        InputError: max_length or batch_size is not positive.
+        InputError: max_length or batch_size is not positive, or speculate negative.
     """
 
     def __init__(self, model, max_length=2048, batch_size=1, cache_tokens=None, prefix_cache=True,
-                 keep_prefixes=False):
+                 keep_prefixes=False, speculate=0):
+        self.speculate = check_speculation("speculate", speculate)
         for name, value in (("max_length", max_length), ("batch_size", batch_size)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise InputError(f"{name} must be a positive whole number, not {value!r}")
@@ -32,7 +36,7 @@ class Generator:
         self.batch_size = batch_size
         self.keep_prefixes = keep_prefixes
         self.cache_tokens = cache_tokens
-        self._engine = Engine(model, max_length, prefix_cache)
+        self._engine = Engine(model, max_length, prefix_cache, self.speculate)
 
     def generate(self, prompts, params):
         """Answer each prompt.
@@ -104,7 +108,7 @@ class Generator:
         self._engine.reserve(slots, length, blocks)
         if not self.keep_prefixes:
             self._engine.forget()
-        batch = Batch(self._engine)
+        batch = Batch(self._engine, speculate=self.speculate)
         try:
             for index, prompt in enumerate(prompts):
                 batch.add(index, prompt, params, index)

@@ -37,10 +37,12 @@ class GraphSteps:
     Args:
         model (TeleChat or TensorParallelModel): the model.
         max_length (int): the longest sequence.
+        tokens (int): that `decode` is to take of a sequence at a time, at most.
     """
 
-    def __init__(self, model, max_length):
+    def __init__(self, model, max_length, tokens=1):
         self.model = model
+        self._tokens = tokens
         self.max_length = max_length
         functions = model.transformer.h[0].functions
         self._key_value_heads = functions.key_value_heads
@@ -131,9 +133,11 @@ class GraphSteps:
 
     @property
     def batch_sizes(self):
-        """Of `decode`: the powers of two, and the number of slots."""
+        """Of `decode`: the powers of two up to that which holds all rows, and the number of slots."""
         slots = self._shape[0]
-        return [*(1 << power for power in range((slots - 1).bit_length())), slots]
+        rows = slots * self._tokens
+        powers = (rows - 1).bit_length() + (rows > slots)
+        return sorted({*(1 << power for power in range(powers)), slots})
 
     @property
     def uncompiled(self):
@@ -160,7 +164,7 @@ class GraphSteps:
         return logits[:count]
 
     def _choose_size(self, count):
-        if count > self._shape[0]:  # several tokens a sequence
+        if count > self.batch_sizes[-1]:  # more tokens of a sequence than were announced
             return 1 << (count - 1).bit_length()
         enough = [size for size in self.batch_sizes if size >= count]
         compiled = [size for size in enough if size not in self.uncompiled]

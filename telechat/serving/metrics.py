@@ -45,7 +45,7 @@ class Metrics:
         self._histograms = {
             "time_to_first_token_seconds": (Histogram(SECONDS), "From a request's arrival to its first token."),
             "request_seconds": (Histogram(SECONDS), "From a request's arrival to the end of its answer."),
-            "decode_seconds": (Histogram(SECONDS), "One token for every sequence of the batch."),
+            "decode_seconds": (Histogram(SECONDS), "One step of decoding for every sequence of the batch."),
             "batch_size": (Histogram(SIZES), "Sequences advanced together by one decoding step."),
         }
 
@@ -73,6 +73,8 @@ class Metrics:
                 "prefix_cache_hit_tokens_total": (table.hits, "Tokens of prompts that the cache held already."),
                 "prefix_cache_evictions_total": (table.pool.evictions, "Blocks with known tokens, given up for others."),
                 "preemptions_total": (batch.preemptions, "Sequences put back to wait because the cache was full."),
+                "guessed_tokens_total": (batch.guessed, "Tokens that were guessed ahead (--speculate)."),
+                "guessed_right_tokens_total": (batch.right, "Those of them that came to be."),
                 "cache_blocks": (table.pool.count, f"Blocks of the cache, {table.block_size} tokens each."),
                 "cache_blocks_free": (table.pool.available, "Blocks that no running sequence holds."),
                 "cache_blocks_known": (table.pool.remembered, "Full blocks that sequences that begin alike can share."),

@@ -77,6 +77,7 @@ class Service:
         queue_limit (int): most sequences that wait.
         time_limit (float): seconds that an answer may take, waiting included.
         prefill_chunk (int): most tokens of prompts that are read between two tokens of the answers; None: whole prompts.
+        speculate (int): how many tokens of an answer are guessed ahead at most.
 
     Attributes:
         stopping (bool): set it to end: what was accepted is answered, nothing new is taken.
@@ -84,7 +85,7 @@ class Service:
         deliver (callable): takes a list of `Event`; called in the loop's thread.
     """
 
-    def __init__(self, engine, world, metrics, queue_limit=64, time_limit=600.0, prefill_chunk=None):
+    def __init__(self, engine, world, metrics, queue_limit=64, time_limit=600.0, prefill_chunk=None, speculate=0):
         self.engine = engine
         self.world = world
         self.metrics = metrics
@@ -92,7 +93,7 @@ class Service:
         self.time_limit = time_limit
         self.stopping = self.over = False
         self.deliver = lambda events: None
-        self._batch = Batch(engine, prefill_chunk)
+        self._batch = Batch(engine, prefill_chunk, speculate)
         self._news = threading.Condition()  # guards the three below
         self._waiting = collections.deque()
         self._leaving = set()  # keys
@@ -178,7 +179,7 @@ class Service:
                 begin = time.monotonic()
                 steps = self._batch.decode()
                 if steps:
-                    self.metrics.observe("batch_size", len(steps))
+                    self.metrics.observe("batch_size", len({step.key for step in steps}))
                     self.metrics.observe("decode_seconds", time.monotonic() - begin)
                 self._emit(steps)
                 self.metrics.cache(self.engine, self._batch)

@@ -42,14 +42,14 @@ def place(rank, size):
 
 
 def test_four_processes_give_the_tokens_of_one(checkpoint, tmp_path):
-    """Prompts of different lengths together, greedy with a penalty; and sampled with a seed."""
+    """Prompts of different lengths together, sampled with a seed and a penalty; the four guess ahead."""
     (tmp_path / "questions.jsonl").write_text("\n".join(json.dumps({"input": text}) for text in QUESTIONS),
                                               encoding="utf-8")
     arguments = ["--load_checkpoint", checkpoint, "--input_file", tmp_path / "questions.jsonl", "--independent",
                  "--max_new_tokens", 24, "--repetition_penalty", 1.3, "--temperature", 0.7, "--seed", 11]
     expected = alone(*arguments)
     assert len(set(expected)) > 40  # the model says something
-    job = run_job(tmp_path, 4, GENERATE, *arguments)
+    job = run_job(tmp_path, 4, GENERATE, *arguments, "--speculate", 3)
     assert [shown(log) for log in job.logs] == [place(0, 4) + expected, *(place(rank, 4) for rank in (1, 2, 3))]
 
 

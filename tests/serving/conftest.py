@@ -113,7 +113,7 @@ class CountingEngine(TableEngine):
         return np.stack([self._logits(prompt[-1]) for prompt in prompts])
 
     def decode(self, slots, tokens, positions):
-        assert len(set(slots)) == len(tokens) == len(positions) and all(0 <= slot < self.slots for slot in slots)
+        assert len(set(zip(slots, positions))) == len(tokens) == len(slots) and all(0 <= slot < self.slots for slot in slots)
         self.decodes += 1
         if self.decodes == self.fail_at:
             raise MemoryError("no more")

@@ -42,6 +42,7 @@ USES = [
      ["error: the prompt has 5 tokens, and max_length 2 leaves no room for an answer; shorten the prompt or raise "
       "max_length"]),
     ("generate", [*GENERATE, "--seed", "-1"], ["error: seed must be a whole number of at least 0, not -1"]),
+    ("generate", [*GENERATE, "--speculate", "-1"], ["error: --speculate must be a whole number from 0 to 64, not -1"]),
     ("generate", [*GENERATE, "--dtype", "int8"],
      ["error: argument --dtype: invalid choice: 'int8' (choose from 'float32', 'bfloat16', 'float16'); generate.py "
       "--help lists the flags"]),
@@ -85,6 +86,7 @@ USES = [
      ["error: --cache_memory 0.01MB holds ", " tokens, and a sequence of 100 takes ", " GB: give at least that, or lower "
       "--max_length 100"]),
     ("serve", [*SERVE, "--max_queue", "-1"], ["error: --max_queue must be at least 0, not -1"]),
+    ("serve", [*SERVE, "--speculate", "100"], ["error: --speculate must be a whole number from 0 to 64, not 100"]),
     ("serve", [*SERVE, "--port", "-1"], ["error: --port must be at least 0, not -1"]),
     ("serve", [*SERVE, "--port", "70000"], ["error: --port must be at most 65535, not 70000"]),
     ("serve", [*SERVE, "--time_limit", "0"], ["error: --time_limit must be above 0 seconds, not 0.0"]),
