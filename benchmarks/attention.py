@@ -37,30 +37,26 @@ def weight(name, shape):
 
 
 def ours_alone(length, passes):
-    """In a child: the library's attention, in the pieces that a layer makes of it."""
+    """In a child: the library's attention, as a layer in training calls it, from and to heads as a layer has them."""
     import mindspore as ms
-    import numpy as np
 
     from telechat.config import TeleChatConfig
-    from telechat.nn.kernels import Kernels
-    from telechat.nn.long_attention import Pieces
+    from telechat.nn.kernel_choice import choose_kernels
 
-    pieces, attention = Pieces(TeleChatConfig(**SIZE), length), Kernels().in_pieces
-
-    def cut(array):
-        return [ms.Tensor(np.ascontiguousarray(array[:, :, start:start + pieces.size])) for start in pieces.starts]
-
-    shape = (1, HEADS, length, DIM)
-    queries, keys, values, dresults = (cut(draw(seed, *shape)) for seed in range(4))
+    config = TeleChatConfig(**SIZE)
+    kernels = choose_kernels(config, ms.float32)
+    visible = kernels.attention_tensors(config, length)
+    query, key, value, dresult = (ms.Tensor(draw(seed, 1, HEADS, length, DIM).transpose(0, 2, 1, 3).reshape(length, -1))
+                                  for seed in range(4))
+    query, key, value = (kernels.split_heads(x, length, DIM) for x in (query, key, value))
 
     def run():
-        results, normalisers = attention.attend(queries, keys, values, pieces)
-        inners = [(dresult * result).sum(-1, keepdims=True) * -1.0 for dresult, result in zip(dresults, results)]
-        outcome = results, *attention.attend_backward(queries, keys, values, normalisers, dresults, inners, pieces)
+        attended, kept = kernels.attention_in_training(query, key, value, *visible, 1.0)
+        outcome = attended, *kernels.attention_backward(dresult, attended, query, key, value, kept, *visible, 1.0)
         ms.runtime.synchronize()
         return outcome
 
-    return _figures(run, passes, lambda part: sum(float((piece.asnumpy() ** 2).sum()) for piece in part))
+    return _figures(run, passes, lambda part: float((part.asnumpy() ** 2).sum()))
 
 
 def best_alone(length, passes):
@@ -86,14 +82,15 @@ def ours_layer(length, passes):
     import telechat
     from telechat.config import TeleChatConfig
     from telechat.nn.block_passes import BlockPasses
-    from telechat.nn.long_attention import Pieces
     from telechat.nn.positions import sequence_tables
 
     config = TeleChatConfig(**SIZE)
-    block = telechat.TeleChat(config, tensors=weight).transformer.h[0]
+    model = telechat.TeleChat(config, tensors=weight)
+    block = model.transformer.h[0]
     passes_of = BlockPasses(block.functions)
     weights = [None if parameter is None else parameter.data for parameter in block.weights()]
-    tables, drops = (*map(ms.Tensor, sequence_tables(config, length)), Pieces(config, length), None, None), (None,) * 3
+    tables = *map(model.kernels.rotary_tensor, sequence_tables(config, length)), *model.kernels.attention_tensors(config, length)
+    drops = (None,) * 3
     x, dy = (ms.Tensor(draw(seed, length, SIZE["hidden_size"])) for seed in range(2))
 
     def run():

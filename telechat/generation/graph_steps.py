@@ -11,8 +11,8 @@ from telechat.checkpoint.layout import parameter_shapes
 from telechat.generation.graphs import Decode, DecodeBlocks, ExtendAttention, Logits, PrefillAttention
 from telechat.nn.block import OF_ATTENTION
 from telechat.nn.block_graphs import FeedForward
-from telechat.nn.long_attention import Pieces
-from telechat.nn.long_block import LongPrefillAttention
+from telechat.nn.blockwise_attention import BlockMasks
+from telechat.nn.blockwise_block import PrefillAttentionByBlocks
 from telechat.progress import Progress, track
 
 SMALLEST_PREFILL = 32
@@ -47,7 +47,7 @@ class GraphSteps:
         functions = model.transformer.h[0].functions
         self._key_value_heads = functions.key_value_heads
         self._prefill_attention = PrefillAttention(functions)
-        self._long_prefill_attention = LongPrefillAttention(functions)
+        self._prefill_attention_by_blocks = PrefillAttentionByBlocks(functions)
         self._extend_attention = ExtendAttention(functions)
         self._feed_forward = FeedForward(functions)
         self._logits = Logits(model)
@@ -123,7 +123,8 @@ class GraphSteps:
         index = kernels.cache_index(places, self._key_value_heads, table.block_size)
         if not any(starts):  # all that they see is here
             visible = kernels.attention_tensors(config, size, heads=self.model.own_heads)
-            attention = self._long_prefill_attention if isinstance(visible[0], Pieces) else self._prefill_attention
+            by_blocks = isinstance(visible[0], BlockMasks)
+            attention = self._prefill_attention_by_blocks if by_blocks else self._prefill_attention
             return attention, (*tables, *visible, index), 2
         length = bucket(int(positions.max()) + 1, SMALLEST_CACHE, table.table.shape[1] * table.block_size)
         blocks = -(-length // table.block_size)

@@ -25,7 +25,7 @@ class PrefillAttention(nn.Cell):
         query, key, value = f.heads(*f.project_qkv(x, norm, query, key_value), cos, sin)
         written = kernels.write_cache(key_cache, value_cache, key, value, index)
         attended = kernels.merge_heads(kernels.attention(query, key, value, mask, shift, documents, f.scale))
-        return kernels.by_workers(ops.depend(f.project_attention(x, attended, dense, dense_bias), written))
+        return ops.depend(f.project_attention(x, attended, dense, dense_bias), written)
 
 
 class ExtendAttention(nn.Cell):
@@ -43,7 +43,7 @@ class ExtendAttention(nn.Cell):
         query, key, value = f.heads(*f.project_qkv(x, norm, query, key_value), cos, sin)
         written = kernels.write_cache(key_cache, value_cache, key, value, index)
         attended = kernels.attention_over_cache(query, keys, values, written, table, mask, shift, f.scale)
-        return kernels.by_workers(f.project_attention(x, kernels.merge_heads(attended), dense, dense_bias))
+        return f.project_attention(x, kernels.merge_heads(attended), dense, dense_bias)
 
 
 class Logits(nn.Cell):
@@ -55,7 +55,7 @@ class Logits(nn.Cell):
 
     @ms.jit
     def construct(self, x, delta):
-        return self.model.kernels.by_workers(self.model.head(x if delta is None else x + delta))
+        return self.model.head(x if delta is None else x + delta)
 
 
 class DecodeBlocks(nn.Cell):

@@ -9,9 +9,9 @@ from telechat.fields import byte_size
 from telechat.generation.operator_steps import ROWS
 from telechat.memory_check import available_bytes, check_memory, gigabytes
 from telechat.model import as_dtype
+from telechat.nn.blockwise_attention import SCORES, is_long
 from telechat.nn.kernel_choice import cpu_obstacle
 from telechat.nn.kernels import ROWS_AT_ONCE, on_cpu
-from telechat.nn.long_attention import PIECE, is_long
 from telechat.parallel.mesh import local_process_count
 from telechat.parallel.parallel_config import process_count
 
@@ -63,11 +63,11 @@ def inference_memory(config, dtype, prompt, prompts=1, slots=0, length=0, logits
     width = FLOAT32 if dtype == "float32" else 2
     shapes = parameter_shapes(config)
     heads = (config.n_head + 2 * config.num_key_value_heads) * config.head_dim // processes
-    rows, side = prompt * prompts, PIECE if is_long(prompt, 0.0) else prompt
+    rows, scores = prompt * prompts, SCORES if is_long(prompt) else prompt ** 2
     if operators:
-        rows, side = min(rows, ROWS), 0
+        rows, scores = min(rows, ROWS), 0
     work = rows * (_HIDDEN * config.hidden_size + _HEADS * heads)
-    work += _SCORES * prompts * config.n_head // processes * side ** 2
+    work += _SCORES * prompts * config.n_head // processes * scores
     work += 3 * min(rows, ROWS_AT_ONCE) * config.ffn_hidden_size // processes
     work += _LOGITS * logits * config.vocab_size
     largest = max(map(math.prod, shapes.values()))

@@ -2,7 +2,7 @@
 
 Each is compiled once and used for every layer, with the weights as arguments: compile time does not
 grow with depth, and between the forward and the backward pass only the inputs of the products are
-kept, and of short sequences attention's probabilities. Weights are handed over as ``parameter.data``:
+kept, and by operators that give it the logarithm of each row's sum. Weights are handed over as ``parameter.data``:
 a Parameter argument would compile anew for each layer. A product's gradient does not need the
 product's result, so in a backward pass the compiler drops every forward product but that of scores to
 be made again; what is computed twice is the cheap rest (norms, SwiGLU, a longer sequence's softmax).
@@ -34,21 +34,20 @@ class Attention(nn.Cell):
         """x (rows, H) → the same behind attention, and what `backward` starts from."""
         f = self.functions
         q, k, v = f.heads(*f.project_qkv(x, norm, query, key_value), cos, sin)
-        attended, probabilities = f.kernels.attention_in_training(q, k, v, mask, shift, documents, f.scale,
+        attended, log_sums = f.kernels.attention_in_training(q, k, v, mask, shift, documents, f.scale,
                                                                   drop_attention)
-        return (f.kernels.by_workers(f.project_attention(x, attended, dense, dense_bias, drop_dense)),
-                q, k, v, probabilities, attended)
+        return f.project_attention(x, attended, dense, dense_bias, drop_dense), q, k, v, log_sums, attended
 
     @ms.jit
-    def backward(self, dmiddle, x, q, k, v, probabilities, attended, cos, sin, mask, shift, documents, drop_attention,
+    def backward(self, dmiddle, x, q, k, v, log_sums, attended, cos, sin, mask, shift, documents, drop_attention,
                  drop_dense, norm, query, key_value, dense, dense_bias):
         """The result's gradient → those of x, norm, query, key_value, dense and, where there is one, its bias."""
         f = self.functions
         dense_grads = gradient(f.project_attention)(x, attended, dense, dense_bias, drop_dense, dmiddle)
-        dheads = f.kernels.attention_backward(dense_grads[1], attended, q, k, v, probabilities, mask, shift, documents,
+        dheads = f.kernels.attention_backward(dense_grads[1], attended, q, k, v, log_sums, mask, shift, documents,
                                               f.scale, drop_attention)
         qkv_grads = gradient(f.project_qkv)(x, norm, query, key_value, f.heads_backward(*dheads, cos, sin))
-        return (f.kernels.by_workers(dense_grads[0] + qkv_grads[0]), qkv_grads[1], qkv_grads[2], qkv_grads[3],
+        return (dense_grads[0] + qkv_grads[0], qkv_grads[1], qkv_grads[2], qkv_grads[3],
                 dense_grads[2], *with_bias(dense_grads, dense_bias, 3))
 
 
@@ -97,7 +96,7 @@ class FeedForward(nn.Cell):
         """The block's output, gate and up for a chunk of rows."""
         f = self.functions
         g, u = f.project_gate_up(middle, norm, gate, up)
-        return f.kernels.by_workers(f.project_down(middle, g, u, down, down_bias, drop)), g, u
+        return f.project_down(middle, g, u, down, down_bias, drop), g, u
 
     @ms.jit
     def backward_rows(self, dy, middle, g, u, drop, norm, gate, up, down, down_bias):
@@ -107,7 +106,7 @@ class FeedForward(nn.Cell):
             g, u = f.project_gate_up(middle, norm, gate, up)
         down_grads = gradient(f.project_down)(middle, g, u, down, down_bias, drop, dy)
         gate_grads = gradient(f.project_gate_up)(middle, norm, gate, up, (down_grads[1], down_grads[2]))
-        return (f.kernels.by_workers(down_grads[0] + gate_grads[0]), gate_grads[1], gate_grads[2], gate_grads[3],
+        return (down_grads[0] + gate_grads[0], gate_grads[1], gate_grads[2], gate_grads[3],
                 down_grads[3], *with_bias(down_grads, down_bias, 4))
 
 

@@ -2,8 +2,8 @@
 
 from telechat.nn.block import OF_ATTENTION
 from telechat.nn.block_graphs import Attention, FeedForward
-from telechat.nn.long_attention import Pieces
-from telechat.nn.long_block import LongAttention
+from telechat.nn.blockwise_attention import BlockMasks
+from telechat.nn.blockwise_block import AttentionByBlocks
 
 
 class BlockPasses:
@@ -18,7 +18,7 @@ class BlockPasses:
     """
 
     def __init__(self, functions):
-        self.attention, self.long_attention = Attention(functions), LongAttention(functions)
+        self.attention, self.attention_by_blocks = Attention(functions), AttentionByBlocks(functions)
         self.feed_forward = FeedForward(functions)
 
     def forward(self, x, tables, drops, weights):
@@ -45,4 +45,4 @@ class BlockPasses:
         return dx, *gradients, *outer
 
     def _attention_for(self, tables):
-        return self.long_attention if isinstance(tables[2], Pieces) else self.attention
+        return self.attention_by_blocks if isinstance(tables[2], BlockMasks) else self.attention

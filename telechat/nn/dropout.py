@@ -81,11 +81,11 @@ def keep_scale(rate):
     return 2 ** 16 / (2 ** 16 - threshold(rate))
 
 
-def dropout_mask(rows, columns, rate, place, streams):
+def dropout_mask(rows, columns, rate, place, streams, first_row=0):
     """The masks of a `Place`'s sequences and some streams of its layer.
 
     Args:
-        rows, columns (int): of a mask.
+        rows, columns (int): of a mask; of rows only those from ``first_row`` on.
         rate (float): the probability of dropping, in [0, 1).
         place (Place): where it is used.
         streams (iterable of int): heads, or one of the outputs.
@@ -104,7 +104,7 @@ def dropout_mask(rows, columns, rate, place, streams):
     for mask, counter in zip(masks, counters):
         for first in range(0, rows, rows_at_once):
             last = min(first + rows_at_once, rows)
-            blocks = np.arange(first * width, last * width, dtype=np.uint64)
+            blocks = np.arange((first_row + first) * width, (first_row + last) * width, dtype=np.uint64)
             lanes = philox((blocks, *counter), place.key).astype("<u4", copy=False).view("<u2")
             kept = lanes.reshape(last - first, width * LANES)[:, :columns] >= limit
             np.multiply(kept, scale, out=mask[first:last])

@@ -60,7 +60,7 @@ class HeadLoss(nn.Cell):
     def construct(self, x, rows, labels, weights, norm, head):
         """Weighted losses of x's ``rows``, float32 (R,), without gradients."""
         logits = self.logits(ops.gather(x, rows, 0), norm, head)
-        return self.kernels.by_workers(self.cross_entropy(logits, labels, weights)[0])
+        return self.cross_entropy(logits, labels, weights)[0]
 
     @ms.jit
     def backward(self, x, rows, labels, weights, norm, head):
@@ -72,7 +72,7 @@ class HeadLoss(nn.Cell):
         losses, dlogits = self.cross_entropy(self.logits(hidden, norm, head), labels, weights)
         dhidden, dnorm, dhead = _gradient(self.logits)(hidden, norm, head, dlogits.astype(x.dtype))
         dx = ops.unsorted_segment_sum(dhidden, rows, x.shape[0])
-        return self.kernels.by_workers(losses), dx, dnorm, dhead.astype(ms.float32)
+        return losses, dx, dnorm, dhead.astype(ms.float32)
 
 
 class Accumulate(nn.Cell):
@@ -144,4 +144,4 @@ class Update(nn.Cell):
                                          decay if parameter.ndim > 1 else no_decay)
             # Chained, so that the result is there only when the last tensor is updated.
             done = ops.depend(done, updated)
-        return self.kernels.by_workers(done * clip)
+        return done * clip

@@ -15,10 +15,10 @@ from telechat.errors import InputError
 from telechat.nn import ascend_kernels as ascend
 from telechat.nn import cached_attention as cached
 from telechat.nn import portable_kernels as portable
+from telechat.nn.blockwise_attention import BlockwiseAttention, causal_blocks, dropout_blocks, is_long
 from telechat.nn.device import device_tensor, on_cpu
 from telechat.nn.dropout import dropout_mask
 from telechat.nn.flash_tensors import flash_tensors
-from telechat.nn.long_attention import PieceAttention, Pieces, goes_in_pieces
 from telechat.nn.notes import say_once
 from telechat.nn.positions import causal_mask
 from telechat.nn.quantised import dequantise, in_order
@@ -67,7 +67,7 @@ class Kernels(nn.Cell):
         self.paged = paged
         self.keep_prob = keep_prob
         self.for_cpu = not fused and on_cpu()  # with what only MindSpore's CPU backend needs
-        self.in_pieces = PieceAttention(self.by_workers)
+        self.blockwise_attention = BlockwiseAttention()
         # Rows of a feed-forward layer at a time: a device's fused operations are best left whole.
         self.rows_at_once = None if fused else ROWS_AT_ONCE
         self.logits_at_once = LOGITS_ON_CPU if on_cpu() else LOGITS_ON_CARD
@@ -87,10 +87,6 @@ class Kernels(nn.Cell):
     def for_training(self):
         """The kernels that train a model whose answers these compute; the same, unless training may be less exact."""
         return self
-
-    def by_workers(self, result):
-        """A result of a graph, unchanged; on CPU the graph is run by MindSpore's worker threads alone."""
-        return portable.by_workers(result) if self.for_cpu else result
 
     def embeds_in_graphs(self, dtype):
         """Whether `embedding` of a table in ``dtype`` may be part of a compiled graph."""
@@ -190,21 +186,31 @@ class Kernels(nn.Cell):
 
         Returns:
             (mask, shift, documents). Portable: the additive mask, float32 (1 or B, 1 or n, S, S), or for long
-            sequences `Pieces`, and two times None. Flash: those of `flash_tensors`.
+            sequences `BlockMasks` of it, and two times None. Flash: those of `flash_tensors`.
         """
         if self.flash and not (dropout and length % 8):
             return flash_tensors(config, length, self.dtype, padding, documents, heads, dropout)
         if self.flash:
             say_once("attention by portable operations: with dropout flash attention takes lengths of a multiple of 8")
-        if goes_in_pieces(self, length, dropout):
-            return Pieces(config, length, padding, documents, heads), None, None
+        if self.goes_by_blocks(length, dropout):
+            return causal_blocks(config, length, padding, documents, heads), None, None
         return device_tensor(causal_mask(config, length, padding, documents, heads)), None, None
+
+    def goes_by_blocks(self, length, dropout=False):
+        """Whether attention over ``length`` tokens goes by blocks of queries.
+
+        In float32 only, which is what a CPU computes in; not with the masks that a card's own generator makes whole.
+        """
+        return not self.flash and self.dtype == ms.float32 and is_long(length) and not (dropout and self.fused)
 
     def attention_dropout(self, length, rate, place, heads):
         """Dropout masks of some heads over sequences of ``length`` tokens, as `attention` takes them; None for rate 0.
 
-        place (Place): with heads as its streams. (B, n, S, S) in float32, or for flash attention bits.
+        place (Place): with heads as its streams. (B, n, S, S) in float32, `BlockMasks` of them where attention goes by
+        blocks, or for flash attention bits.
         """
+        if rate and self.goes_by_blocks(length, dropout=True):
+            return dropout_blocks(length, rate, place, heads)
         if rate == 0 or not self.fused:
             return _tensor(dropout_mask(length, length, rate, place, heads))
         if self.flash and length % 8 == 0:
@@ -235,7 +241,7 @@ class Kernels(nn.Cell):
             Tensor: query's shape and dtype; softmax in float32.
         """
         if not isinstance(mask, Tensor):
-            return self.in_pieces(query * scale, key, value, mask)
+            return self.blockwise_attention(query, key, value, mask, scale, dropout)
         if not self.flash:
             return portable.attention(query, key, value, mask, scale, dropout)
         if mask.dtype != ms.float32:
@@ -246,19 +252,14 @@ class Kernels(nn.Cell):
     def attention_in_training(self, query, key, value, mask, shift, documents, scale, dropout=None):
         """`attention` of tensors with its heads merged, (B·S, n·D), and what `attention_backward` may take besides.
 
-        That is the probabilities, float32 (B, n, S, S), where they are worth their memory, else None.
+        That is the logarithm of each row's sum of exponentials, float32 (B, n, S), or None.
         """
-        if not self.flash:
-            return portable.attention_in_training(query, key, value, mask, scale, dropout)
         return self.merge_heads(self.attention(query, key, value, mask, shift, documents, scale, dropout)), None
 
-    def attention_backward(self, dattended, attended, query, key, value, probabilities, mask, shift, documents, scale,
+    def attention_backward(self, dattended, attended, query, key, value, log_sums, mask, shift, documents, scale,
                            dropout=None):
         """The gradients of query, key and value, from that of ``attended``: as `attention_in_training` gave it."""
-        if not self.flash:
-            return portable.attention_backward(dattended, attended, query, key, value, probabilities, mask, scale,
-                                               dropout)
-        dresult = self.split_heads(dattended, query.shape[1], query.shape[3])
+        dresult = self.split_heads(dattended, query.shape[1 if self.flash else 2], query.shape[3])
         return _gradient(self.attention)(query, key, value, mask, shift, documents, scale, dropout, dresult)[:3]
 
     def cache_shape(self, blocks, size, heads, dim):

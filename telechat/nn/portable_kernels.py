@@ -1,30 +1,34 @@
 """The computing kernels in operations that every device has; `telechat.nn.kernels` says what each computes.
 
-They are spelt as was measured to be fast on CPU: a product as one MatMul over 2-D activations,
-RMSNorm by ReduceMean and Rsqrt, softmax attention with an additive mask.
+They are written to be read, and are what the tests of the other kernels compare with. One thing is bent: what is smaller
+than the other operand is repeated first (`expand`), and heads are split off and stacked instead of transposed, since on a
+CPU MindSpore's kernels that broadcast or transpose keep 16 to 20 bytes for every element as long as their graph exists.
 """
 
 import math
 
 import mindspore as ms
-from mindspore import Tensor, ops
-
-from telechat.nn.portable_gradients import (AddBias, Attend, MergeHeads, RmsNorm, Rotate, SplitHeads, SplitKeyValue,
-                                            Swiglu, merged_key_value, sums_by_head)
+from mindspore import Tensor, nn, ops
 
 # What a masked score gets: finite, so that a row with nothing to attend to stays finite too.
 MASKED = -1e30
 
-# For so many rows of x the product weight·xᵀ takes less time than x·weightᵀ on CPU, with 16 rows a fifth.
-FEWEST_TURNED, MOST_TURNED = 5, 64
-
 _matmul = ops.MatMul(transpose_b=True)
-_add_bias, _rms_norm, _rotate, _swiglu, _attend = AddBias(), RmsNorm(), Rotate(), Swiglu(), Attend()
-_split_heads, _split_key_value, _merge_heads = SplitHeads(), SplitKeyValue(), MergeHeads()
+_product = ops.BatchMatMul()
+_product_bt = ops.BatchMatMul(transpose_b=True)
+_product_at = ops.BatchMatMul(transpose_a=True)
+_bias_add = ops.BiasAdd()
+_softmax = ops.Softmax(-1)
+_sum = ops.ReduceSum(keep_dims=True)
+_tile = ops.Tile()
 _gather = ops.Gather()
+_mean = ops.ReduceMean(keep_dims=True)
 _adam, _assign = ops.Adam(), ops.Assign()
-_tile = ops.Tile()  # as in portable_gradients.py, what is small is tiled
-_sine = ops.Sin()
+
+
+def expand(small, x):
+    """``small`` repeated to the shape of x: each of its axes is as long as x's or 1."""
+    return _tile(small, tuple([x.shape[axis] // small.shape[axis] for axis in range(x.ndim)]))
 
 
 def embedding(input_ids, weight, dtype):
@@ -42,48 +46,48 @@ def embedding_of_bits(input_ids, weight, dtype):
 
 def linear(x, weight, bias=None):
     """x (N, in), weight (out, in), bias (out,) or None → x·weightᵀ + bias, (N, out) in x's dtype."""
-    weight = weight.astype(x.dtype)
-    if FEWEST_TURNED <= x.shape[0] <= MOST_TURNED:
-        return add_bias(_matmul(weight, x).transpose(1, 0), bias)
-    return add_bias(_matmul(x, weight), bias)
+    return add_bias(_matmul(x, weight.astype(x.dtype)), bias)
 
 
 def add_bias(x, bias):
     """x (N, H) + bias (H,); x where bias is None."""
-    return x if bias is None else _add_bias(x, bias.astype(x.dtype))
+    return x if bias is None else _bias_add(x, bias.astype(x.dtype))
 
 
 def rms_norm(x, weight, epsilon):
     """RMSNorm (arXiv:1910.07467) of x (N, H) with weight (H,); statistics in float32, x's dtype out."""
-    return _rms_norm(x.astype(ms.float32), weight.astype(ms.float32), epsilon).astype(x.dtype)
+    wide = x.astype(ms.float32)
+    normed = wide * expand(ops.rsqrt(_mean(wide * wide, -1) + epsilon), wide)
+    return (normed * expand(weight.astype(ms.float32).reshape(1, -1), wide)).astype(x.dtype)
 
 
 def split_heads(x, length, dim):
     """(B·S, n·D) → (B, n, S, D)."""
-    return _split_heads(x, length, dim)
-
-
-def split_key_value(x, length, dim):
-    """(B·S, m·2D), [k|v] head by head, → keys and values, (B, m, S, D) each."""
-    return _split_key_value(x, length, dim)
+    return ops.stack(ops.split(x.reshape(-1, length, x.shape[1]), dim, 2), 1)
 
 
 def merge_heads(x):
     """(B, n, S, D) → (B·S, n·D)."""
-    return _merge_heads(x)
+    return ops.concat(ops.split(x, 1, 1), 3).reshape(-1, x.shape[1] * x.shape[3])
+
+
+def split_key_value(x, length, dim):
+    """(B·S, m·2D), [k|v] head by head, → keys and values, (B, m, S, D) each."""
+    return ops.split(split_heads(x, length, 2 * dim), dim, 3)
 
 
 def merge_key_value(key, value):
     """The inverse of `split_key_value`."""
-    return merged_key_value(key, value)
+    return merge_heads(ops.concat((key, value), 3))
 
 
 def rotate(x, cos, sin):
-    """Rotary positions in the rotate-half form.
+    """Rotary positions in the rotate-half form: x·cos + (−x₂, x₁)·sin.
 
     x (B, heads, S, D); cos and sin float32, (1, 1, S, D) or (B, 1, S, D), both halves of D equal.
     """
-    return _rotate(x, cos.astype(x.dtype), sin.astype(x.dtype))
+    first, second = ops.split(x, x.shape[3] // 2, 3)
+    return x * expand(cos.astype(x.dtype), x) + ops.concat((-second, first), 3) * expand(sin.astype(x.dtype), x)
 
 
 def attention(query, key, value, mask, scale, dropout=None):
@@ -102,53 +106,57 @@ def attention(query, key, value, mask, scale, dropout=None):
     return _attend(query * scale, key, value, mask, dropout)
 
 
-def keeps_probabilities(length, dim):
-    """Whether training keeps attention's probabilities of sequences of ``length`` with heads of size ``dim``.
+class _Attend(nn.Cell):
+    """softmax(query·keyᵀ + mask)·dropout·value, as of `attention`."""
 
-    That is a head's and token's S numbers, beside the some 12·D (H is n·D) that a block keeps anyway.
-    """
-    return length <= 4 * dim
+    def construct(self, query, key, value, mask, dropout):
+        dropped = self.dropped(self.probabilities(query, key, mask), dropout).astype(query.dtype)
+        return _product(self.by_key_head(dropped, key), value).reshape(query.shape)
+
+    def probabilities(self, query, key, mask):
+        scores = self.scores(query, key).astype(ms.float32)
+        return _softmax(scores + expand(mask, scores))
+
+    def scores(self, query, key):
+        """query·keyᵀ: (B, n, S, T)."""
+        scores = _product_bt(self.by_key_head(query, key), key)
+        return scores.reshape(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
+
+    def by_key_head(self, x, key):
+        """(B, n, S, …) → (B, m, n/m·S, …): below each head of keys (B, m, T, D) the rows of all its n/m heads."""
+        return x.reshape(key.shape[0], key.shape[1], -1, x.shape[3])
+
+    def dropped(self, probabilities, dropout):
+        return probabilities if dropout is None else probabilities * dropout
+
+    def bprop(self, query, key, value, mask, dropout, out, dout):
+        """dS = P·(dP − Σ dP·P), and that sum is Σ dout·out (Dao et al., arXiv:2205.14135, section B.2)."""
+        probabilities = self.probabilities(query, key, mask)
+        dropped = self.by_key_head(self.dropped(probabilities, dropout).astype(query.dtype), key)
+        dprobabilities = self.dropped(self.scores(dout, value).astype(ms.float32), dropout)
+        total = _sum((dout * out).astype(ms.float32), -1)
+        dscores = probabilities * (dprobabilities - expand(total, dprobabilities))
+        dscores = self.by_key_head(dscores.astype(query.dtype), key)
+        return (_product(dscores, key).reshape(query.shape), _product_at(dscores, self.by_key_head(query, key)),
+                _product_at(dropped, self.by_key_head(dout, key)), ops.zeros_like(mask),
+                None if dropout is None else ops.zeros_like(dropout))
 
 
-def attention_in_training(query, key, value, mask, scale, dropout=None):
-    """`attention` with its heads merged, and the probabilities; None where `keeps_probabilities` says no."""
-    query = query * scale
-    probabilities = _attend.probabilities(query, key, mask)
-    result = _attend.result(query, key, value, probabilities, dropout)
-    return merge_heads(result), probabilities if keeps_probabilities(*query.shape[2:]) else None
-
-
-def attention_backward(dattended, attended, query, key, value, probabilities, mask, scale, dropout=None):
-    """The gradients of query, key and value from that of `attention_in_training`'s first result, ``attended``."""
-    length, dim = query.shape[2:]
-    query = query * scale
-    if probabilities is None:
-        probabilities = _attend.probabilities(query, key, mask)
-    total = sums_by_head((dattended * attended).astype(ms.float32), length, dim)
-    dquery, dkey, dvalue = _attend.backward(split_heads(dattended, length, dim), total, query, key, value,
-                                            probabilities, dropout)
-    return dquery * scale, dkey, dvalue
+_attend = _Attend()
 
 
 def swiglu(gate, up):
     """SiLU(gate)·up (arXiv:2002.05202), elementwise."""
-    return _swiglu(gate, up)
+    return gate * ops.sigmoid(gate) * up
 
 
 def token_cross_entropy(logits, labels, weights):
-    """Losses and gradient in one pass over the logits."""
+    """The gradient of the sum is (probabilities − 1 at the label)·weight."""
     logits = logits.astype(ms.float32)
-    width = (1, logits.shape[1])
-    # ReduceMax takes six times as long on CPU.
-    shifted = logits - _tile(ops.ArgMaxWithValue(axis=-1, keep_dims=True)(logits)[1], width)
-    exponentials = ops.exp(shifted)
-    total = ops.ReduceSum(keep_dims=True)(exponentials, -1)
-    rows = ops.arange(0, labels.shape[0]).astype(ms.int32)
-    index = ops.stack((rows, labels), -1)
-    losses = ops.log(total).reshape(-1) - ops.gather_nd(shifted, index)
-    gradient = exponentials * _tile(weights.reshape(-1, 1) / total, width)
-    gradient = ops.tensor_scatter_add(gradient, index, -weights)
-    return losses * weights, gradient
+    index = ops.stack((ops.arange(labels.shape[0]).astype(ms.int32), labels), -1)
+    losses = -ops.gather_nd(ops.log_softmax(logits, -1), index) * weights
+    gradient = _softmax(logits) * expand(weights.reshape(-1, 1), logits)
+    return losses, ops.tensor_scatter_add(gradient, index, -weights)
 
 
 def adamw_scalars(updates, rate, betas, epsilon, decay):
@@ -159,10 +167,7 @@ def adamw_scalars(updates, rate, betas, epsilon, decay):
 
 
 def adamw(parameter, first_moment, second_moment, gradient, step, rate, beta1, beta2, epsilon, left):
-    """Weight decay, then Adam, whose own bias correction is off: `adamw_scalars` folds it into rate and epsilon.
-
-    AdamWeightDecay, one kernel for both, takes two to four times as long on CPU.
-    """
+    """Weight decay, then Adam, whose own bias correction is off: `adamw_scalars` folds it into rate and epsilon."""
     decayed = _assign(parameter, parameter * left)
     return _adam(ops.depend(parameter, decayed), first_moment, second_moment, 0.0, 0.0, rate, beta1, beta2, epsilon,
                  gradient)
@@ -179,24 +184,3 @@ def sums_of_squares(tensors, by_rows):
             squares = squares.sum().reshape(1)
         rows = rows + (squares if squares.ndim == 1 else squares.sum(axis=-1),)
     return ops.concat(rows)
-
-
-def by_workers(result):
-    """``result``, out of a graph that MindSpore's worker threads run: one with more than 100 kernels.
-
-    The thread that calls a smaller graph runs it itself, and yields in a loop while the workers compute: three
-    threads on two cores, so that a product gets 97 or 190 GFLOP/s as it happens (benchmarks/README.md).
-    What makes the graph large are kernels on one number; together they take some 0.3 ms.
-    """
-    return ops.depend(result, _hundred_kernels(ops.ones((1,), ms.float32)))
-
-
-def _hundred_kernels(x):
-    """Nested calls: a loop that MindSpore unrolls takes 0.17 s to compile, these 0.02 s."""
-    ten = _ten_kernels
-    return ten(ten(ten(ten(ten(ten(ten(ten(ten(ten(x))))))))))
-
-
-def _ten_kernels(x):
-    sine = _sine
-    return sine(sine(sine(sine(sine(sine(sine(sine(sine(sine(x))))))))))

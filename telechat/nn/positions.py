@@ -46,7 +46,7 @@ def token_tables(config, tables, start, count, prompt_length):
     return tuple(np.concatenate(pair) for pair in zip(*parts))
 
 
-def causal_mask(config, length, attention_mask=None, documents=None, heads=slice(None)):
+def causal_mask(config, length, attention_mask=None, documents=None, heads=slice(None), queries=slice(None)):
     """Additive mask of causal self-attention, with ALiBi's bias where the model has it.
 
     Args:
@@ -55,18 +55,19 @@ def causal_mask(config, length, attention_mask=None, documents=None, heads=slice
         attention_mask (array, shape (B, S)): 0 hides a token (padding); None for no padding.
         documents (array of int, shape (B, S)): tokens see those of the same number only; None: all.
         heads (slice): of the n_head heads, those wanted, n.
+        queries (slice): of the S tokens, those whose rows are wanted, Q.
 
     Returns:
-        float32 array of shape (1 or B, 1 or n, S, S).
+        float32 array of shape (1 or B, 1 or n, Q, S).
     """
     positions = np.arange(length)
-    visible = (positions[:, None] >= positions[None, :])[None, None]
+    visible = (positions[queries, None] >= positions[None, :])[None, None]
     if attention_mask is not None:
         visible = visible & (np.asarray(attention_mask) != 0)[:, None, None, :]
     if documents is not None:
         documents = np.asarray(documents)
-        visible = visible & (documents[:, None, :, None] == documents[:, None, None, :])
-    bias = alibi_bias(config.n_head, positions, positions)[None, heads] if config.position_embedding == "alibi" else 0
+        visible = visible & (documents[:, None, queries, None] == documents[:, None, None, :])
+    bias = alibi_bias(config.n_head, positions[queries], positions)[None, heads] if config.position_embedding == "alibi" else 0
     return np.where(visible, bias, MASKED).astype(np.float32)
 
 

@@ -39,11 +39,12 @@ class Workload:
     activation_bytes: int
     logit_rows: typing.Callable  # logit_rows(N) → how many of N rows of logits are made at a time
     mask_padding: bool = False
-    piece: int = None  # attention in pieces of so many tokens (nn/long_attention.py); None: over all at once
+    scores_at_once: int = None  # attention's, of one head and sequence; None: all S²
     rows_at_once: int = None  # rows of a feed-forward layer at a time (nn/block_graphs.py); None: all
     on_cpu: bool = False  # MindSpore's CPU kernels keep tables of their own, see `index_tables`
-    keeps_probabilities: bool = False  # attention's, float32, for the backward pass (nn/portable_kernels.py)
-    own_operators: bool = False  # those of nn/cpu: lower weights' gradients in float32, updates in place and outside graphs
+    # Those of nn/cpu: attention keeps a number a head and token for the backward pass, lower weights' gradients are
+    # float32, updates happen in place and outside graphs.
+    own_operators: bool = False
 
     @property
     def gradient_bytes(self):
@@ -149,15 +150,13 @@ def layer_activations(model, parallel, workload):
     """What one layer keeps of one micro-batch without recomputation: the inputs of its products.
 
     That is x and the second residual (rows, H), cut by sequence parallelism; queries, keys and values,
-    attention's result, gate and up, cut by tensor parallelism; a number a head where attention goes in pieces;
-    and attention's probabilities where these are kept.
+    attention's result, gate and up, cut by tensor parallelism; and a number a head by operators of our own.
     """
     share = block_shape(model, parallel.tensor)
     cut = share.head_dim * 2 * (share.n_head + share.num_key_value_heads) + 2 * share.ffn_hidden_size
-    cut += share.n_head if workload.piece else 0
-    probabilities = score_elements(model, parallel, workload) if workload.keeps_probabilities else 0
-    return FLOAT32 * probabilities + workload.activation_bytes * (
-        2 * workload.kept_tokens(parallel) * model.hidden_size + workload.tokens(parallel) * cut)
+    cut += share.n_head if workload.own_operators else 0
+    return workload.activation_bytes * (2 * workload.kept_tokens(parallel) * model.hidden_size
+                                        + workload.tokens(parallel) * cut)
 
 
 def activation_bytes(model, parallel, workload, stage):
@@ -173,15 +172,15 @@ def activation_bytes(model, parallel, workload, stage):
     first, last = stage == 0, stage == parallel.pipeline - 1
     under_way = min(parallel.pipeline - stage, workload.micro_batches)
     sent = workload.micro_batches * ((not last) + (not first))
-    masks = score_elements(model, parallel, workload) if workload.mask_padding and not workload.piece else 0
+    masks = score_elements(model, parallel, workload) if workload.mask_padding and not workload.scores_at_once else 0
     masks //= 1 if model.position_embedding == "alibi" else model.n_head // parallel.tensor
     return under_way * (layers * layer + masks * FLOAT32) + (sent + last) * hidden
 
 
 def score_elements(model, parallel, workload):
-    """How many attention scores are made at a time: sequences · heads · S², or of one pair of pieces."""
-    side = workload.piece or workload.sequence_length
-    return workload.sequences(parallel) * model.n_head // parallel.tensor * side ** 2
+    """How many attention scores are made at a time: sequences · heads · S², or by blocks."""
+    scores = workload.scores_at_once or workload.sequence_length ** 2
+    return workload.sequences(parallel) * model.n_head // parallel.tensor * scores
 
 
 def dropout_bytes(model, parallel, workload):
@@ -314,8 +313,7 @@ def _block_work(model, parallel, workload, parameters):
 
 
 def _constants(model, parallel, workload):
-    """The causal mask and the rotary tables; in pieces ALiBi's bias between two of them, and its causal form."""
-    alibi = model.position_embedding == "alibi"
-    masks = (model.n_head // parallel.tensor * (2 if workload.piece else 1)) if alibi else 1
-    side = workload.piece or workload.sequence_length
-    return FLOAT32 * (masks * side ** 2 + workload.sequence_length * 2 * model.head_dim)
+    """The causal mask, or what a block of queries needs of it, and the rotary tables."""
+    masks = model.n_head // parallel.tensor if model.position_embedding == "alibi" else 1
+    scores = workload.scores_at_once or workload.sequence_length ** 2
+    return FLOAT32 * (masks * scores + workload.sequence_length * 2 * model.head_dim)

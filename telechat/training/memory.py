@@ -5,9 +5,8 @@ import functools
 
 from telechat.model import as_dtype
 from telechat.nn import kernel_choice, kernels
+from telechat.nn.blockwise_attention import SCORES, is_long
 from telechat.nn.cpu.build import ATTENTION_BLOCK as BLOCK
-from telechat.nn.long_attention import PIECE, is_long
-from telechat.nn.portable_kernels import keeps_probabilities
 from telechat.parallel.estimate import FLOAT32, Workload, stage_memory
 from telechat.parallel.mesh import mesh_shape
 from telechat.parallel.parallel_config import process_count
@@ -36,13 +35,12 @@ def workload_of(model, run, sequence_length, on_cpu=False):
     rows = functools.partial(head_rows, vocab_size=model.vocab_size, logits=logits)
     own = on_cpu and run.train.kernels != "portable" and kernel_choice.cpu_obstacle(as_dtype(run.train.dtype)) is None
     if own:
-        piece = BLOCK  # of the operators' attention
+        scores = BLOCK ** 2  # of the operators' attention
     else:
-        piece = PIECE if on_cpu and is_long(sequence_length, model.attention_dropout) else None
-    keeps = on_cpu and not piece and keeps_probabilities(sequence_length, model.head_dim)
+        scores = SCORES if on_cpu and is_long(sequence_length) else None
     return Workload(sequence_length, run.batch_size, run.train.micro_batches, width,
-                    FLOAT32 if on_cpu else width, rows, run.train.mask_padding, piece,
-                    kernels.ROWS_AT_ONCE if on_cpu else None, on_cpu, keeps, own)
+                    FLOAT32 if on_cpu else width, rows, run.train.mask_padding, scores,
+                    kernels.ROWS_AT_ONCE if on_cpu else None, on_cpu, own)
 
 
 def stage_memories(model, run, sequence_length):

@@ -1,4 +1,4 @@
-"""Training with attention in pieces, the tensors and the sequence cut over two processes, under the real msrun."""
+"""Training with attention by blocks, the tensors and the sequence cut over two processes, under the real msrun."""
 
 import json
 
@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from telechat import TeleChat, TrainConfig, Trainer
-from telechat.nn import long_attention
+from telechat.nn import blockwise_attention
 from tests.test_model import small_config
 
 RECIPE = dict(learning_rate=1e-3)
 PARALLEL = dict(tensor=2, sequence_parallel=True)
-LENGTH = long_attention.WHOLE + 17  # the last is predicted only; the others go in three pieces, the last a short one
+LENGTH = blockwise_attention.LONGEST_WHOLE + 17  # the last is predicted only; the others go by blocks, the last a short one
 
 
 def test_a_step_over_two_processes_is_that_of_one(msrun, tmp_path, monkeypatch):
@@ -26,7 +26,7 @@ def test_a_step_over_two_processes_is_that_of_one(msrun, tmp_path, monkeypatch):
                 parallel=PARALLEL, evaluate=True, output=str(tmp_path / "output"))
     (tmp_path / "cases.json").write_text(json.dumps([case]))
     msrun(2, "trace.py", tmp_path / "cases.json", environment={"MS_NODE_TIMEOUT": "120"})
-    monkeypatch.setattr(long_attention, "WHOLE", LENGTH)
+    monkeypatch.setattr(blockwise_attention, "LONGEST_WHOLE", LENGTH)
     trainer = Trainer(model, TrainConfig(**RECIPE))
     step = trainer.train_step(ids[0], labels[0])
     evaluation = trainer.evaluate([(ids[0], labels[0])])

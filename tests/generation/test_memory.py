@@ -46,8 +46,8 @@ def test_lower_weights_are_there_in_float32_too_where_they_are_used():
     # Two blocks of 7,808 weights in float32, half of them here.
     (dict(prompt=100, prompts=3, length=200, logits=50, processes=2, local=1), "bfloat16",
      300 * (10 * 32 + 3 * 32) + 3 * 3 * 2 * 100 * 100 + 3 * 300 * 24 + 7 * 50 * 96 + 2 * 200 * 8 + 7808),
-    # A long one: its scores are there in blocks of 512, its feed-forward 2,048 rows at a time.
-    (dict(prompt=3000), "float32", 3000 * (10 * 32 + 3 * 64) + 3 * 4 * 512 * 512 + 3 * 2048 * 48 + 7 * 96),
+    # A long one: 2^19 scores of a head are there at a time, its feed-forward 2,048 rows at a time.
+    (dict(prompt=3000), "float32", 3000 * (10 * 32 + 3 * 64) + 3 * 4 * 2 ** 19 + 3 * 2048 * 48 + 7 * 96),
 ])
 def test_the_work_of_a_prompt(shape, dtype, numbers):
     config = small_config(num_key_value_heads=2)

@@ -130,19 +130,19 @@ def test_activations_equal_the_tensors_that_a_forward_pass_keeps(model, recomput
 
 @pytest.mark.parametrize("length, dropout, dtype", [(1024, 0.0, "float32"), (1025, 0.0, "float32"),
                                                     (1025, 0.1, "float32"), (4096, 0.0, "bfloat16")])
-def test_a_long_sequence_holds_the_scores_of_one_pair_of_pieces(length, dropout, dtype):
-    """Where portable kernels on this device, a CPU, compute attention in pieces; a card is never taken to."""
+def test_a_long_sequence_holds_the_scores_of_one_block(length, dropout, dtype):
+    """Where portable kernels on this device, a CPU, compute attention by blocks; a card is never taken to."""
     from telechat.model import as_dtype
+    from telechat.nn.blockwise_attention import SCORES
     from telechat.nn.kernel_choice import choose_kernels
-    from telechat.nn.long_attention import PIECE, goes_in_pieces
     from telechat.training.memory import workload_of
     from telechat.training.run_config import RunConfig
 
     model = dataclasses.replace(SMALL, attention_dropout=dropout)
     run = RunConfig.from_dict({"dtype": dtype, "batch_size": 3, "kernels": "portable"})
-    pieces = goes_in_pieces(choose_kernels(model, as_dtype(dtype), "portable"), length, dropout > 0)
+    by_blocks = choose_kernels(model, as_dtype(dtype), "portable").goes_by_blocks(length, dropout > 0)
     assert score_elements(model, mesh(), workload_of(model, run, length, on_cpu=True)) == \
-        3 * 4 * (PIECE if pieces else length) ** 2
+        3 * 4 * (SCORES if by_blocks else length ** 2)
     assert score_elements(model, mesh(), workload_of(model, run, length)) == 3 * 4 * length ** 2
 
 

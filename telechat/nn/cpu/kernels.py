@@ -40,9 +40,6 @@ class CpuKernels(Kernels):
                 + ("bfloat16" if able and self.weights == ms.bfloat16 else "float32")
                 + ("" if able else " (this CPU multiplies no bfloat16)"))
 
-    def by_workers(self, result):
-        return result
-
     def linear(self, x, weight, bias=None):
         if isinstance(weight, tuple):
             return self.quantised_linear(x, weight, bias)
@@ -108,9 +105,9 @@ class CpuKernels(Kernels):
         """`attention` with its heads merged, and each row's logarithm of its sum, float32 (B, n, S)."""
         return self.operators.attend(query, key, value, mask, shift, dropout, Tensor(scale, ms.float32))
 
-    def attention_backward(self, dattended, attended, query, key, value, probabilities, mask, shift, documents, scale,
+    def attention_backward(self, dattended, attended, query, key, value, log_sums, mask, shift, documents, scale,
                            dropout=None):
-        return self.operators.attend.backward(dattended, attended, query, key, value, probabilities, mask, shift,
+        return self.operators.attend.backward(dattended, attended, query, key, value, log_sums, mask, shift,
                                               dropout, Tensor(scale, ms.float32))
 
     def write_cache(self, key_cache, value_cache, key, value, index):

@@ -1,4 +1,4 @@
-"""Attention in pieces: against torch in float64, and against the path that makes all scores."""
+"""Attention by blocks of queries: against torch in float64, and against the path that makes all scores."""
 
 import numpy as np
 import pytest
@@ -7,9 +7,10 @@ from mindspore import Tensor
 
 from telechat import TeleChat, TrainConfig, Trainer
 from telechat.generation.engine import Engine
-from telechat.nn import long_attention
+from telechat.nn import blockwise_attention
+from telechat.nn.blockwise_attention import BlockwiseAttention, causal_blocks, dropout_blocks
+from telechat.nn.dropout import Place, dropout_mask
 from telechat.nn.kernels import Kernels
-from telechat.nn.long_attention import Pieces, goes_in_pieces
 from telechat.nn.positions import causal_mask
 from telechat.parallel.parallel_config import ParallelConfig
 from tests.test_model import as_torch, small_config
@@ -23,79 +24,66 @@ def draw(*shape):
     return RANDOM.standard_normal(shape).astype(np.float32)
 
 
-def compare(query, key, value, pieces, mask):
-    """Result and gradients against softmax over all scores in float64; all within 2e-5 of the largest."""
-    def cut(array):
-        return [Tensor(np.ascontiguousarray(array[:, :, start:start + SIZE])) for start in pieces.starts]
+@pytest.fixture
+def by_blocks(monkeypatch):
+    """by_blocks(True) makes all sequences go by blocks of 8 queries, by_blocks(False) none."""
+    def switch(on):
+        monkeypatch.setattr(blockwise_attention, "LONGEST_WHOLE", 0 if on else 10 ** 9)
+        monkeypatch.setattr(blockwise_attention, "block_size", lambda length: SIZE)
+    return switch
 
-    dresult = draw(*query.shape)
-    parts = [cut(array) for array in (query, key, value)]
-    in_pieces = Kernels().in_pieces
-    results, normalisers = in_pieces.attend(*parts, pieces)
-    inners = [Tensor(-(one.asnumpy() * other.asnumpy()).sum(-1, keepdims=True))
-              for one, other in zip(results, cut(dresult))]
-    gradients = in_pieces.attend_backward(*parts, normalisers, cut(dresult), inners, pieces)
-    tensors = [torch.tensor(array, dtype=torch.float64, requires_grad=True) for array in (query, key, value)]
-    expected = torch.nn.functional.scaled_dot_product_attention(
-        *tensors, attn_mask=torch.tensor(mask, dtype=torch.float64), scale=1.0, enable_gqa=True)
+
+@pytest.mark.parametrize("fields, length, padding, documents, dropout", [
+    ({}, 32, None, None, 0.0),
+    (dict(num_key_value_heads=2), 37, None, None, 0.2),
+    (dict(num_key_value_heads=1), 17, None, None, 0.0),
+    ({}, 5, None, None, 0.0),
+    (dict(position_embedding="alibi"), 29, None, None, 0.0),
+    ({}, 37, None, np.repeat([[0, 1, 2, 3]] * 2, [8, 11, 3, 15, 20, 4, 5, 8]).reshape(2, 37), 0.0),
+    ({}, 29, np.arange(58).reshape(2, 29) % 29 >= [[0], [10]], None, 0.3),
+], ids=["whole blocks", "grouped heads, dropout", "one head of keys", "less than a block", "alibi", "documents",
+        "left padding, dropout"])
+def test_result_and_gradients(by_blocks, fields, length, padding, documents, dropout):
+    """Against softmax over all scores in float64; all within 2e-5 of the largest."""
+    by_blocks(True)
+    config, scale, place = small_config(**fields), 0.4, Place(1, 2, [5, 9], 3)
+    shown = np.ones((2, length), bool) if padding is None else padding
+    keys = config.num_key_value_heads
+    arrays = [draw(2, HEADS, length, DIM), draw(2, keys, length, DIM), draw(2, keys, length, DIM) + 1]
+    dresult = draw(2, HEADS, length, DIM) * shown[:, None, :, None]  # what pads see does not matter
+    masks = causal_blocks(config, length, padding, documents)
+    drops = dropout_blocks(length, dropout, place, range(HEADS)) if dropout else None
+    attention, tensors = BlockwiseAttention(), [Tensor(array) for array in arrays]
+    mine = [attention(*tensors, masks, scale, drops),
+            *attention.backward(Tensor(dresult), *tensors, masks, scale, drops)]
+
+    query, key, value = leaves = [torch.tensor(array, dtype=torch.float64, requires_grad=True) for array in arrays]
+    key, value = (heads.repeat_interleave(HEADS // keys, 1) for heads in (key, value))
+    scores = query @ key.transpose(2, 3) * scale + torch.tensor(causal_mask(config, length, padding, documents))
+    weights = torch.softmax(scores, -1)
+    if dropout:
+        weights = weights * torch.tensor(dropout_mask(length, length, dropout, place, range(HEADS)))
+    expected = weights @ value
     expected.backward(torch.tensor(dresult, dtype=torch.float64))
-    for mine, reference in zip((results, *gradients), (expected.detach(), *(tensor.grad for tensor in tensors))):
-        mine, reference = np.concatenate([piece.asnumpy() for piece in mine], 2), reference.numpy()
-        assert np.abs(mine - reference).max() <= 2e-5 * np.abs(reference).max()
+    expected = expected.detach() * torch.tensor(shown)[:, None, :, None]
+    mine[0] = Tensor(mine[0].asnumpy() * shown[:, None, :, None])
+    for result, reference in zip(mine, (expected, *(leaf.grad for leaf in leaves)), strict=True):
+        assert np.abs(result.asnumpy() - reference.numpy()).max() <= 2e-5 * reference.abs().max()
 
 
-@pytest.mark.parametrize("length, key_heads", [(32, 4), (37, 2), (17, 1), (5, 4)])
-def test_causal_attention(length, key_heads):
-    """Lengths that are a multiple of a piece's, and that are not; grouped heads."""
-    config = small_config()
-    compare(draw(2, HEADS, length, DIM), draw(2, key_heads, length, DIM), draw(2, key_heads, length, DIM) + 1,
-            Pieces(config, length, size=SIZE), causal_mask(config, length))
-
-
-def test_position_bias():
-    config = small_config(position_embedding="alibi")
-    compare(draw(2, HEADS, 29, DIM), draw(2, HEADS, 29, DIM), draw(2, HEADS, 29, DIM),
-            Pieces(config, 29, size=SIZE), causal_mask(config, 29))
-
-
-def test_documents():
-    """Some end with a piece, some within; the two rows differ."""
-    config = small_config()
-    documents = np.repeat([[0, 1, 2, 3], [0, 1, 2, 3]], [8, 11, 3, 15, 20, 4, 5, 8]).reshape(2, 37)
-    compare(draw(2, HEADS, 37, DIM), draw(2, HEADS, 37, DIM), draw(2, HEADS, 37, DIM),
-            Pieces(config, 37, documents=documents, size=SIZE), causal_mask(config, 37, documents=documents))
-
-
-def test_pieces_that_see_nothing_of_each_other_are_left_out():
-    documents = np.repeat([[0, 1]], 16, axis=1)
-    pieces = Pieces(small_config(), 32, documents=documents, size=SIZE)
-    assert [[other for other, *_ in pieces.seen_by(number)] for number in range(4)] == [[0], [0, 1], [2], [2, 3]]
-    assert all(key_documents is None for number in range(4) for *_, key_documents in pieces.seen_by(number))
-
-
-def test_a_distant_key_may_outweigh_all_near_ones():
-    """Scores of 200 and more apart: what the quick way cannot tell, the exact one does."""
-    config = small_config()
-    query, key, value = (draw(1, HEADS, 24, DIM) for _ in range(3))
-    query[..., 0], key[..., 0] = 10, -10
-    key[:, :, 3, 0] = 15
-    compare(query, key, value, Pieces(config, 24, size=SIZE), causal_mask(config, 24))
+@pytest.mark.parametrize("length", [1025, 8192, 100_000])
+def test_blocks_have_a_bounded_number_of_scores(length):
+    blocks = causal_blocks(small_config(), length).blocks()
+    assert [query for first, last in blocks for query in range(first, last)] == list(range(length))
+    assert all((last - first) * length <= blockwise_attention.SCORES for first, last in blocks)
 
 
 def test_which_way_is_taken():
-    assert goes_in_pieces(Kernels(), long_attention.WHOLE + 1)
-    assert not goes_in_pieces(Kernels(), long_attention.WHOLE)
-    assert not goes_in_pieces(Kernels(), 8192, dropout=True)
-    assert not goes_in_pieces(Kernels(flash=True), 8192)
-
-
-@pytest.fixture
-def in_pieces(monkeypatch):
-    """in_pieces(True) makes all sequences go in pieces of 8 tokens, in_pieces(False) none."""
-    def switch(on):
-        monkeypatch.setattr(long_attention, "WHOLE", 0 if on else 10 ** 9)
-        monkeypatch.setattr(long_attention, "PIECE", SIZE)
-    return switch
+    assert Kernels().goes_by_blocks(blockwise_attention.LONGEST_WHOLE + 1)
+    assert Kernels().goes_by_blocks(8192, dropout=True)
+    assert not Kernels().goes_by_blocks(blockwise_attention.LONGEST_WHOLE)
+    assert not Kernels(fused=True).goes_by_blocks(8192, dropout=True)
+    assert not Kernels(flash=True).goes_by_blocks(8192)
 
 
 def documents_of_two_rows():
@@ -104,11 +92,11 @@ def documents_of_two_rows():
 
 @pytest.mark.parametrize("fields, recipe, documents, parallel", [
     (dict(num_key_value_heads=2), {}, None, {}),
-    (dict(position_embedding="alibi", hidden_dropout=0.2), {}, None, dict(recompute=True)),
+    (dict(position_embedding="alibi", hidden_dropout=0.2, attention_dropout=0.3), {}, None, dict(recompute=True)),
     (dict(use_bias=False), dict(mask_padding=True), None, {}),
     ({}, dict(document_mask=True, restart_positions=True), documents_of_two_rows(), {}),
 ], ids=["grouped heads", "alibi, dropout, recompute", "left padding", "documents"])
-def test_training_is_the_same_in_pieces(in_pieces, fields, recipe, documents, parallel):
+def test_training_is_the_same_by_blocks(by_blocks, fields, recipe, documents, parallel):
     """Loss, gradients and evaluation of a model against the path that makes all scores."""
     ids = np.random.default_rng(0).integers(4, 96, (2, 29))
     labels = ids.copy()
@@ -117,7 +105,7 @@ def test_training_is_the_same_in_pieces(in_pieces, fields, recipe, documents, pa
     batch = (ids, labels) if documents is None else (ids, labels, documents)
     outcomes = []
     for on in (False, True):
-        in_pieces(on)
+        by_blocks(on)
         model = TeleChat(small_config(initializer_range=0.2, **fields), kernels="portable")
         trainer = Trainer(model, TrainConfig(learning_rate=1e-3, **recipe), ParallelConfig(**parallel))
         evaluation = trainer.evaluate([batch])
@@ -130,8 +118,8 @@ def test_training_is_the_same_in_pieces(in_pieces, fields, recipe, documents, pa
         assert np.abs(one - other).max() <= 1e-4 * np.abs(one).max()
 
 
-def test_training_in_pieces_equals_torch(in_pieces):
-    in_pieces(True)
+def test_training_by_blocks_equals_torch(by_blocks):
+    by_blocks(True)
     model = TeleChat(small_config(initializer_range=0.2), kernels="portable")
     tensors = {name: tensor.clone().requires_grad_(True) for name, tensor in as_torch(model).items()}
     ids = np.random.default_rng(0).integers(4, 96, (2, 29))
@@ -143,13 +131,13 @@ def test_training_in_pieces_equals_torch(in_pieces):
     assert result.grad_norm == pytest.approx(norm, rel=1e-5)
 
 
-def test_a_prompt_in_pieces_answers_the_same(in_pieces):
+def test_a_prompt_by_blocks_answers_the_same(by_blocks):
     """Logits after the prompt, and after the next token, which reads the cache."""
     model = TeleChat(small_config(initializer_range=0.2, num_key_value_heads=2), kernels="portable")
     prompt = np.random.default_rng(0).integers(4, 96, 43).tolist()
     logits = []
     for on in (False, True):
-        in_pieces(on)
+        by_blocks(on)
         engine = Engine(model, 64)
         engine.reserve(2, 64)
         logits.append(np.stack([engine.prefill([1], [prompt])[0], engine.decode([0, 1], [5, 7], [0, 43])[1]]))
@@ -158,7 +146,7 @@ def test_a_prompt_in_pieces_answers_the_same(in_pieces):
 
 @pytest.mark.parametrize("fields", [dict(num_key_value_heads=2), dict(position_embedding="alibi")],
                          ids=["grouped heads", "alibi"])
-def test_a_model_evaluates_the_same_in_pieces(in_pieces, monkeypatch, fields):
+def test_a_model_evaluates_the_same_by_blocks(by_blocks, monkeypatch, fields):
     """Logits with left padding, and the losses that evaluation sums; no scores of the whole sequence."""
     from telechat.evaluation.forward import Forward
     from telechat.nn import portable_kernels
@@ -169,7 +157,7 @@ def test_a_model_evaluates_the_same_in_pieces(in_pieces, monkeypatch, fields):
     shown[1, :11] = 0
     outcomes, whole = [], portable_kernels.attention
     for on in (False, True):
-        in_pieces(on)
+        by_blocks(on)
         if on:
             monkeypatch.setattr(portable_kernels, "attention", None)
         sums, counts = Forward(model).losses(ids.tolist(), ids.tolist())
@@ -179,8 +167,8 @@ def test_a_model_evaluates_the_same_in_pieces(in_pieces, monkeypatch, fields):
         assert np.abs(one - other).max() <= 1e-5 * np.abs(one).max()
 
 
-def test_evaluation_in_pieces_equals_torch(in_pieces):
-    in_pieces(True)
+def test_evaluation_by_blocks_equals_torch(by_blocks):
+    by_blocks(True)
     model = TeleChat(small_config(initializer_range=0.2), kernels="portable")
     ids = np.random.default_rng(0).integers(4, 96, (2, 43))
     tensors = {name: tensor.double() for name, tensor in as_torch(model).items()}
