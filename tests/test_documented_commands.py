@@ -3,6 +3,7 @@
 The commands are read from the Markdown and run as they stand, in the order of the page, but for this:
 
 - several processes are scaled down to what two cores can bear (`scaled`);
+- quantising has groups of 16 inputs, which divide those of the tiny models;
 - servers take a free port, are looked at and stopped;
 - what one command wrote is removed where another one writes to the same place (the page's alternatives);
 - what two pages have word for word runs once;
@@ -32,7 +33,7 @@ from tests.distributed.job import free_port
 from tests.test_documentation import commands
 
 NOT_RUN = ("make ", "pip ", "source ")
-PAGES = [ROOT / "README.md", *(ROOT / "docs" / name for name in ("data.md", "serving.md", "ascend.md"))]
+PAGES = [ROOT / "README.md", *(ROOT / "docs" / name for name in ("data.md", "serving.md", "quantization.md", "ascend.md"))]
 # As published but for the sizes, and with the tokenizer of the samples, whose control tokens are the 12B's.
 SIZES = dict(vocab_size=1664, hidden_size=32, n_layer=2, n_head=8, ffn_hidden_size=64)
 MODELS = {"7b": dict(training_seqlen=2048, tie_word_embeddings=True, rotary_ntk_context=4096),
@@ -171,6 +172,8 @@ def run(command, folder, code=None):
                    "PATH": f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}"}
     if "tools/serve.py" in command:
         return run_server(command, folder, environment, code)
+    if command.startswith("python tools/quantize.py "):
+        command += " --group_size 16"
     several = command.startswith(("msrun ", "python tools/launch.py "))
     processes = [subprocess.Popen(["bash", "-c", one], cwd=folder, env=environment, stdin=subprocess.DEVNULL,
                                   stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

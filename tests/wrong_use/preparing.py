@@ -2,6 +2,7 @@
 
 PREPROCESS = ["--input_dataset_file", "{lines}", "--output_path", "{out}", "--vocab_file_path", "{tok}", "--max_length", "40"]
 TO_GGUF = ["to-gguf", "--mindspore_path", "{ckpt}", "--output", "{out}"]
+QUANTIZE = ["--load_checkpoint", "{ckpt}", "--output_dir", "{out}", "--bits", "4", "--group_size", "16"]
 TO_TORCH = ["ms-to-torch", "--mindspore_path", "{ckpt}", "--torch_path", "{out}"]
 
 USES = [
@@ -43,6 +44,19 @@ USES = [
     ("inspect", ["{data}", "--samples", "-1"], ["--samples"]),
     ("inspect", ["{data}", "--tokenizer", "{absent}"], ["{absent}"]),
     ("inspect", ["{data}", "--color", "blue"], ["--color"]),
+    # quantize
+    ("quantize", [], ["--load_checkpoint", "--output_dir", "--bits"]),
+    ("quantize", ["--load_checkpoint", "{absent}", *QUANTIZE[2:]], ["{absent}"]),
+    ("quantize", ["--load_checkpoint", "{torn}", *QUANTIZE[2:]], ["{torn}"]),
+    ("quantize", ["--load_checkpoint", "{adapter}", *QUANTIZE[2:]], ["{adapter}", "LoRA"]),
+    ("quantize", [*QUANTIZE[:2], "--output_dir", "{ckpt}", *QUANTIZE[4:]], ["{ckpt}", "another"]),
+    ("quantize", [*QUANTIZE[:5], "3", *QUANTIZE[6:]], ["--bits", "3"]),
+    ("quantize", [*QUANTIZE[:-1], "32"], ["--group_size 32", "48", "16"]),
+    ("quantize", [*QUANTIZE[:-1], "100"], ["--group_size", "100"]),
+    ("quantize", [*QUANTIZE, "--samples", "1"], ["--samples"]),
+    ("quantize", [*QUANTIZE, "--calibration", "{absent}"], ["{absent}"]),
+    ("quantize", [*QUANTIZE, "--calibration", "{nothing}"], ["{nothing}"]),
+    ("quantize", [*QUANTIZE, "--calibration", "{text}"], ["{text}", "line 1"]),
     # convert
     ("convert", [], ["COMMAND"]),
     ("convert", ["ms-to-onnx"], ["ms-to-onnx"]),
