@@ -15,6 +15,8 @@ def main(argv=None):
     parser.add_argument("--config", type=path_argument, required=True, help="YAML file of the run")
     parser.add_argument("--train_dataset", type=path_argument, help="directory written by tools/preprocess.py")
     parser.add_argument("--load_checkpoint", type=path_argument, help="checkpoint directory to start from")
+    parser.add_argument("--lora", type=path_argument, metavar="DIR",
+                        help="LoRA adapter to train further, as this tool or the peft package saved it")
     parser.add_argument("--output_dir", type=path_argument, help="where checkpoints, metrics and curves go")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in output_dir that is whole")
     parser.add_argument("--resume_from", type=path_argument, metavar="CHECKPOINT",
@@ -32,6 +34,8 @@ def main(argv=None):
     from telechat.training.run_config import RunConfig
     flags = {name: getattr(arguments, name) for name in ("train_dataset", "load_checkpoint", "output_dir")
              if getattr(arguments, name) is not None}
+    if arguments.lora is not None:
+        flags["load_lora"] = arguments.lora
     config = RunConfig.load(arguments.config, arguments.overrides, flags)
 
     from telechat.training.run import Diverged, TrainingRun
@@ -54,9 +58,10 @@ def main(argv=None):
     if arguments.report:
         print(f"report:     {config.output_dir}/report.html")
     if finished:
-        final = shlex.quote(f"{config.output_dir}/final")
-        print(f"next:       python tools/generate.py --load_checkpoint {final}\n"
-              f"in browser: python tools/serve.py --load_checkpoint {final}")
+        final = f"--load_checkpoint {shlex.quote(f'{config.output_dir}/final')}"
+        if training.lora is not None:
+            final = f"--load_checkpoint {shlex.quote(config.load_checkpoint)} --lora {shlex.quote(f'{config.output_dir}/final')}"
+        print(f"next:       python tools/generate.py {final}\nin browser: python tools/serve.py {final}")
     else:
         print("next:       the same command with --resume")
     return 0

@@ -20,7 +20,7 @@ from telechat.quantization.checkpoint import QuantisedReader, is_quantised
 from telechat.text_files import read_json_object
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
 # What would change the result and is not supported, with the values that ask for nothing.
 _PLAIN = {"bias": ("none",), "use_dora": (False,), "lora_bias": (False,), "modules_to_save": ([],), "use_qalora": (False,),
           "layer_replication": ([],), "trainable_token_indices": ([], {}), "target_parameters": ([],)}
@@ -41,7 +41,7 @@ class Adapter:
         self.directory = os.fspath(directory)
         if not os.path.isfile(os.path.join(self.directory, CONFIG)):
             raise InputError(f"{self.directory} holds no {CONFIG}; give a directory that the peft package saved")
-        self._settings = _read_settings(os.path.join(self.directory, CONFIG))
+        self.settings = _read_settings(os.path.join(self.directory, CONFIG))
         self._files = SafetensorsFiles(self.directory, self._weight_files())
         stored = {_module(tensor.name): tensor for tensor in layout.official_parameters(config)}
         self._stored = {}  # module → StoredTensor, of those that the adapter changes
@@ -67,7 +67,7 @@ class Adapter:
 
     def _split(self, name):
         """(module, "A" or "B") of a tensor's name."""
-        found = re.fullmatch(re.escape(_PREFIX) + r"(.+)\.lora_([AB])(?:\.default)?\.weight", name)
+        found = re.fullmatch(re.escape(PREFIX) + r"(.+)\.lora_([AB])(?:\.default)?\.weight", name)
         if not found:
             raise InputError(f"{self.directory} holds {name}, which is no lora_A or lora_B of a product; adapters of other "
                              "kinds are not supported: merge it with the peft package and give the merged model")
@@ -76,7 +76,7 @@ class Adapter:
     def _check_shape(self, name, part, module, tensor):
         """Refuse a tensor that does not fit the weight, or the adapter's rank."""
         outputs, inputs = tensor.shape[::-1] if self._is_transposed(tensor) else tensor.shape
-        rank = self._pattern("rank_pattern", module, self._settings["r"])
+        rank = self._pattern("rank_pattern", module, self.settings["r"])
         expected = (rank, inputs) if part == "A" else (outputs, rank)
         if self._files.shapes[name] != expected:
             raise InputError(f"{name} in {self.directory} is {self._files.shapes[name]} and must be {expected} for this model "
@@ -88,16 +88,16 @@ class Adapter:
         return ".attn.c_" in tensor.name or ".mlp.c_" in tensor.name
 
     def _pattern(self, name, module, default):
-        for key, value in self._settings[name].items():
+        for key, value in self.settings[name].items():
             if re.fullmatch(rf"(.*\.)?({key})", module):
                 return value
         return default
 
     def scale(self, module):
         """s of a module: what B·A is multiplied by."""
-        rank = self._pattern("rank_pattern", module, self._settings["r"])
-        alpha = self._pattern("alpha_pattern", module, self._settings["lora_alpha"])
-        return alpha / (math.sqrt(rank) if self._settings["use_rslora"] else rank)
+        rank = self._pattern("rank_pattern", module, self.settings["r"])
+        alpha = self._pattern("alpha_pattern", module, self.settings["lora_alpha"])
+        return alpha / (math.sqrt(rank) if self.settings["use_rslora"] else rank)
 
     @property
     def parameters(self):
@@ -113,13 +113,22 @@ class Adapter:
             return first.combine(*(products.get(partner, np.zeros(first.shape, np.float32)) for partner in first.partners))
         return first.split(products[first.name])[first.parameters.index(name)]
 
+    @property
+    def modules(self):
+        """Official names of what the adapter changes, a list."""
+        return list(self._stored)
+
+    def part(self, module, part):
+        """A (rank, in) or B (out, rank) of a module, float32."""
+        return self._files.read(self._name(module, part)).astype(np.float32)
+
     def _product(self, module):
-        a, b = (self._files.read(self._name(module, part)).astype(np.float32) for part in "AB")
+        a, b = (self.part(module, part) for part in "AB")
         product = (b @ a) * np.float32(self.scale(module))
         return product.T if self._is_transposed(self._stored[module]) else product
 
     def _name(self, module, part):
-        names = (f"{_PREFIX}{module}.lora_{part}{middle}.weight" for middle in ("", ".default"))
+        names = (f"{PREFIX}{module}.lora_{part}{middle}.weight" for middle in ("", ".default"))
         found = next((name for name in names if name in self._files.shapes), None)
         if found is None:
             raise InputError(f"{self.directory} holds no lora_{part} of {module}; copy the adapter again")

@@ -9,6 +9,7 @@ before the next, which is also what training keeps for the backward pass.
 from mindspore import nn
 
 from telechat.nn.layers import Linear, RMSNorm, scope
+from telechat.nn.lora import LoraProducts
 from telechat.nn.quantised import as_arguments
 
 OF_ATTENTION = 5  # weights of `Block.weights`, the first ones; the others are the feed-forward layer's
@@ -23,15 +24,18 @@ class BlockFunctions(nn.Cell):
         epsilon (float): of the norms.
         rotary (bool): whether queries and keys are rotated.
         kernels (Kernels): what computes.
+        lora (LoraProducts): what an adapter adds in training, where the weights are frozen; None for none. Its tensors
+            are the last arguments of each piece, ``lora``.
     """
 
-    def __init__(self, head_dim, key_value_heads, epsilon, rotary, kernels):
+    def __init__(self, head_dim, key_value_heads, epsilon, rotary, kernels, lora=None):
         super().__init__()
         self.kernels = kernels
         self.head_dim = head_dim
         self.key_value_heads = key_value_heads
         self.epsilon = epsilon
         self.rotary = rotary
+        self.lora = lora
         self.scale = head_dim ** -0.5
         # What surrounds each pair of products: nothing here. Where the weights are cut over several
         # devices, telechat/parallel puts its collectives in their place, by `surround`.
@@ -42,10 +46,33 @@ class BlockFunctions(nn.Cell):
         """Put Cells before and behind each pair of products; the bias is added behind ``leave``."""
         self.enter, self.leave, self.is_surrounded = enter, leave, True
 
-    def project_qkv(self, x, norm, query, key_value):
+    def adapted(self, targets, scale):
+        """The same computation with an adapter: arguments as of `LoraProducts`."""
+        lora = LoraProducts(targets, scale, self.key_value_heads, self.kernels)
+        result = BlockFunctions(self.head_dim, self.key_value_heads, self.epsilon, self.rotary, self.kernels, lora)
+        if self.is_surrounded:
+            result.surround(self.enter, self.leave)
+        return result
+
+    def cut_attention(self, lora):
+        """An adapter's tensors of attention → those of `project_qkv`, those of `project_attention`."""
+        if len(lora) == 0:
+            return (), ()
+        return self.lora.first(lora, self.lora.has_dense), self.lora.last(lora, self.lora.has_dense)
+
+    def cut_feed_forward(self, lora):
+        """The same of `project_gate_up` and `project_down`."""
+        if len(lora) == 0:
+            return (), ()
+        return self.lora.first(lora, self.lora.has_down), self.lora.last(lora, self.lora.has_down)
+
+    def project_qkv(self, x, norm, query, key_value, *lora):
         """x (B·S, H) → queries (B·S, n·D), keys and values (B·S, m·2D), [k|v] head by head."""
         x = self.enter(self.kernels.rms_norm(x, norm, self.epsilon))
-        return self.kernels.linear(x, query), self.kernels.linear(x, key_value)
+        query, key_value = self.kernels.linear(x, query), self.kernels.linear(x, key_value)
+        if len(lora) == 0:
+            return query, key_value
+        return self.lora.add(query, x, self.lora.query, lora), self.lora.add_key_value(key_value, x, lora)
 
     def heads(self, query, key_value, cos, sin):
         """Split into heads and rotate: n heads of query, m of key and value.
@@ -75,18 +102,21 @@ class BlockFunctions(nn.Cell):
         attended = self.kernels.attention(query, key, value, mask, shift, documents, self.scale)
         return self.kernels.merge_heads(attended)
 
-    def project_attention(self, x, attended, dense, bias=None, dropout=None):
+    def project_attention(self, x, attended, dense, bias=None, dropout=None, *lora):
         """Output product of attention, added to the residual x (B·S, H)."""
-        return self._residual(x, attended, dense, bias, dropout)
+        return self._residual(x, attended, dense, bias, dropout, lora)
 
-    def project_gate_up(self, x, norm, gate, up):
+    def project_gate_up(self, x, norm, gate, up, *lora):
         """x (B·S, H) → gate and up, (B·S, F) each."""
         x = self.enter(self.kernels.rms_norm(x, norm, self.epsilon))
-        return self.kernels.linear(x, gate), self.kernels.linear(x, up)
+        gate, up = self.kernels.linear(x, gate), self.kernels.linear(x, up)
+        if len(lora) == 0:
+            return gate, up
+        return self.lora.add(gate, x, self.lora.gate, lora), self.lora.add(up, x, self.lora.up, lora)
 
-    def project_down(self, x, gate, up, down, bias=None, dropout=None):
+    def project_down(self, x, gate, up, down, bias=None, dropout=None, *lora):
         """Down product of the feed-forward layer, added to the residual x (B·S, H)."""
-        return self._residual(x, self.kernels.swiglu(gate, up), down, bias, dropout)
+        return self._residual(x, self.kernels.swiglu(gate, up), down, bias, dropout, lora)
 
     def construct(self, x, cos, sin, visible, weights):
         """The whole block without dropout: x (B·S, H) → (B·S, H).
@@ -121,14 +151,16 @@ class BlockFunctions(nn.Cell):
         inner = kernels.swiglu(kernels.linear(normed, gate), kernels.linear(normed, up))
         return x, self.contribution(inner, down, down_bias)
 
-    def contribution(self, x, weight, bias):
+    def contribution(self, x, weight, bias, lora=()):
         """The product x·weightᵀ + bias that is added to the residual."""
         if self.is_surrounded:
-            return self.kernels.add_bias(self.leave(self.kernels.linear(x, weight)), bias)
-        return self.kernels.linear(x, weight, bias)
+            y = self.kernels.linear(x, weight)
+            return self.kernels.add_bias(self.leave(y if len(lora) == 0 else self.lora.add(y, x, 0, lora)), bias)
+        y = self.kernels.linear(x, weight, bias)
+        return y if len(lora) == 0 else self.lora.add(y, x, 0, lora)
 
-    def _residual(self, x, inner, weight, bias, dropout):
-        y = self.contribution(inner, weight, bias)
+    def _residual(self, x, inner, weight, bias, dropout, lora=()):
+        y = self.contribution(inner, weight, bias, lora)
         return x + y if dropout is None else x + y * dropout.astype(y.dtype)
 
 

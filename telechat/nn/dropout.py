@@ -22,6 +22,8 @@ import numpy as np
 # Streams beside the heads' numbers: what is added to the residual behind attention and behind the feed-forward
 # layer, and the embedding's output (in layer n_layer).
 ATTENTION_OUTPUT, FEED_FORWARD_OUTPUT, EMBEDDING_OUTPUT = 0xFFFD, 0xFFFE, 0xFFFF
+# Of what an adapter is given: this and the product's place in `telechat.nn.lora.PRODUCTS`.
+LORA_INPUT = 0xFFE0
 LANES = 8  # of 16 bits in a counter's result
 _AT_ONCE = 2 ** 14  # counters: what they take stays in a core's cache
 _MULTIPLIERS = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)

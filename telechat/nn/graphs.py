@@ -68,11 +68,32 @@ class HeadLoss(nn.Cell):
 
         x (N, H); rows, labels int32 (R,); weights float32 (R,): 0 for a row that only fills up.
         """
+        losses, dx, dnorm, dhead = self.with_gradients(x, rows, labels, weights, norm, head)
+        return losses, dx, dnorm, dhead.astype(ms.float32)
+
+    def with_gradients(self, x, rows, labels, weights, norm, head):
         hidden = ops.gather(x, rows, 0)
         losses, dlogits = self.cross_entropy(self.logits(hidden, norm, head), labels, weights)
         dhidden, dnorm, dhead = _gradient(self.logits)(hidden, norm, head, dlogits.astype(x.dtype))
-        dx = ops.unsorted_segment_sum(dhidden, rows, x.shape[0])
-        return losses, dx, dnorm, dhead.astype(ms.float32)
+        return losses, ops.unsorted_segment_sum(dhidden, rows, x.shape[0]), dnorm, dhead
+
+
+class FrozenHeadLoss(nn.Cell):
+    """The loss of a `HeadLoss` whose weights are frozen.
+
+    Args:
+        head_loss (HeadLoss): what computes.
+    """
+
+    def __init__(self, head_loss):
+        super().__init__()
+        self.head_loss = head_loss
+
+    @ms.jit
+    def backward(self, x, rows, labels, weights, norm, head):
+        """The weighted losses and the gradient of x; arguments as of `HeadLoss.backward`."""
+        made = self.head_loss.with_gradients(x, rows, labels, weights, norm, head)
+        return made[0], made[1]
 
 
 class Accumulate(nn.Cell):

@@ -11,7 +11,7 @@ import dataclasses
 import math
 import typing
 
-from telechat.parallel.plan import block_shape, stage_layers, vocabulary_rows
+from telechat.parallel.plan import block_shape, local_slices, stage_layers, vocabulary_rows
 
 FLOAT32 = 4
 # An update makes the clipped gradient and three results of AdamW, in float32.
@@ -45,11 +45,18 @@ class Workload:
     # Those of nn/cpu: attention keeps a number a head and token for the backward pass, lower weights' gradients are
     # float32, updates happen in place and outside graphs.
     own_operators: bool = False
+    adapter: dict = None  # name → shape of a layer's adapter, float32, where it is trained and all weights are frozen
+    adapter_dropout: int = 0  # columns of its dropout masks
 
     @property
     def gradient_bytes(self):
-        """Of a number of a weight's gradient."""
-        return FLOAT32 if self.own_operators else self.weight_bytes
+        """Of a number of a trained tensor's gradient."""
+        return FLOAT32 if self.own_operators or self.adapter else self.weight_bytes
+
+    @property
+    def casts(self):
+        """Whether graphs make float32 copies of weights."""
+        return self.activation_bytes > self.weight_bytes and not self.own_operators
 
     def sequences(self, parallel):
         """Sequences of a micro-batch on one rank."""
@@ -130,6 +137,16 @@ def stage_parts(model, parallel, stage):
                       ([(hidden,)] if last else []) + ([vocabulary] if last and not tied else []))
 
 
+def trained_parts(model, parallel, workload, stage):
+    """The same of what is trained: all of `stage_parts`, or an adapter's tensors alone."""
+    parts = stage_parts(model, parallel, stage)
+    if workload.adapter is None:
+        return parts
+    own = [tuple(part.stop - part.start for part in local_slices(name, shape, 0, parallel.tensor))
+           for name, shape in workload.adapter.items()]
+    return StageParts([], own, parts.layers, [])
+
+
 def is_cut(shape, parallel):
     """Whether the optimizer's state of a parameter is cut over the data-parallel ranks (optimizer.py)."""
     return parallel.shard_optimizer and parallel.data > 1 and shape[0] % parallel.data == 0
@@ -184,10 +201,10 @@ def score_elements(model, parallel, workload):
 
 
 def dropout_bytes(model, parallel, workload):
-    """Float32 dropout masks of one layer: of the scores, and of the two outputs."""
+    """Float32 dropout masks of one layer: of the scores, of the two outputs, and of what an adapter is given."""
     scores = score_elements(model, parallel, workload) if model.attention_dropout else 0
     hidden = 2 * workload.kept_tokens(parallel) * model.hidden_size if model.hidden_dropout else 0
-    return FLOAT32 * (scores + hidden)
+    return FLOAT32 * (scores + hidden + workload.tokens(parallel) * workload.adapter_dropout)
 
 
 def index_tables(model, parallel, workload, stage):
@@ -223,23 +240,24 @@ def stage_memory(model, parallel, workload, stage):
         stage (int): 0 to pipeline − 1.
     """
     parts, width = stage_parts(model, parallel, stage), workload.weight_bytes
+    trained, frozen = trained_parts(model, parallel, workload, stage), workload.adapter is not None
     wide, own = workload.activation_bytes, workload.own_operators
     last, many = stage == parallel.pipeline - 1, workload.micro_batches > 1
     gradient_width = workload.gradient_bytes
-    embedding, block, head = (elements(shapes) * gradient_width for shapes, _ in parts.groups)
+    embedding, block, head = (elements(shapes) * gradient_width for shapes, _ in trained.groups)
     groups = embedding + block + head
-    gradients = embedding + parts.layers * block + head
-    weights = parts.parameters * width
-    optimizer = optimizer_bytes(parts, parallel, width)
+    gradients = embedding + trained.layers * block + head
+    weights = parts.parameters * width + (trained.parameters * FLOAT32 if frozen else 0)
+    optimizer = optimizer_bytes(trained, parallel, FLOAT32 if frozen else width)
     one_reduced = [gradient_width * sum(_reduced(shape, parallel, workload) for shape in shapes)
-                   for shapes, _ in parts.groups]
-    reduced = sum(size * count for size, (_, count) in zip(one_reduced, parts.groups))
+                   for shapes, _ in trained.groups]
+    reduced = sum(size * count for size, (_, count) in zip(one_reduced, trained.groups))
     kept = activation_bytes(model, parallel, workload, stage)
 
     hidden = workload.kept_tokens(parallel) * model.hidden_size * wide
     layer = layer_activations(model, parallel, workload)
     logits = _head_bytes(model, parallel, workload) if last else 0
-    head_gradient = vocabulary_rows(model, parallel.tensor) * model.hidden_size * gradient_width
+    head_gradient = 0 if frozen else vocabulary_rows(model, parallel.tensor) * model.hidden_size * gradient_width
     chunks = workload.chunks(parallel)
 
     # Of their last call, the update's graph holds the gradients of one tensor group of each kind, the sums of
@@ -248,7 +266,7 @@ def stage_memory(model, parallel, workload, stage):
     held = 0
     if not own:
         held += sum(one_reduced)
-        twice = last and stage == 0 and model.tie_word_embeddings  # a tied weight's gradient is a sum always
+        twice = last and stage == 0 and model.tie_word_embeddings and not frozen  # its gradient is a sum always
         held += 2 * groups if many else 2 * embedding if twice else 0
         held += 2 * head_gradient if last and chunks > 1 else 0
     held += layer + 4 * hidden + 2 * dropout_bytes(model, parallel, workload)
@@ -257,8 +275,8 @@ def stage_memory(model, parallel, workload, stage):
     if parallel.recompute:  # all but gate and up, which the backward graph makes for itself
         work += layer - 2 * workload.tokens(parallel) * block_shape(model, parallel.tensor).ffn_hidden_size * wide
     backward = work + (2 * block if many else block)
-    largest = max(math.prod(shape) for shapes, _ in parts.groups for shape in shapes)
-    update = 0 if own else largest * FLOAT32 * (_UPDATE_COPIES + (width < FLOAT32))
+    largest = max(math.prod(shape) for shapes, _ in trained.groups for shape in shapes)
+    update = 0 if own else largest * FLOAT32 * (_UPDATE_COPIES + (width < FLOAT32 and not frozen))
     summed = gradients if many else 0
     left = reduced if parallel.data > 1 else gradients
     # Phase → activations, gradients and work at its fullest moment. The backward pass has two: its first layer finds
@@ -292,9 +310,9 @@ def _head_bytes(model, parallel, workload):
     tokens, rows = workload.tokens(parallel), vocabulary_rows(model, parallel.tensor)
     chunk = workload.logit_rows(tokens)
     calls = 1 if workload.chunks(parallel) == 1 else 4
-    gradient = calls * rows * model.hidden_size * workload.gradient_bytes
-    if workload.activation_bytes > workload.gradient_bytes:
-        gradient += _CASTS * rows * model.hidden_size * workload.activation_bytes
+    gradient = 0 if workload.adapter else calls * rows * model.hidden_size * workload.gradient_bytes
+    if workload.casts:
+        gradient += _casts(workload) * rows * model.hidden_size * workload.activation_bytes
     return (gradient + _LOGIT_COPIES * chunk * rows * FLOAT32
             + (calls + parallel.sequence_parallel) * tokens * model.hidden_size * workload.activation_bytes)
 
@@ -308,8 +326,13 @@ def _block_work(model, parallel, workload, parameters):
     tokens, scores = workload.tokens(parallel), score_elements(model, parallel, workload) * FLOAT32
     attention = _SCORES * scores + _HIDDEN * tokens * share.n_head * share.head_dim * wide
     feed_forward = _INNER * min(tokens, workload.rows_at_once or tokens) * share.ffn_hidden_size * wide
-    cast = _CASTS * parameters * wide if wide > workload.gradient_bytes else 0
+    cast = _casts(workload) * parameters * wide if workload.casts else 0
     return max(attention, feed_forward) + cast + dropout_bytes(model, parallel, workload)
+
+
+def _casts(workload):
+    """How many copies of lower weights and their gradients, in the activations' dtype, a graph makes: of frozen ones half."""
+    return _CASTS // 2 if workload.adapter else _CASTS
 
 
 def _constants(model, parallel, workload):

@@ -14,6 +14,9 @@ from telechat.errors import InputError
 _ROWS = ("word_embeddings.weight", "lm_head.weight", "query.weight", "key_value.weight",
          "gate_proj.weight", "up_proj.weight")
 _COLUMNS = ("dense.weight", "down_proj.weight")
+# Of an adapter, B of a column-parallel weight is cut and A whole; of a row-parallel one A is cut and B whole.
+_ROWS += tuple(f"{name}.lora_B.weight" for name in ("query", "key_value", "key", "value", "gate_proj", "up_proj"))
+_COLUMNS += ("dense.lora_A.weight", "down_proj.lora_A.weight")
 _VOCABULARY = ("word_embeddings.weight", "lm_head.weight")
 
 

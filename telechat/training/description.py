@@ -2,6 +2,7 @@
 
 import math
 
+from telechat.adapters.modules import lora_shapes
 from telechat.checkpoint.layout import parameter_shapes
 from telechat.parallel.pipeline import bubble_fraction
 from telechat.parallel.plan import stage_layers
@@ -17,9 +18,10 @@ def describe_run(run):
     tokens = config.batch_size * dataset.max_length
     memory = fullest_rank(model, config, dataset.max_length)
     whose = "" if run.mesh.world.size == 1 else " of the fullest process"
-    source = run.checkpoint or config.load_checkpoint or "random weights"
+    source = run.source or "random weights"
     return [
         f"model       {count / 1e6:,.1f}M parameters, {model.n_layer} layers of {model.hidden_size}, from {source}",
+        *_describe_adapter(run),
         f"data        {config.train_dataset}: {dataset.num_packs:,} packs of {dataset.max_length} tokens",
         f"batch       {config.batch_size} sequences = {tokens:,} tokens a step, micro_batches {train.micro_batches}",
         f"steps       {train.total_steps:,} ({_epochs(train.total_steps * config.batch_size, dataset.num_packs)}), "
@@ -28,9 +30,20 @@ def describe_run(run):
         f"clip {train.max_grad_norm:g}",
         f"kernels     {run.kernels.describe()}",
         *memory_lines(memory, whose),
-        f"output      {config.output_dir}: {checkpoint_bytes(model, train.dtype) / 1e9:.2f} GB a checkpoint, up to "
+        f"output      {config.output_dir}: {checkpoint_bytes(model, train.dtype, run.lora) / 1e9:.2f} GB a checkpoint, up to "
         f"{checkpoints_at_once(config)} at once",
         *_describe_mesh(run.mesh, config.parallel, model, train.micro_batches)]
+
+
+def _describe_adapter(run):
+    lora = run.lora
+    if lora is None:
+        return []
+    count = sum(math.prod(shape) for shape in lora_shapes(run.model_config, lora).values())
+    source = run.checkpoint or run.config.load_lora
+    return [f"adapter     {count / 1e6:,.2f}M parameters: rank {lora.rank}, alpha {lora.alpha:g}"
+            f"{' / √rank' if lora.rslora else ''}, dropout {lora.dropout:g}; the model's stay",
+            f"            of {', '.join(lora.targets)}", *([f"            from {source}"] if source else [])]
 
 
 def _epochs(sequences, packs):

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+from telechat.adapters.modules import lora_shapes
 from telechat.model import as_dtype
 from telechat.nn import kernel_choice, kernels
 from telechat.nn.blockwise_attention import SCORES, is_long
@@ -10,6 +11,7 @@ from telechat.nn.cpu.build import ATTENTION_BLOCK as BLOCK
 from telechat.parallel.estimate import FLOAT32, Workload, stage_memory
 from telechat.parallel.mesh import mesh_shape
 from telechat.parallel.parallel_config import process_count
+from telechat.training.lora_run import resolve_lora
 from telechat.training.step import head_rows
 
 # What each part of a `Memory` is.
@@ -38,9 +40,14 @@ def workload_of(model, run, sequence_length, on_cpu=False):
         scores = BLOCK ** 2  # of the operators' attention
     else:
         scores = SCORES if on_cpu and is_long(sequence_length) else None
+    adapter, dropped = None, 0
+    lora = resolve_lora(run, model)
+    if lora is not None:
+        adapter = {name: shape for name, shape in lora_shapes(model, lora).items() if ".h.0." in name}
+        dropped = sum(shape[1] for name, shape in adapter.items() if ".lora_A." in name) if lora.dropout else 0
     return Workload(sequence_length, run.batch_size, run.train.micro_batches, width,
                     FLOAT32 if on_cpu else width, rows, run.train.mask_padding, scores,
-                    kernels.ROWS_AT_ONCE if on_cpu else None, on_cpu, own)
+                    kernels.ROWS_AT_ONCE if on_cpu else None, on_cpu, own, adapter, dropped)
 
 
 def stage_memories(model, run, sequence_length):

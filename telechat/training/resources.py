@@ -3,6 +3,7 @@
 import math
 import os
 
+from telechat.adapters.modules import lora_shapes
 from telechat.checkpoint.layout import parameter_shapes
 from telechat.memory_check import available_bytes, check_disk, check_memory
 from telechat.nn import kernels
@@ -23,7 +24,7 @@ def check_resources(run):
         share = local_process_count() / len(memories)
         parts = {name: int(share * sum(memory.parts[name] for memory in memories)) for name in memories[0].parts}
         check_memory(parts, "training", _advice(config), available_bytes(), run.ignore_memory)
-    count, size = checkpoints_at_once(config), checkpoint_bytes(model, config.train.dtype)
+    count, size = checkpoints_at_once(config), checkpoint_bytes(model, config.train.dtype, run.lora)
     there = sum(map(directory_bytes, list_checkpoints(config.output_dir)))
     check_disk(config.output_dir, count * size - there,
                f"{count} checkpoint{'s' * (count > 1)} of {size / 1e9:,.2f} GB" +
@@ -31,8 +32,14 @@ def check_resources(run):
                "lower keep_checkpoints, give another output_dir", run.ignore_memory)
 
 
-def checkpoint_bytes(model, dtype):
-    """Bytes of a training checkpoint: weights, two moments and, where they are copies, master weights."""
+def checkpoint_bytes(model, dtype, lora=None):
+    """Bytes of a training checkpoint: weights, two moments and, where they are copies, master weights.
+
+    Of an adapter (``lora``, a `LoraConfig`): its tensors twice, as peft reads them and cut as the mesh has them, and two
+    moments.
+    """
+    if lora is not None:
+        return 4 * FLOAT32 * sum(map(math.prod, lora_shapes(model, lora).values()))
     count = sum(map(math.prod, parameter_shapes(model).values()))
     return count * (3 * FLOAT32 if dtype == "float32" else 2 + 3 * FLOAT32)
 

@@ -23,9 +23,10 @@ from telechat.parallel.agreement import together
 from telechat.parallel.collectives import all_reduce, barrier, gather_objects
 from telechat.parallel.mesh import Mesh, scheduler_address
 from telechat.parallel.plan import check_batch, check_mesh
-from telechat.parallel.stage import build_stage, read_random
+from telechat.parallel.stage import Stage, build_stage, read_random
 from telechat.progress import Progress, duration, track
 from telechat.training.description import describe_run
+from telechat.training.lora_run import build_adapter, check_kind, resolve_lora
 from telechat.training.profile import StepProfiler
 from telechat.training.report import Report, SilentReport
 from telechat.training.resources import check_resources
@@ -79,7 +80,11 @@ class TrainingRun:
         self.dataset = PackedDataset(config.train_dataset, config.batch_size, seed=config.train.seed,
                                      documents=config.train.document_mask)
         self.config = self._with_total_steps(config)
+        # What the model is read from; a checkpoint of an adapter has none of its own.
+        self.source = config.load_checkpoint if config.lora or config.load_lora else self.checkpoint or config.load_checkpoint
         self.model_config = self._model_config()
+        self.lora = resolve_lora(config, self.model_config)
+        check_kind(self.checkpoint, self.lora)
         self.kernels = choose_kernels(self.model_config, as_dtype(config.train.dtype), config.train.kernels,
                                       config.train.use_flash_attention)
         self.kernels.require_device()
@@ -121,16 +126,17 @@ class TrainingRun:
         return dataclasses.replace(config, epochs=None, train=dataclasses.replace(config.train, total_steps=steps))
 
     def _model_config(self):
-        source = self.checkpoint or self.config.load_checkpoint
-        if source is not None:
-            return TeleChatConfig.from_pretrained(source)
+        if self.source is not None:
+            return TeleChatConfig.from_pretrained(self.source)
+        if self.config.lora or self.config.load_lora:
+            raise InputError("lora adds an adapter to a model; give --load_checkpoint the model's directory")
         if self.config.model is None:
             raise InputError("load_checkpoint is not set; give --load_checkpoint a checkpoint directory, "
                              "or describe a model from scratch under the key model")
         return TeleChatConfig.from_dict(self.config.model)
 
     def _tokenizer(self):
-        source = self.config.tokenizer or self.checkpoint or self.config.load_checkpoint
+        source = self.config.tokenizer or self.source
         if source is None:
             return None
         try:
@@ -155,7 +161,8 @@ class TrainingRun:
             InputError: a checkpoint cannot be written.
         """
         config = self.config
-        info = {"seed": config.train.seed, "batch_size": config.batch_size, "data": self.dataset.identity()}
+        info = {"seed": config.train.seed, "batch_size": config.batch_size, "data": self.dataset.identity(),
+                "lora": None if self.lora is None else self.lora.to_dict()}
         trainer = together(lambda: self._trainer(info), self.mesh.world)
         if self.checkpoint:
             self._say(f"resumed at step {trainer.step} from {self.checkpoint}")
@@ -253,8 +260,8 @@ class TrainingRun:
         return Report(config.output_dir, config.train.total_steps, step, text, log, answers, time_left)
 
     def _answers(self, trainer):
-        """Sample answers for the report; a model cut over several processes gives none."""
-        if not self.report or self.tokenizer is None or self.mesh.world.size > 1:
+        """Sample answers for the report; a model cut over several processes gives none, nor one with an adapter."""
+        if not self.report or self.tokenizer is None or self.mesh.world.size > 1 or self.lora is not None:
             return None
         dataset = self.evaluation or self.dataset
         return SampleAnswers(self.config.output_dir, trainer.model, self.tokenizer, dataset,
@@ -267,14 +274,16 @@ class TrainingRun:
         return bool(all_reduce(Tensor([float(flag)]), self.mesh.world).asnumpy()[0])
 
     def _trainer(self, info):
-        trainer = Trainer(self._model(), self.config.train, self.config.parallel, self.mesh)
+        model = self._model()
+        layers = model.layers if isinstance(model, Stage) else range(self.model_config.n_layer)
+        trainer = Trainer(model, self.config.train, self.config.parallel, self.mesh, build_adapter(self, layers))
         if self.checkpoint:
             restore(self.checkpoint, trainer, info)
         return trainer
 
     def _model(self):
         """The whole model, or this process's stage of it, read part by part."""
-        source = self.checkpoint or self.config.load_checkpoint
+        source = self.source
         config, train = self.model_config, self.config.train
         if self.mesh.world.size == 1:
             wanted = {"kernels": train.kernels, "use_flash_attention": train.use_flash_attention}
@@ -298,7 +307,7 @@ class TrainingRun:
     def _save(self, trainer, info, report):
         report.draw()
         path = save_training_checkpoint(self.config.output_dir, trainer, info,
-                                        self.checkpoint or self.config.load_checkpoint, self.tokenizer,
+                                        self.source, self.tokenizer,
                                         self.config.keep_checkpoints)
         self._say(f"saved {path}")
         return path

@@ -7,6 +7,7 @@ import re
 import yaml
 
 from telechat import fields
+from telechat.adapters.lora_config import LoraConfig
 from telechat.config import config_keys
 from telechat.errors import InputError
 from telechat.parallel.parallel_config import ParallelConfig
@@ -14,7 +15,7 @@ from telechat.text_files import decode, expand_path, read_file
 from telechat.training.train_config import TrainConfig
 
 
-_PATHS = ("train_dataset", "load_checkpoint", "output_dir", "tokenizer")
+_PATHS = ("train_dataset", "load_checkpoint", "load_lora", "output_dir", "tokenizer")
 _TEXTS = (*_PATHS, "lr_schedule", "dtype", "kernels", "position_embedding")  # the keys that are no numbers
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 
@@ -24,7 +25,7 @@ class RunConfig:
     """A run: where things are, how large a batch is, how long it goes on and what it keeps.
 
     The YAML is flat: these fields and those of `TrainConfig` side by side; ``parallel`` holds those of
-    `ParallelConfig`, and may hold micro_batches.
+    `ParallelConfig`, and may hold micro_batches; ``lora`` those of `LoraConfig`.
 
     Raises:
         InputError: a value is of the wrong type or out of range; the message names the key.
@@ -32,6 +33,8 @@ class RunConfig:
 
     train_dataset: str = None  # directory written by tools/preprocess.py
     load_checkpoint: str = None  # directory to start from; None: random weights for `model`
+    lora: LoraConfig = None  # train an adapter, the weights staying as they are; None: all weights
+    load_lora: str = None  # directory of an adapter to train further; its rank, alpha and targets count
     output_dir: str = "output"
     model: dict = None  # architecture of a model from scratch, fields of config.json
     published_model: dict = None  # what tools/estimate.py reckons with where there is no load_checkpoint yet
@@ -47,7 +50,7 @@ class RunConfig:
     parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)
 
     def __post_init__(self):
-        for name in ("train_dataset", "load_checkpoint", "tokenizer"):
+        for name in ("train_dataset", "load_checkpoint", "load_lora", "tokenizer"):
             fields.path(name, getattr(self, name), default=None)
         fields.path("output_dir", self.output_dir)
         for name, least in (("batch_size", 1), ("save_steps", 0), ("keep_checkpoints", 1), ("eval_steps", 0),
@@ -99,6 +102,12 @@ class RunConfig:
         _check_keys(parallel, _field_names(ParallelConfig) | {"micro_batches"}, source, "parallel")
         if not isinstance(parallel, dict):
             raise InputError(f"parallel must hold keys such as tensor and pipeline, not {fields.shown(parallel)}")
+        lora = values.get("lora")
+        _check_keys(lora, _field_names(LoraConfig), source, "lora")
+        if lora is not None:
+            if not isinstance(lora, dict):
+                raise InputError(f"lora must hold keys such as rank and alpha, not {fields.shown(lora)}")
+            values["lora"] = LoraConfig(**{key: _number(key, value) for key, value in lora.items()})
         if "micro_batches" in parallel:
             values["micro_batches"] = parallel["micro_batches"]
             parallel = {key: value for key, value in parallel.items() if key != "micro_batches"}
@@ -116,7 +125,8 @@ class RunConfig:
     def to_dict(self):
         """The flat mapping that `from_dict` reads, without keys that are not set."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)
-                  if field.name not in ("train", "epochs", "parallel")}
+                  if field.name not in ("train", "epochs", "parallel", "lora")}
+        values["lora"] = None if self.lora is None else self.lora.to_dict()
         values.update(dataclasses.asdict(self.train))
         values["betas"] = list(values["betas"])
         parallel = dataclasses.asdict(self.parallel)

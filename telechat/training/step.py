@@ -5,9 +5,10 @@ import dataclasses
 import numpy as np
 from mindspore import Tensor, ops
 
-from telechat.nn.dropout import ATTENTION_OUTPUT, EMBEDDING_OUTPUT, FEED_FORWARD_OUTPUT, Place
-from telechat.nn.block_passes import BlockPasses
-from telechat.nn.graphs import Accumulate
+from telechat.nn.block_passes import NO_LORA, BlockPasses
+from telechat.nn.dropout import ATTENTION_OUTPUT, EMBEDDING_OUTPUT, FEED_FORWARD_OUTPUT, LORA_INPUT, Place
+from telechat.nn.graphs import Accumulate, FrozenHeadLoss
+from telechat.nn.lora import PRODUCTS
 from telechat.nn.positions import sequence_tables
 from telechat.parallel.collectives import all_gather_rows
 from telechat.parallel.plan import own_heads
@@ -46,9 +47,10 @@ class StageCompute:
         seed (int): of the dropout masks.
         mask_padding (bool): whether pad tokens on the left of a sequence are hidden from attention.
         restart_positions (bool): whether positions count from 0 in each document, where there are any.
+        adapter (TrainedAdapter): what is trained in the place of the weights, which are frozen then; None: they are.
     """
 
-    def __init__(self, stage, mesh, parallel, seed=0, mask_padding=False, restart_positions=False):
+    def __init__(self, stage, mesh, parallel, seed=0, mask_padding=False, restart_positions=False, adapter=None):
         self.stage = stage
         self.config = stage.config
         self.kernels = stage.kernels
@@ -57,9 +59,12 @@ class StageCompute:
         self.seed = seed
         self.mask_padding = mask_padding
         self.restart_positions = restart_positions
-        self.block = BlockPasses(stage.functions)
+        self.adapter = adapter
+        self.block = BlockPasses(stage.functions if adapter is None else
+                                 stage.functions.adapted(adapter.products, adapter.lora.scale))
         self.embed = embed_for(stage, mesh.tensor, parallel.sequence_parallel)
         self.head_loss = head_loss_for(stage, mesh.tensor)
+        self.frozen_head_loss = None if adapter is None or self.head_loss is None else FrozenHeadLoss(self.head_loss)
         self.add = Accumulate(self.kernels)
         self._positions = {}
         self._parts = {}
@@ -84,9 +89,9 @@ class StageCompute:
         if self.stage.first:
             x = self.embed(Tensor(input_ids.reshape(-1)), self._embedding_drop(job) if train else None,
                            self.stage.word_embeddings.weight.data)
-        for layer, block in zip(self.stage.layers, self.stage.blocks):
+        for index, (layer, block) in enumerate(zip(self.stage.layers, self.stage.blocks)):
             drops = self._drops(job, layer) if train else (None, None, None)
-            y, kept = self.block.forward(x, job.tables, drops, block.tensors())
+            y, kept = self.block.forward(x, job.tables, drops, block.tensors(), self._lora(job, index, train))
             if train:
                 job.kept.append((x, None if self.parallel.recompute else kept))
             x = y
@@ -114,6 +119,8 @@ class StageCompute:
         """
         x = self._all_rows(self._parts[part].output)
         losses, gradients = [], None
+        if self.adapter is not None:
+            return self._loss_and_input_gradient(x, labels, token_weight)
         for chunk in self._chunks(labels, token_weight):
             made, *grads = self.head_loss.backward(x, *chunk, *self._head_weights())
             losses.append(made)
@@ -126,17 +133,29 @@ class StageCompute:
             self._accumulate(-1, [dnorm, dhead])
         return losses, self._own_rows(dx.astype(x.dtype))
 
+    def _loss_and_input_gradient(self, x, labels, token_weight):
+        losses, dx = [], None
+        for chunk in self._chunks(labels, token_weight):
+            made, gradient = self.frozen_head_loss.backward(x, *chunk, *self._head_weights())
+            losses.append(made)
+            dx = gradient if dx is None else self.add(dx, gradient)[0]
+        return losses, self._own_rows(dx.astype(x.dtype))
+
     def backward(self, part, dx):
         """Back through the stage's layers; returns the gradient of its input, None in the first stage."""
         job = self._parts.pop(part)
         for index in reversed(range(len(self.stage.blocks))):
             weights = self.stage.blocks[index].tensors()
             drops = self._drops(job, self.stage.layers[index])
-            dx, *gradients = self.block.backward(dx, *job.kept.pop(), job.tables, drops, weights)
+            dx, *gradients = self.block.backward(dx, *job.kept.pop(), job.tables, drops, weights, self._lora(job, index))
+            if self.adapter is not None:
+                gradients = self.adapter.gradients(index, gradients)
             self._accumulate(index + 1, gradients)
             self.each_layer()
         if not self.stage.first:
             return dx
+        if self.adapter is not None:
+            return None
         weight = self.stage.word_embeddings.weight.data
         ids = Tensor(job.input_ids.reshape(-1))
         self._accumulate(0, [self.embed.backward(dx, ids, self._embedding_drop(job), weight)])
@@ -190,6 +209,22 @@ class StageCompute:
         outputs = [self._output_dropout(config.hidden_dropout, job, layer, stream)
                    for stream in (ATTENTION_OUTPUT, FEED_FORWARD_OUTPUT)]
         return (attention, *outputs)
+
+    def _lora(self, job, index, train=True):
+        """The adapter of the ``index``-th layer here and, in training, its dropout masks, as `BlockPasses` takes them."""
+        if self.adapter is None:
+            return NO_LORA
+        rate = self.adapter.lora.dropout if train else 0.0
+        masks = {}
+        for product, inputs, columns in (place for half in self.adapter.dropouts() for place in half):
+            if product not in masks:
+                stream = LORA_INPUT + PRODUCTS.index(product)
+                mask = self.kernels.output_dropout(job.input_ids.shape[1], inputs, rate,
+                                                   self._place(job, self.stage.layers[index]), stream)
+                whole = mask is None or columns.stop - columns.start == inputs
+                masks[product] = mask if whole else mask[:, columns].contiguous()
+        return [(pairs, [masks[product] for product, _, _ in half])
+                for pairs, half in zip(self.adapter.tensors(index), self.adapter.dropouts())]
 
     def _embedding_drop(self, job):
         return self._output_dropout(self.config.embedding_dropout, job, self.config.n_layer, EMBEDDING_OUTPUT)

@@ -52,9 +52,13 @@ class Trainer:
         model (TeleChat or Stage): its weights get ``config.dtype``.
         config (TrainConfig): hyper-parameters.
         parallel (ParallelConfig), mesh (Mesh): how the run is spread; one process where not given.
+        adapter (TrainedAdapter): trained in the place of the model's weights, which stay as they are; None: they are.
+
+    Attributes:
+        trained (Stage or TrainedAdapter): what the optimizer updates.
     """
 
-    def __init__(self, model, config, parallel=None, mesh=None):
+    def __init__(self, model, config, parallel=None, mesh=None, adapter=None):
         self.model = model
         self.config = config
         self.mesh = mesh or Mesh.single()
@@ -75,10 +79,13 @@ class Trainer:
         self.stage = model if isinstance(model, Stage) else Stage.of_model(model)
         self.stage.set_kernels(self.stage.kernels.for_training())
         self.parallel = parallel or ParallelConfig()
+        self.adapter, self.trained = adapter, self.stage
+        if adapter is not None:
+            self.trained, adapter.kernels = adapter, self.stage.kernels
         self.compute = StageCompute(self.stage, self.mesh, self.parallel, config.seed, config.mask_padding,
-                                    config.restart_positions)
-        self.optimizer = AdamW(self.stage, config, self.mesh.data, self.parallel.shard_optimizer)
-        check_placement({**self.stage.parameters, **self.optimizer.state()})
+                                    config.restart_positions, adapter)
+        self.optimizer = AdamW(self.trained, config, self.mesh.data, self.parallel.shard_optimizer)
+        check_placement({**self.stage.parameters, **self.trained.parameters, **self.optimizer.state()})
 
     @property
     def layer_passes(self):
@@ -201,12 +208,14 @@ class Trainer:
         """Add what other processes of the same data-parallel rank know of a gradient held here.
 
         In sequence parallelism norms and biases saw only this rank's rows, except the last norm, which
-        sees all; a tied embedding is used in the first and the last stage.
+        sees all; a tied embedding is used in the first and the last stage. What is whole of an adapter saw the own part
+        of a product's outputs (A) or inputs (B).
         """
         for group, names in enumerate(self.optimizer.names):
             for place, name in enumerate(names):
                 gradient = gradients[group][place]
-                if self.parallel.sequence_parallel and cut_axis(name) is None and not name.endswith("ln_f.weight"):
+                partial = self.parallel.sequence_parallel and not name.endswith("ln_f.weight")
+                if cut_axis(name) is None and (partial or self.adapter is not None):
                     gradient = all_reduce(gradient, self.mesh.tensor)
                 if name.endswith("word_embeddings.weight") and self.stage.config.tie_word_embeddings:
                     gradient = all_reduce(gradient, self.mesh.embedding)

@@ -1,7 +1,8 @@
 """Training checkpoints: a model directory plus what the optimizer needs to go on, on any mesh.
 
 A checkpoint is ``checkpoint-NNNNNN`` in the run's output directory: a loadable model, with a
-folder ``training_state`` inside. There every process has written the moments (and master weights)
+folder ``training_state`` inside; of a run that trains an adapter it is the adapter, as the peft package saves it.
+There every process has written the moments (and master weights)
 that it holds, with their place in the whole tensors, so that any other mesh finds what it needs. A
 checkpoint appears under its name only when it is complete.
 """
@@ -13,10 +14,11 @@ import shutil
 
 import numpy as np
 from mindspore import Tensor
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from telechat import fields
+from telechat.adapters.directory import check_adapter_files, write_adapter
 from telechat.checkpoint.layout import parameter_shapes
 from telechat.checkpoint.reader import CheckpointReader
 from telechat.checkpoint.shared_writer import SharedWriter
@@ -27,6 +29,7 @@ from telechat.parallel.plan import cut_axis
 from telechat.progress import Progress, track
 from telechat.text_files import read_json_object
 from telechat.training.run_identity import check_same_run
+from telechat.training.state_files import StateFiles
 
 _NAME = re.compile(r"checkpoint-(\d{6,})")
 _STATE = "training_state"
@@ -41,7 +44,7 @@ def save_training_checkpoint(output_dir, trainer, info, extra_from=None, tokeniz
         output_dir (str): the run's directory, the same for all processes.
         trainer (Trainer): model, moments and counters are saved.
         info (dict): what resuming must find unchanged (see `restore`).
-        extra_from (str): directory whose tokenizer and generation_config.json go along.
+        extra_from (str): directory whose tokenizer and generation_config.json go along; of an adapter its model's.
         tokenizer (Tokenizer): its files go along in place of those.
         keep (int): how many checkpoints stay.
 
@@ -56,23 +59,29 @@ def save_training_checkpoint(output_dir, trainer, info, extra_from=None, tokeniz
     stage, world = trainer.stage, trainer.mesh.world
     lead = world.rank == 0
     try:
-        writer = SharedWriter(partial, stage.config, str(stage.dtype).lower())
+        writer = None if trainer.adapter else SharedWriter(partial, stage.config, str(stage.dtype).lower())
         if lead:
             os.makedirs(output_dir, exist_ok=True)
             for name in os.listdir(output_dir):  # what a killed save left
                 if name.startswith(".checkpoint-") and name.endswith(".partial"):
                     shutil.rmtree(os.path.join(output_dir, name))
             os.makedirs(os.path.join(partial, _STATE))
-            writer.create()
-            copy_extra_files(extra_from, partial)
-            if tokenizer is not None:
-                tokenizer.save(partial)
+            if writer is not None:
+                writer.create()
+                copy_extra_files(extra_from, partial)
+                if tokenizer is not None:
+                    tokenizer.save(partial)
         barrier(world)
-        _write_parameters(writer, trainer)
+        if writer is not None:
+            _write_parameters(writer, trainer)
         _write_state(os.path.join(partial, _STATE, f"rank-{world.rank:05d}.safetensors"), trainer)
         barrier(world)
         if lead:
+            if trainer.adapter:
+                _write_adapter(partial, trainer.adapter, extra_from)
             values = {"step": trainer.step, "updates": trainer.optimizer.updates, **info}
+            if trainer.adapter:
+                values["adapter_shapes"] = trainer.adapter.shapes
             if trainer.loss_scale is not None:
                 values["loss_scale"] = [trainer.loss_scale.value, trainer.loss_scale.good_steps]
             with open(os.path.join(partial, _STATE, "state.json"), "w", encoding="utf-8") as file:
@@ -103,6 +112,17 @@ def _write_parameters(writer, trainer):
             writer.write(name, slices, parameter.asnumpy()[:rows])
 
 
+def _write_adapter(path, adapter, base):
+    """The whole adapter, put together of what every process has written."""
+    with StateFiles(os.path.join(path, _STATE)) as stored:
+        def read(name):
+            value = np.zeros(adapter.shapes[name], np.float32)
+            stored.read_into(value, f"weight.{name}", [[0, length] for length in value.shape])
+            return value
+
+        write_adapter(path, adapter.config, adapter.lora, read, base)
+
+
 def _is_owner(name, stage, mesh):
     if mesh.tensor.rank > 0 and cut_axis(name) is None:
         return False
@@ -112,27 +132,34 @@ def _is_owner(name, stage, mesh):
 
 def _state_box(name, trainer):
     """Where the optimizer's state of a parameter lies in the whole tensor: (start, stop) for each axis."""
-    stage, optimizer = trainer.stage, trainer.optimizer
-    rows, *others = stage.slices[name]
-    own = optimizer.own_rows(stage.parameters[name])
+    rows, *others = trainer.trained.slices[name]
+    own = trainer.optimizer.own_rows(trainer.trained.parameters[name])
     # Rows that only fill the vocabulary up are no part of the tensor.
     start, stop = (min(rows.start + edge, rows.stop) for edge in (own.start, own.stop))
     return [[start, stop], *([part.start, part.stop] for part in others)]
 
 
 def _write_state(path, trainer):
-    """The optimizer's tensors held by this process, unless another holds the same."""
+    """The optimizer's tensors held by this process, and an adapter's own, unless another holds the same."""
     stage, mesh, optimizer = trainer.stage, trainer.mesh, trainer.optimizer
     tensors, boxes = {}, {}
-    for key, tensor in optimizer.state().items():
+    for key, tensor in {**optimizer.state(), **_adapter_weights(trainer)}.items():
         name = key.partition(".")[2]
-        cut = optimizer.is_cut(stage.parameters[name])
+        cut = optimizer.is_cut(trainer.trained.parameters[name])
         if (mesh.data.rank == 0 or cut) and _is_owner(name, stage, mesh):
             box = _state_box(name, trainer)
             tensors[key] = tensor.asnumpy()[:box[0][1] - box[0][0]]
             boxes[key] = box
     with Progress("saving the optimizer's state"):
         save_file(tensors, path, metadata={"boxes": json.dumps(boxes)})
+
+
+def _adapter_weights(trainer):
+    """The rows of an adapter's tensors whose state is held here, as ``weight.NAME``."""
+    if trainer.adapter is None:
+        return {}
+    return {f"weight.{name}": parameter.data[trainer.optimizer.own_rows(parameter)]
+            for name, parameter in trainer.adapter.parameters.items()}
 
 
 def list_checkpoints(output_dir):
@@ -156,11 +183,14 @@ def check_whole(path):
         InputError: a file is missing, cut short or no such file, or the moments of a parameter are not all there.
     """
     folder = os.path.join(path, _STATE)
-    _read_state(folder)
-    reader = CheckpointReader(path)
-    shapes = parameter_shapes(reader.config)
-    reader.check(shapes)
-    with _StateFiles(folder) as stored:
+    shapes = _read_state(folder).get("adapter_shapes")
+    if shapes is None:
+        reader = CheckpointReader(path)
+        shapes = parameter_shapes(reader.config)
+        reader.check(shapes)
+    else:
+        check_adapter_files(path)
+    with StateFiles(folder) as stored:
         stored.check_complete(shapes)
 
 
@@ -193,14 +223,14 @@ def restore(path, trainer, info):
     folder = os.path.join(path, _STATE)
     saved = _read_state(folder)
     check_same_run(path, saved, info)
-    stage = trainer.stage
-    reader = CheckpointReader(path)
-    for name, parameter in stage.parameters.items():
-        value = np.zeros(parameter.shape, reader.dtype(name))
-        part = reader.read(name, stage.slices[name])
-        value[:len(part)] = part
-        parameter.data.copy_(Tensor.from_numpy(value))
-    with _StateFiles(folder) as stored:
+    if trainer.adapter is None:
+        _restore_parameters(CheckpointReader(path), trainer.stage)
+    with StateFiles(folder) as stored:
+        if trainer.adapter is not None:
+            for name, parameter in trainer.adapter.parameters.items():
+                value = np.zeros(parameter.shape, np.float32)
+                stored.read_into(value, f"weight.{name}", [[part.start, part.stop] for part in trainer.adapter.slices[name]])
+                parameter.data.copy_(Tensor.from_numpy(value))
         for key, tensor in trainer.optimizer.state().items():
             value = np.zeros(tensor.shape, np.float32)
             box = _state_box(key.partition(".")[2], trainer)
@@ -213,57 +243,12 @@ def restore(path, trainer, info):
         trainer.loss_scale.value, trainer.loss_scale.good_steps = saved["loss_scale"]
 
 
-class _StateFiles:
-    """The state files of a checkpoint, opened together: what each holds, and reads across them."""
-
-    def __init__(self, folder):
-        self._folder = folder
-        self._pieces = {}  # key → list of (file, box)
-        self._handles = {}
-        for name in sorted(os.listdir(folder)):
-            if name.endswith(".safetensors"):
-                file = os.path.join(folder, name)
-                try:
-                    handle = safe_open(file, "np")
-                    boxes = json.loads(handle.metadata()["boxes"])
-                except (OSError, SafetensorError, TypeError, KeyError, ValueError) as error:
-                    raise InputError(f"{file} cannot be read ({error}); resume from another checkpoint") from None
-                self._handles[file] = handle
-                for key, box in boxes.items():
-                    self._pieces.setdefault(key, []).append((file, box))
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        self._handles.clear()
-
-    def check_complete(self, shapes):
-        """InputError unless every kind of state is there for every parameter (name → shape), all of its values."""
-        kinds = {key.partition(".")[0] for key in self._pieces}
-        if not kinds:
-            raise InputError(f"{self._folder} holds no state of the optimizer; resume from another checkpoint")
-        for key in (f"{kind}.{name}" for kind in sorted(kinds) for name in shapes):
-            found = sum(int(np.prod([stop - start for start, stop in box])) for _, box in self._pieces.get(key, ()))
-            wanted = int(np.prod(shapes[key.partition(".")[2]]))
-            if found != wanted:
-                raise InputError(f"{self._folder} lacks a part of {key} (found {found:,} of {wanted:,} values); "
-                                 "copy the rank files of all nodes together, or resume from another checkpoint")
-
-    def read_into(self, target, key, box):
-        """Fill ``target``, which lies at ``box`` of the whole tensor, from the pieces that overlap it."""
-        filled = 0
-        for file, piece in self._pieces.get(key, ()):
-            overlap = [(max(a, c), min(b, d)) for (a, b), (c, d) in zip(box, piece)]
-            if any(start >= stop for start, stop in overlap):
-                continue
-            there = tuple(slice(start - origin, stop - origin) for (start, stop), (origin, _) in zip(overlap, piece))
-            here = tuple(slice(start - origin, stop - origin) for (start, stop), (origin, _) in zip(overlap, box))
-            target[here] = self._handles[file].get_slice(key)[there]
-            filled += int(np.prod([stop - start for start, stop in overlap]))
-        if filled != target.size:
-            raise InputError(f"{self._folder} lacks a part of {key} (found {filled:,} of {target.size:,} values); "
-                             "copy the rank files of all nodes together, or resume from another checkpoint")
+def _restore_parameters(reader, stage):
+    for name, parameter in stage.parameters.items():
+        value = np.zeros(parameter.shape, reader.dtype(name))
+        part = reader.read(name, stage.slices[name])
+        value[:len(part)] = part
+        parameter.data.copy_(Tensor.from_numpy(value))
 
 
 def _flush(path, deep=True):

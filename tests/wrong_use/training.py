@@ -38,6 +38,7 @@ USES = [
     ("train", [*TRAIN, "sequence_length=41"], ["41", "40"]),
     ("train", [*TRAIN, "tokenizer={absent}"], ["{absent}"]),
     ("train", [*TRAIN, "parallel.tensor=2"], ["2"]),
+    ("train", [*TRAIN[:4], "--output_dir", "{out}", "lora.rank=4"], ["lora adds an adapter to a model", "--load_checkpoint"]),
     ("train", [*TRAIN, "parallel.data=3"], ["3"]),
     ("train", [*TRAIN, "epochs=1"], ["epochs", "total_steps"]),
     *[("train", [*TRAIN, override], words) for override, words in [
@@ -62,6 +63,12 @@ USES = [
         ("parallel.pipeline=x", ["parallel.pipeline"]), ("parallel.data=0", ["parallel.data"]),
         ("parallel.sequence_parallel=2", ["sequence_parallel"]), ("parallel.shard_optimizer=x", ["shard_optimizer"]),
         ("parallel.recompute=3", ["recompute"]), ("parallel.stages=3", ["parallel.stages"]),
+        ("lora=4", ["lora must hold keys such as rank and alpha, not 4"]), ("lora.rank=0", ["lora.rank", "0"]),
+        ("lora.alpha=0", ["lora.alpha", "above 0"]), ("lora.dropout=1", ["lora.dropout", "below 1"]),
+        ("lora.rslora=3", ["lora.rslora"]), ("lora.targets=[lm_head]", ["lora.targets holds 'lm_head'", "query, key_value"]),
+        ("lora.targets=[]", ["lora.targets"]), ("lora.targets=[key]", ["name key_value"]),
+        ("lora.ranks=4", ["lora.ranks", "lora.rank"]), ("load_lora={ckpt}", ["{ckpt}", "adapter_config.json"]),
+        ("load_lora={absent}", ["{absent}"]),
         ("parallel.stages=[1,1]", ["parallel.stages"]), ("parallel.stages=[0]", ["parallel.stages"])]],
     *[("train", ["--config", "{yaml}", "--train_dataset", "{data}", "--output_dir", "{out}",
                  *(f"model.{name}={value}" for name, value in {**FIELDS, **fields}.items())], words)
