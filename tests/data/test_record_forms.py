@@ -141,6 +141,13 @@ def test_prompts_are_refused_where_a_part_would_be_lost(tmp_path):
         read_prompts(path)
 
 
+@pytest.mark.parametrize("roles", [("user", "system", "assistant"), ("system", "user", "system", "assistant"),
+                                   ("system", "user", "assistant", "user", "system", "assistant")])
+def test_a_system_text_behind_a_question_is_refused(roles):
+    with pytest.raises(InputError, match="^has a system text behind a question; it must come first$"):
+        parse_conversation({"messages": [{"role": role, "content": "x"} for role in roles]}, system="prepend")
+
+
 @pytest.mark.parametrize("record", [
     {"input": "<_user>一<_bot>二<_end><_user>三", "output": "四"},
     {"input": "三", "output": "四", "history": [["一", "二"]]},

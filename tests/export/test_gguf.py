@@ -15,6 +15,7 @@ import sentencepiece
 
 from telechat import InputError, TeleChat, Tokenizer
 from telechat.checkpoint import gguf_export, gguf_tokenizer
+from telechat.checkpoint.convert import torch_to_ms
 from telechat.checkpoint.gguf_export import to_gguf
 from telechat.config import TeleChatConfig
 from telechat.generation.chat import build_prompt
@@ -206,6 +207,17 @@ def test_rows_that_no_block_fits_are_float16(tmp_path):
     kinds = {name: kind for name, (_, kind) in tensors_of(tmp_path / "q4.gguf").items()}
     assert (kinds["blk.0.ffn_down.weight"], kinds["blk.0.ffn_up.weight"], kinds["token_embd.weight"]) == ("F16", "Q4_0", "Q8_0")
     assert "Matrices whose rows are no multiple of 32 are stored as f16, not q4_0." in notes
+
+
+def test_yarn_s_factors_are_those_of_the_official_frequencies(shared, tmp_path):
+    """llama.cpp divides its own frequency by the factor."""
+    official = shared / "reference" / "telechat3_tiny"
+    torch_to_ms(str(official), str(tmp_path / "ours"))
+    to_gguf(tmp_path / "ours", tmp_path / "model.gguf", "f32")
+    config = json.loads((official / "config.json").read_text())
+    own = config["rope_theta"] ** (-np.arange(0, config["head_dim"], 2) / config["head_dim"])
+    factors, kind = tensors_of(tmp_path / "model.gguf")["rope_freqs.weight"]
+    assert kind == "F32" and np.allclose(own / factors, np.load(official / "golden.npz")["rope_inv_freq"], rtol=1e-6)
 
 
 def refused(match, source, target, kind="f16"):

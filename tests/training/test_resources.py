@@ -8,7 +8,7 @@ import pytest
 from telechat import InputError, TeleChat, TeleChatConfig
 from telechat.data import PackedDataset
 from telechat.training import resources
-from telechat.training.description import _epochs
+from telechat.training.description import _epochs, describe_run
 from telechat.training.memory import fullest_rank
 from telechat.training.resources import checkpoint_bytes, checkpoints_at_once, directory_bytes
 from telechat.training.run import TrainingRun
@@ -50,7 +50,7 @@ def test_a_run_that_does_not_fit_into_memory_is_refused_with_what_helps(run_conf
     model = TeleChatConfig.from_pretrained(run_config.load_checkpoint)
     peak = fullest_rank(model, run_config, PackedDataset(run_config.train_dataset, 1).max_length).peak
     monkeypatch.setattr(resources, "available_bytes", lambda: peak)
-    TrainingRun(run_config)
+    assert f"memory      about {peak / 1e9:.2f} GB expected at the peak:" in describe_run(TrainingRun(run_config))
     monkeypatch.setattr(resources, "available_bytes", lambda: peak - 1)
     monkeypatch.setattr(TeleChat, "from_pretrained", lambda *_: pytest.fail("weights are read"))
     with pytest.raises(InputError, match=r"^training needs about 0\.\d+ GB of memory \(framework 0\.65.*\), and 0\.\d+ GB are "
