@@ -1,6 +1,7 @@
 """What a run needs of memory and disk, and that it is refused before anything is read or written."""
 
 import dataclasses
+import math
 import os
 
 import pytest
@@ -37,6 +38,22 @@ def test_a_checkpoint_is_as_large_as_said(run_config, dtype, tmp_path):
     expected = checkpoint_bytes(run.model_config, dtype)
     headers = directory_bytes(path) - expected  # of the files, and tokenizer.model
     assert 0 < headers < 100_000 + os.path.getsize(os.path.join(path, "tokenizer.model"))
+
+
+def test_what_is_left_counts_an_evaluation_s_batches(run_config, tmp_path, monkeypatch):
+    class Told(Exception):
+        pass
+
+    def time_left(config, batches, step):
+        raise Told(batches, step)
+
+    monkeypatch.setattr("telechat.training.run.TimeLeft", time_left)
+    for output, held_out in (("with", True), ("without", False)):
+        run = TrainingRun(dataclasses.replace(run_config, output_dir=str(tmp_path / output)))
+        run.evaluation = run.dataset if held_out else None
+        with pytest.raises(Told) as told:
+            run.run()
+        assert told.value.args == (math.ceil(run.dataset.num_packs / 2) if held_out else 0, 0)
 
 
 @pytest.mark.parametrize("settings, count", [({"save_steps": 1, "total_steps": 9}, 3), ({"save_steps": 5, "total_steps": 9}, 2),

@@ -116,6 +116,10 @@ def test_wrong_prompts(prompt, reason, model):
     assert re.fullmatch(reason, refused.value.message)
 
 
+def test_the_first_and_the_last_token_of_the_vocabulary_may_be_asked_for(model):
+    assert protocol.read_completion({"model": "tiny", "prompt": [0, 1663]}, model).prompts == [[0, 1663]]
+
+
 @pytest.mark.parametrize("fields, reason", [
     ({"logprobs": True}, "logprobs must be a whole number from 0 to 20, not true"),
     ({"logprobs": 21}, "logprobs must be a whole number from 0 to 20, not 21"),
