@@ -1,12 +1,16 @@
-"""The file of an evaluation's answers: what is taken up, what a crash cut short, and what is another evaluation."""
+"""The file of an evaluation's answers: what is taken up, cut short by a crash, or another evaluation; the letters' ids."""
 
 import dataclasses
+import types
 
-from telechat import Tokenizer
+import pytest
+
+from telechat import InputError, Tokenizer
 from telechat.content import first_difference
 from telechat.data.chat_template import ChatTemplate
 from telechat.data.conversation import ChatFormat
 from telechat.evaluation.identity import identify
+from telechat.evaluation.multiple_choice import letter_ids
 from telechat.evaluation.run import Results
 from telechat.generation.settings import GenerationSettings
 from telechat.parallel.mesh import Mesh
@@ -41,3 +45,19 @@ def test_another_chat_template_is_another_evaluation(tmp_path):
     assert given[0] == given[1]
     assert first_difference("", given[0], given[2]) == (".chat_template.default_system", "你好", "您好")
     assert given[3]["chat_template"] is None
+
+
+@pytest.mark.parametrize("pieces, ids, before", [
+    (([5, 6, 10], [5, 6, 11], [5, 6, 12], [5, 6, 13]), [10, 11, 12, 13], [5, 6]),
+    (([10], [11], [12], [13]), [10, 11, 12, 13], []),
+    (([5, 10], [6, 10], [7, 10], [8, 10]), [5, 6, 7, 8], []),
+    (([5, 10], [5, 11], [5, 12], [6, 13]), None, None),
+    (([5], [5], [5], [5]), None, None),
+])
+def test_letters_are_told_apart_by_the_first_token_that_differs(pieces, ids, before):
+    tokenizer = types.SimpleNamespace(path="t.model", encode=lambda letter, control_tokens: pieces["ABCD".index(letter)])
+    if ids is None:
+        with pytest.raises(InputError, match="t.model has no token of their own for A, B, C and D"):
+            letter_ids(tokenizer)
+    else:
+        assert letter_ids(tokenizer) == (ids, before)

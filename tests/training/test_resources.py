@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import os
+import types
 
 import pytest
 
@@ -10,7 +11,7 @@ from telechat import InputError, TeleChat, TeleChatConfig
 from telechat.data import PackedDataset
 from telechat.training import resources
 from telechat.training.description import _epochs, describe_run
-from telechat.training.memory import fullest_rank
+from telechat.training.memory import fullest_rank, memory_lines
 from telechat.training.resources import checkpoint_bytes, checkpoints_at_once, directory_bytes
 from telechat.training.run import TrainingRun
 from telechat.training.run_config import RunConfig
@@ -94,6 +95,15 @@ def test_checkpoints_that_do_not_fit_onto_the_disk_are_refused(run_config, monke
     with pytest.raises(InputError, match=r"^2 checkpoints of 0\.00 GB will take .* GB in .*out, where .* GB are free: free "
                                          "space, lower keep_checkpoints, give another output_dir, or give --ignore_memory"):
         TrainingRun(run_config)
+
+
+def test_what_rounding_loses_goes_to_the_largest_part_and_trifles_are_left_out():
+    parts = {"weights": 1_004_000_000, "work": 1_004_000_001, "framework": 604_000_000, "tables": 5_000_000, "held": 4_999_999}
+    memory = types.SimpleNamespace(parts=parts, peak=sum(parts.values()), peak_phase="head")
+    assert memory_lines(memory, " of the fullest process") == [
+        "memory      about 2.62 GB expected at the peak of the fullest process:",
+        "                1.00 GB  weights", "                1.01 GB  work        of what runs then: head",
+        "                0.60 GB  framework   MindSpore and its compiler", "                0.01 GB  tables      masks and positions"]
 
 
 @pytest.mark.parametrize("sequences, packs, text", [(9, 100, "9 of 100 packs, less than an epoch"), (10, 100, "0.1 epochs"),
