@@ -220,6 +220,22 @@ def test_yarn_s_factors_are_those_of_the_official_frequencies(shared, tmp_path):
     assert kind == "F32" and np.allclose(own / factors, np.load(official / "golden.npz")["rope_inv_freq"], rtol=1e-6)
 
 
+BLOOM = {"type": "Split", "pattern": {"Regex": gguf_tokenizer._BLOOM}, "behavior": "Isolated", "invert": False}
+
+
+@pytest.mark.parametrize("steps, name", [
+    ([{"type": "ByteLevel"}], "gpt-2"), ([{"type": "ByteLevel", "use_regex": False}], None), ([{"type": "Whitespace"}], None),
+    ([{"type": "ByteLevel", "add_prefix_space": True}], None), ([], None),
+    ([BLOOM, {"type": "ByteLevel", "use_regex": False}], "bloom"), ([BLOOM, {"type": "ByteLevel"}], None),
+    ([{**BLOOM, "invert": True}, {"type": "ByteLevel", "use_regex": False}], None), ([BLOOM, {"type": "Whitespace"}], None),
+    ([BLOOM, BLOOM, {"type": "ByteLevel", "use_regex": False}], None),
+])
+def test_how_words_are_cut_is_named_as_llama_cpp_names_it(steps, name):
+    assert gguf_tokenizer._splitting({"type": "Sequence", "pretokenizers": steps}) == name
+    if len(steps) == 1:
+        assert gguf_tokenizer._splitting(steps[0]) == name
+
+
 def refused(match, source, target, kind="f16"):
     before = target.read_bytes() if target.is_file() else None
     with pytest.raises(InputError, match=match):

@@ -125,3 +125,8 @@ def test_byte_order_marks_and_paths_as_a_shell_has_them(tmp_path, monkeypatch, e
 def test_missing_file_is_refused(tmp_path):
     with pytest.raises(InputError, match="absent.yaml"):
         RunConfig.load(str(tmp_path / "absent.yaml"))
+
+
+def test_what_a_run_does_where_nothing_is_said():
+    said = {"batch_size": 1, "save_steps": 500, "keep_checkpoints": 2, "eval_steps": 0, "max_skipped_steps": 5}
+    assert RunConfig() == RunConfig.from_dict(said)
