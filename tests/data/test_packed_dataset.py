@@ -136,6 +136,12 @@ def test_evaluation_is_one_pass_of_equal_batches(directory, num_shards):
     assert {part.shape for part in last} == {(4 // num_shards, 7)} and not last[2][-1].any()
 
 
+def test_a_dataset_of_one_pack(tmp_path):
+    write_dataset(tmp_path / "one", {"train": packing(1, first=7)}, settings())
+    batches = PackedDataset(tmp_path / "one", 2).batches()
+    assert [numbers(next(batches)) for _ in range(2)] == [[7, 7], [7, 7]]
+
+
 def test_what_dataset_json_says(directory):
     info = json.loads((directory / "dataset.json").read_text(encoding="utf-8"))
     assert info["train"] == packing(11).counts and info["eval"] == packing(5).counts

@@ -226,3 +226,15 @@ def test_bad_tokenizer_files(tmp_path, tok, byte_level_file):
     (tmp_path / "other.json").write_text(json.dumps(definition))
     with pytest.raises(InputError, match="other.json is not a byte-level BPE"):
         Tokenizer.from_pretrained(tmp_path / "other.json")
+
+
+def test_the_alphabet_of_bytes_is_that_of_the_tokenizers_library():
+    import tokenizers
+
+    from telechat.data.byte_level_bpe import _BYTE_OF
+
+    split = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    assert set(_BYTE_OF) == set(split.alphabet())
+    for character in map(chr, (*range(0x800), *range(0x1000, 0xD800, 0x40), *range(0x10000, 0x110000, 0x1000))):
+        written = "".join(piece for piece, _ in split.pre_tokenize_str(character))
+        assert [_BYTE_OF[letter] for letter in written] == list(character.encode())

@@ -30,6 +30,7 @@ def test_what_a_crash_cut_short_is_dropped_and_all_else_kept(tmp_path):
     assert list(again.records) == ["a/1", "a/2"] and (tmp_path / "answers.jsonl").read_bytes() == whole
     again.add("a/3", answer="C")
     again.close()
+    assert again._file.closed
     assert (tmp_path / "answers.jsonl").read_bytes() == whole + b'{"key": "a/3", "answer": "C"}\n'
 
 

@@ -41,6 +41,15 @@ def test_a_checkpoint_is_as_large_as_said(run_config, dtype, tmp_path):
     assert 0 < headers < 100_000 + os.path.getsize(os.path.join(path, "tokenizer.model"))
 
 
+def test_an_interrupted_run_keeps_its_step_and_has_no_final_weights(run_config, tmp_path, monkeypatch):
+    monkeypatch.setattr("telechat.training.run.StopSignal",
+                        lambda scheduler: types.SimpleNamespace(received=True, restore=lambda: None))
+    run = TrainingRun(dataclasses.replace(run_config, output_dir=str(tmp_path / "out"), save_steps=0))
+    path, finished = run.run()
+    assert (os.path.basename(path), finished) == ("checkpoint-000001", False)
+    assert not os.path.lexists(tmp_path / "out" / "final")
+
+
 def test_what_is_left_counts_an_evaluation_s_batches(run_config, tmp_path, monkeypatch):
     class Told(Exception):
         pass
