@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from telechat import InputError, Tokenizer
+from telechat.data.chat_template import Part, _joined
 from telechat.data.conversation import IGNORED, ChatFormat, encode_conversation, parse_messages
 from telechat.generation.chat import build_prompt, parse_prompt, part_ids
 
@@ -149,6 +150,11 @@ def test_oldest_turns_are_dropped_and_the_system_text_stays(model):
         build_prompt(tok, history, "长" * 400, least - 1, chat_format)
     with pytest.raises(InputError, match="max_length 4 leaves no room for the question behind the system text"):
         build_prompt(tok, history, "最后", 4, chat_format)
+
+
+def test_texts_that_follow_each_other_are_one_but_what_is_learnt_stays_apart():
+    parts = [Part("a"), Part(""), Part("b"), Part("c", True), Part("d", True), Part(5), Part("e"), Part(6, True), Part(7)]
+    assert _joined(parts) == [Part("ab"), Part("cd", True), Part(5), Part("e"), Part(6, True), Part(7)]
 
 
 def test_control_tokens_in_a_message_stay_text(model):

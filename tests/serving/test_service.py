@@ -232,6 +232,16 @@ def test_an_idle_loop_wakes_for_a_request(service):
     assert not thread.is_alive()
 
 
+@pytest.mark.parametrize("uncompiled, seconds", [([], 5.0), ([2], 1.0)])
+def test_an_idle_loop_compiles_after_a_second_and_else_only_says_that_it_is_there(monkeypatch, service, uncompiled, seconds):
+    clock = [100.0]
+    monkeypatch.setattr("telechat.serving.service.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr(service._news, "wait", lambda glance: clock.append(clock.pop() + glance))
+    service.engine.uncompiled = uncompiled
+    plan = service._plan()
+    assert plan.compile == (uncompiled or [None])[0] and clock[0] == pytest.approx(100 + seconds)
+
+
 def test_warm_up_runs_every_size_that_fits():
     engine = CountingEngine(slots=3, length=100)
     engine.uncompiled = [1, 2, 3]
