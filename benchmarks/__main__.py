@@ -41,7 +41,7 @@ def conditions():
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("mindspore", "torch", "numpy"))
     return (f"{datetime.date.today().isoformat()}; {processor}, {os.cpu_count()} cores, {memory / 1e9:.0f} GB; "
-            f"Python {platform.python_version()}, {versions}; float32; load average before: {os.getloadavg()[0]:.1f}")
+            f"Python {platform.python_version()}, {versions}; load average before: {os.getloadavg()[0]:.1f}")
 
 
 def publish(results):

@@ -83,6 +83,13 @@ def check_close(what, ours, theirs, tolerance):
         raise NumbersDiffer(f"{what}: {ours} against {theirs}, not within {tolerance:g}")
 
 
+def check_near(what, ours, theirs, tolerance):
+    """Raise NumbersDiffer unless two equally long lists of numbers differ by a share of their largest at most."""
+    allowed = tolerance * max(map(abs, theirs))
+    if len(ours) != len(theirs) or not all(abs(a - b) <= allowed for a, b in zip(ours, theirs)):
+        raise NumbersDiffer(f"{what}: {str(ours)[:400]} against {str(theirs)[:400]}, not within {allowed:g}")
+
+
 def check_equal(what, ours, theirs):
     """Raise NumbersDiffer unless both are the same."""
     if ours != theirs:

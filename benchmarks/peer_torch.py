@@ -9,7 +9,7 @@ Two grades compute the same numbers:
   allocated once, logits of the last position alone in generation, and the fused AdamW.
 
 Weights have the published 12B's names; a config is anything with the fields of `telechat.TeleChatConfig`. There are
-as many key-value heads as heads, and no dropout.
+as many key-value heads as heads. Dropout is where the library has it, by torch's own generator.
 """
 
 import json
@@ -103,6 +103,7 @@ class OfficialAttention(Attention):
         scores = self.dim ** -0.5 * torch.einsum("bik,bkj->bij", query, key.transpose(1, 2))
         scores = scores.view(batch, self.heads, length, -1).masked_fill(mask, torch.finfo(scores.dtype).min)
         weights = torch.softmax(scores, dim=-1).view(batch * self.heads, length, -1)
+        weights = F.dropout(weights, self.config.attention_dropout, self.training)
         attended = torch.bmm(weights, value).view(batch, self.heads, length, self.dim)
         return self.dense(attended.transpose(1, 2).reshape(batch, length, -1)), past
 
@@ -111,7 +112,9 @@ class BestAttention(Attention):
     def forward(self, x, cos, sin, keys=None, values=None, start=0):
         """x (B, S, H); cos, sin (S, D); keys, values: the cache (B, n, T, D), filled up to ``start``."""
         batch, length = x.shape[:2]
-        query = rotate(self.query(x).view(batch, length, self.heads, self.dim).transpose(1, 2), cos, sin)
+        query = self.query(x).view(batch, length, self.heads, self.dim).transpose(1, 2)
+        cos, sin = cos.to(query.dtype), sin.to(query.dtype)
+        query = rotate(query, cos, sin)
         key, value = self.key_value(x).view(batch, length, self.heads, 2 * self.dim).transpose(1, 2).chunk(2, dim=-1)
         key = rotate(key, cos, sin)
         if keys is not None:
@@ -119,7 +122,8 @@ class BestAttention(Attention):
             keys[:, :, start:end], values[:, :, start:end] = key, value
             if start:
                 key, value = keys[:, :, :end], values[:, :, :end]
-        attended = F.scaled_dot_product_attention(query, key, value, is_causal=length > 1)
+        rate = self.config.attention_dropout if self.training else 0.0
+        attended = F.scaled_dot_product_attention(query, key, value, is_causal=length > 1, dropout_p=rate)
         return self.dense(attended.transpose(1, 2).reshape(batch, length, -1))
 
 
@@ -159,7 +163,12 @@ class Peer(nn.Module):
 
     def embed(self, ids):
         x = self.transformer["word_embeddings"](ids)
-        return x if self.config.input_mult == 1 else x * self.config.input_mult
+        x = x if self.config.input_mult == 1 else x * self.config.input_mult
+        return F.dropout(x, self.config.embedding_dropout, self.training)
+
+    def add(self, x, y):
+        """The residual."""
+        return x + F.dropout(y, self.config.hidden_dropout, self.training)
 
     def head(self, x):
         weight = (self.transformer["word_embeddings"] if self.lm_head is None else self.lm_head).weight
@@ -184,8 +193,8 @@ class Official(Peer):
             attended, kept = block.self_attention(block.input_layernorm(x), mask, past and past[layer])
             if past is not None:
                 past[layer] = kept
-            x = x + attended
-            x = x + block.mlp(block.post_attention_layernorm(x))
+            x = self.add(x, attended)
+            x = self.add(x, block.mlp(block.post_attention_layernorm(x)))
         return self.head(x)
 
     @torch.no_grad()
@@ -221,8 +230,8 @@ class Best(Peer):
         cos, sin = (table[start:start + length] for table in self._tables)
         for layer, block in enumerate(self.transformer["h"]):
             cache = (None, None) if caches is None else caches[layer]
-            x = x + block.self_attention(block.input_layernorm(x), cos, sin, *cache, start)
-            x = x + block.mlp(block.post_attention_layernorm(x))
+            x = self.add(x, block.self_attention(block.input_layernorm(x), cos, sin, *cache, start))
+            x = self.add(x, block.mlp(block.post_attention_layernorm(x)))
         return self.head(x[:, -1:] if last_only else x)
 
     @torch.inference_mode()
@@ -230,7 +239,8 @@ class Best(Peer):
         """Greedy tokens that follow ``prompts`` int64 (B, S): int64 (B, new_tokens)."""
         config, (batch, start) = self.config, prompts.shape
         shape = (batch, config.n_head, start + new_tokens, config.hidden_size // config.n_head)
-        caches = [(torch.empty(shape), torch.empty(shape)) for _ in range(config.n_layer)]
+        dtype = self.transformer["ln_f"].weight.dtype
+        caches = [(torch.empty(shape, dtype=dtype), torch.empty(shape, dtype=dtype)) for _ in range(config.n_layer)]
         tokens, ids, position = torch.empty(batch, new_tokens, dtype=torch.long), prompts, 0
         for index in range(new_tokens):
             logits = self(ids, caches, position, last_only=True)
@@ -253,13 +263,15 @@ def _decay_groups(model):
     return [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
 
 
-def train_step(model, optimizer, ids, targets, rate, max_grad_norm=1.0):
+def train_step(model, optimizer, ids, targets, rate, max_grad_norm=1.0, autocast=False):
     """One step; targets int64 (B, S): the token that each position is to predict, or -100.
 
-    Returns the loss and the gradient's norm before clipping, as floats.
+    autocast: products in bfloat16, as torch.autocast does it. Returns the loss and the gradient's norm before clipping,
+    as floats.
     """
-    logits = model(ids)
-    loss = F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.reshape(-1), ignore_index=IGNORED)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        logits = model(ids)
+        loss = F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.reshape(-1), ignore_index=IGNORED)
     optimizer.zero_grad()
     loss.backward()
     norm = nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
@@ -269,14 +281,14 @@ def train_step(model, optimizer, ids, targets, rate, max_grad_norm=1.0):
     return loss.item(), norm.item()
 
 
-def load(grade, config, directory, share_file=False):
-    """The model of a checkpoint directory of ours.
+def load(grade, config, directory, share_file=False, dtype="float32"):
+    """The model of a checkpoint directory of ours, its weights in ``dtype``.
 
     ``share_file``: the weights stay where the files are mapped into memory, read only, instead of being copied into
     memory of the model's own. The official way is the copy.
     """
     with torch.device("meta"):
-        model = GRADES[grade](config)
+        model = GRADES[grade](config).to(getattr(torch, dtype))
     if not share_file:
         model.to_empty(device="cpu")
     index = os.path.join(directory, "model.safetensors.index.json")

@@ -8,21 +8,24 @@ from benchmarks.report import Row, Section
 from benchmarks.workspace import config_of, read_batches
 
 RATE = 1e-4
-CASES = [  # size, rows, length
-    ("S", 4, 256), ("M", 4, 256), ("S", 1, 2048),
-]
+CASES = [("S", 4, 256), ("M", 4, 256), ("S", 1, 2048)]  # size, rows, length
+DROPOUT = 0.1  # 7B's, everywhere
+FIRST_STEP = 2.0  # seconds at most
 
 
-def ours(weights, batches, steps):
-    """In a child: the library's training steps, one more first that is not timed."""
+def ours(weights, batches, steps, dtype="float32"):
+    """In a child: the library's training steps, one more first that is not timed.
+
+    dtype "bfloat16": weights and products; torch's own way of that is autocast, with float32 weights.
+    """
     import mindspore  # noqa: F401  telechat imports it at first use only
 
     import telechat
 
     started_with = measure.peak_memory()
-    model = telechat.TeleChat.from_pretrained(weights)
+    model = telechat.TeleChat.from_pretrained(weights, dtype)
     began = time.perf_counter()
-    trainer = telechat.Trainer(model, telechat.TrainConfig(learning_rate=RATE, lr_schedule="constant"))
+    trainer = telechat.Trainer(model, telechat.TrainConfig(learning_rate=RATE, lr_schedule="constant", dtype=dtype))
 
     def step(input_ids, labels):
         result = trainer.train_step(input_ids, labels)
@@ -36,12 +39,12 @@ def official(weights, batches, steps):
     return _torch("official", weights, batches, steps)
 
 
-def best(weights, batches, steps):
+def best(weights, batches, steps, dtype="float32"):
     """In a child: as `ours`, by torch at its best."""
-    return _torch("best", weights, batches, steps)
+    return _torch("best", weights, batches, steps, autocast=dtype == "bfloat16")
 
 
-def _torch(grade, weights, batches, steps):
+def _torch(grade, weights, batches, steps, autocast=False):
     import torch
 
     from benchmarks import peer_torch
@@ -53,7 +56,7 @@ def _torch(grade, weights, batches, steps):
 
     def step(input_ids, labels):
         ids, targets = torch.from_numpy(input_ids[:, :-1]).long(), torch.from_numpy(labels[:, 1:]).long()
-        return peer_torch.train_step(model, optimizer, ids, targets, RATE)
+        return peer_torch.train_step(model, optimizer, ids, targets, RATE, autocast=autocast)
 
     return _steps(step, read_batches(batches), steps, began, started_with)
 
@@ -71,30 +74,50 @@ def _steps(step, batches, steps, began, started_with):
             "memory_before": started_with}
 
 
-def check(what, results):
+def check(what, results, losses=1e-3, norms=5e-3):
     """Raise NumbersDiffer unless the first round's losses and gradient norms agree with ours on every side.
 
     Norms less closely: torch's, in float32, of 16 million numbers is 0.7 thousandths under that in float64.
     """
     for side, rounds in results.items():
-        for name, tolerance in (("losses", 1e-3), ("norms", 5e-3)):
+        for name, tolerance in (("losses", losses), ("norms", norms)):
             measure.check_close(f"{what}, {name}, ours against {side}", results["ours"][0][name], rounds[0][name],
                                 tolerance)
 
 
 def run(workspace):
-    """Every size against both grades; `Section`."""
-    times, memory, notes = [], [], []
+    """Every size in float32 against both grades and in bfloat16 against autocast, and S with dropout; `Section`."""
+    times, memory, notes, first = [], [], [], []
+    steps = 2 if workspace.quick else 8
+
+    def compare(what, sides, keywords, goals, memory_goals, **tolerances):
+        results = measure.side_by_side("training", sides, dict(keywords, steps=steps), workspace.rounds)
+        check(what, results, **tolerances)
+        times.append(Row(f"training step, {what}", "s", **goals,
+                         **{side: measure.median(rounds, "seconds") for side, rounds in results.items()}))
+        memory.append(Row(f"peak memory of training, {what}", "MB", **memory_goals,
+                          **{side: measure.median(rounds, "peak_memory") / 1e6 for side, rounds in results.items()}))
+        return results
+
     for size, rows, length in CASES[:1] if workspace.quick else CASES:
         batches, share = workspace.batches(size, rows, length, count=4)
-        keywords = dict(weights=workspace.weights(size), batches=batches, steps=2 if workspace.quick else 8)
-        results = measure.side_by_side("training", ["ours", "official", "best"], keywords, workspace.rounds)
-        what = f"{size}, {rows} × {length:,}"
-        check(what, results)
-        times.append(Row(f"training step, {what}", "s", goal_official=0.90, goal_best=1.00,
-                         **{side: measure.median(rounds, "seconds") for side, rounds in results.items()}))
-        goals = dict(goal_official=1.0, goal_best=1.2) if length == 256 else {}
-        memory.append(Row(f"peak memory of training, {what}", "MB", **goals,
-                          **{side: measure.median(rounds, "peak_memory") / 1e6 for side, rounds in results.items()}))
+        keywords, what = dict(weights=workspace.weights(size), batches=batches), f"{size}, {rows} × {length:,}"
+        results = compare(what, ["ours", "official", "best"], keywords, dict(goal_official=0.80, goal_best=0.90),
+                          dict(goal_official=0.75, goal_best=0.85))
+        if (size, length) == ("S", 256):
+            first = [Row(f"first training step, {what}, of a process that has loaded the model", "s",
+                         limit=FIRST_STEP, limit_text="stated",
+                         **{side: measure.median(rounds, "first_step") for side, rounds in results.items()})]
+        compare(f"{what}, bfloat16", ["ours", "best"], dict(keywords, dtype="bfloat16"), dict(goal_best=0.90), {},
+                losses=5e-3, norms=5e-2)
         notes.append(f"{what}: {share:.1%} of the positions count.")
-    return Section(times + memory, notes=notes)
+    batches, _ = workspace.batches("S", 4, 256, count=4)
+    keywords = dict(weights=workspace.weights("S", dropout=DROPOUT), batches=batches)
+    # Each side draws masks of its own.
+    compare(f"S, 4 × 256, dropout {DROPOUT}", ["ours", "official", "best"], keywords,
+            dict(goal_official=0.90, goal_best=1.00), {}, losses=2e-2, norms=0.3)
+    notes += ["bfloat16: *best* is torch.autocast, with float32 weights; ours are bfloat16 with float32 master weights. "
+              "Losses agree within 5e-3, gradient norms within 5e-2.",
+              f"Dropout {DROPOUT}: of the embedding, of attention's probabilities and of what both halves of a block "
+              "add. Each side draws masks of its own, so losses agree within 2e-2 only."]
+    return Section(times + first + memory, notes=notes)

@@ -29,10 +29,11 @@ class Workspace:
     quick: bool = False
     rounds: int = 3
 
-    def weights(self, size, layers=None):
-        """A checkpoint directory with random weights: the size's, or with another number of layers."""
-        fields = dict(SIZES[size], n_layer=layers or SIZES[size]["n_layer"])
-        directory = self.folder / f"{size}-{fields['n_layer']}"
+    def weights(self, size, layers=None, dropout=0.0):
+        """A checkpoint directory with random weights: the size's, or with other layers or dropout everywhere."""
+        fields = dict(SIZES[size], n_layer=layers or SIZES[size]["n_layer"], attention_dropout=dropout,
+                      hidden_dropout=dropout, embedding_dropout=dropout)
+        directory = self.folder / f"{size}-{fields['n_layer']}-{dropout}"
         if not directory.is_dir():
             run_child("workspace", "write_weights", dict(fields=fields, directory=str(directory)))
         return str(directory)
@@ -79,15 +80,15 @@ def prompts(size, rows, length):
     return np.random.default_rng(0).integers(4, SIZES[size]["vocab_size"], shape).tolist()
 
 
-def weight_bytes(size, read_in_decoding=False):
-    """Bytes of a model's float32 weights; ``read_in_decoding``: those read for a token, so not the embedding."""
+def weight_bytes(size, read_in_decoding=False, width=4):
+    """Bytes of a model's weights of ``width`` bytes; ``read_in_decoding``: those read for a token, so not the embedding."""
     from telechat.checkpoint.layout import parameter_shapes
     from telechat.config import TeleChatConfig
 
     total = 0
     for name, shape in parameter_shapes(TeleChatConfig(**SIZES[size])).items():
         if not (read_in_decoding and "word_embeddings" in name):
-            total += 4 * shape[0] * (shape[1] if len(shape) > 1 else 1)
+            total += width * shape[0] * (shape[1] if len(shape) > 1 else 1)
     return total
 
 

@@ -33,7 +33,7 @@ _gradient = ops.GradOperation(get_all=True, sens_param=True)
 
 if on_cpu():
     # Graphs run in the thread that calls them. Else two threads of MindSpore's take turns in spinning while they
-    # wait, and take a tenth of two cores (benchmarks/README.md). It is read when the first graph runs.
+    # wait, and take a tenth of two cores (benchmarks/tried.md). It is read when the first graph runs.
     os.environ.setdefault("MS_DEV_HOST_BLOCKING_RUN", "1")
 
 

@@ -71,6 +71,13 @@ def test_sides_take_turns(monkeypatch):
     assert results == {"a": [{"s": 1.0}] * 3, "b": [{"s": 1.0}] * 3}
 
 
+@pytest.mark.parametrize("theirs", [[0.0, 2.2], [0.0], [0.0, float("nan")], [-0.11, 2.0]])
+def test_small_numbers_are_compared_with_the_largest(theirs):
+    measure.check_near("logits", [0.0, 2.0], [0.09, 2.0], 0.05)
+    with pytest.raises(measure.NumbersDiffer, match="logits"):
+        measure.check_near("logits", [0.0, 2.0], theirs, 0.05)
+
+
 @pytest.mark.parametrize("theirs", [[1.0, 2.1], [1.0], [1.0, float("nan")]])
 def test_numbers_that_differ_are_refused(theirs):
     measure.check_close("losses", [1.0, 2.0], [1.0, 2.0001], 1e-3)
