@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from telechat.checkpoint.convert import ms_to_torch, torch_to_ms
 from telechat.checkpoint.layout import official_parameters, parameter_shapes
 from telechat.checkpoint.reader import CheckpointReader
 from telechat.config import TeleChatConfig
+from telechat.training.run_config import RunConfig
+from tests.conftest import ROOT
 
 TINY = ("telechat2_tiny", "telechat2_mha_tiny", "telechat3_tiny")
 SIZES = dict(vocab=44, hidden=24, heads=6, kv=3, dim=10, inner=20, layers=2)
@@ -34,6 +37,17 @@ def test_names_and_sizes_of_the_published_index(shared):
     tensors = official_parameters(config)
     assert {tensor.name for tensor in tensors} == set(index["weight_map"]) == set(parameter_shapes(config))
     assert 4 * sum(math.prod(tensor.shape) for tensor in tensors) == index["metadata"]["total_size"]  # float32
+
+
+def test_telechat_1b_has_the_names_of_12b(shared):
+    """Those of the published 12B's first 16 layers, at its own sizes; its heads are 64 wide."""
+    config = TeleChatConfig.from_dict(RunConfig.load(ROOT / "configs/finetune_1b.yaml").published_model)
+    index = json.loads((shared / "data/telechat_12b.pytorch_model.bin.index.json").read_text())
+    expected = {name for name in index["weight_map"] if not (layer := re.search(r"\.h\.(\d+)\.", name)) or int(layer[1]) < 16}
+    tensors = {tensor.name: tensor.shape for tensor in official_parameters(config)}
+    assert set(tensors) == expected
+    assert tensors["transformer.h.15.self_attention.key_value.weight"] == (4096, 2048) and config.head_dim == 64
+    assert tensors["transformer.h.0.mlp.down_proj.weight"] == (2048, 5460)
 
 
 @pytest.mark.parametrize("tiny", TINY)
