@@ -49,7 +49,7 @@ def training(directory, golden, dtypes):
 
 
 def generation(directory, prompts, count, dtype, paged=None):
-    """Greedy answers, two at a time, and the kernels that gave them."""
+    """Greedy answers, two at a time; the kernels that gave them; and how far off a prompt is that is read in parts."""
     from telechat.nn.inference import use_inference_kernels
 
     use_inference_kernels()
@@ -57,7 +57,27 @@ def generation(directory, prompts, count, dtype, paged=None):
 
     model = TeleChat.from_pretrained(directory, dtype, use_paged_attention=paged)
     generator = Generator(model, max_length=64, batch_size=2)
-    return {"kernels": model.kernels.describe(), "answers": generator.generate(prompts, SamplingParams(count))}
+    answers = generator.generate(prompts, SamplingParams(count))
+    return {"kernels": model.kernels.describe(), "answers": answers, "parts": parts_and_whole(model, prompts[:2])}
+
+
+def parts_and_whole(model, prompts):
+    """Two prompts in parts of different lengths against each in one go: the largest difference by the largest logit."""
+    from telechat.generation.engine import Engine
+
+    engine = Engine(model, 64)
+    engine.reserve(2, 64)
+    whole = engine.prefill([0, 1], prompts)
+    for slot, prompt in enumerate(prompts):
+        engine.begin(slot, prompt)
+        engine.grow(slot, len(prompt))
+    cuts = [(0, 4), (3, 7)]
+    for slot, cut in enumerate(cuts):
+        if cut[0]:
+            engine.prefill([slot], [prompts[slot][:cut[0]]], [0])
+        engine.prefill([slot], [prompts[slot][cut[0]:cut[1]]], [cut[0]])
+    parts = engine.prefill([0, 1], [prompt[cut[1]:] for prompt, cut in zip(prompts, cuts)], [cut[1] for cut in cuts])
+    return float(np.abs(parts - whole).max() / np.abs(whole).max())
 
 
 def features(names, dtype):

@@ -74,6 +74,33 @@ def test_more_sequences_than_slots_are_all_answered(service, engine):
     assert engine.decodes == 2 + 1 + 3
 
 
+def test_a_long_prompt_is_read_between_the_tokens_of_others():
+    """Each part of it, of 8 tokens at most, comes between two tokens of the answer that runs; a short one fits beside."""
+    engine = CountingEngine(slots=3, length=64)
+    service = Service(engine, Mesh.single().world, Metrics(), prefill_chunk=8)
+    service.deliver = lambda events: [event.choice.listener.put(event) for event in events]
+    runs, long, short = choice([1], 9), choice([20] * 27, 2), choice([40] * 3, 2)
+    calls, prefill, decode = [], engine.prefill, engine.decode
+
+    def read(slots, prompts, starts):
+        calls.append([len(prompt) for prompt in prompts])
+        return prefill(slots, prompts, starts)
+
+    def go_on(slots, tokens, positions):
+        calls.append(len(slots))
+        if len(calls) == 2:
+            service.stopping = False
+            service.submit([long, short])
+            service.stopping = True
+        return decode(slots, tokens, positions)
+
+    engine.prefill, engine.decode = read, go_on
+    service.submit([runs])
+    finish(service)
+    assert [collect(item)[0] for item in (long, short)] == ["21 22 ", "41 42 "]
+    assert calls[:10] == [[1], 1, [8], 1, [8], 1, [8], 1, [3, 3], 3]
+
+
 def test_stop_tokens_and_stop_strings_and_the_end_of_the_cache(service):
     items = [choice([1], 9, stop_ids=(4,)), choice([1], 9, stop_at=4), choice([1] * 30, 9)]
     service.submit(items)
