@@ -12,12 +12,11 @@ struct CacheShape {
     }
 };
 
-constexpr int MOST_QUERIES = 4;  // that read keys and values together
+constexpr int MOST_QUERIES = 16;  // that read keys and values together
 
 // For up to MOST_QUERIES tokens of one sequence and one head: softmax(scale·query·keysᵀ + bias)·values over the tokens up
 // to each one's position. What a token gets does not depend on who reads with it, to the bit.
-// queries and results: `stride` apart; scores: room for MOST_QUERIES times the largest position + 1, rounded up to a
-// multiple of LANES; slope: ALiBi's, or 0.
+// queries and results: `stride` apart; slope: ALiBi's, or 0.
 void attend_cached(int count, const float* queries, int64_t stride, const int32_t* positions, const float* keys,
                    const float* values, const CacheShape& cache, const int32_t* table, int64_t key_head, float slope,
-                   float* scores, float* results);
+                   float* results);

@@ -83,7 +83,6 @@ extern "C" __attribute__((visibility("default"))) void decode(
     const int64_t group = s.heads / s.key_value_heads, pairs = 2 * s.key_value_heads * dim;
     const CacheShape cache{s.key_value_heads, s.block_size, dim};
     const std::vector<int64_t> tiles = tiles_of(sequences, batch);
-    const int64_t longest = (*std::max_element(positions, positions + batch) + LANES) / LANES * LANES;
     float* x = scratch(2, batch * (2 * hidden + 2 * queries + pairs + 2 * s.inner));
     float *normed = x + batch * hidden, *query = normed + batch * hidden, *attended = query + batch * queries;
     float *key_value = attended + batch * queries, *gate = key_value + batch * pairs, *up = gate + batch * s.inner;
@@ -126,7 +125,7 @@ extern "C" __attribute__((visibility("default"))) void decode(
             const int64_t tile = count - 1 - task / s.heads, h = task % s.heads, b = tiles[tile];
             attend_cached(tiles[tile + 1] - b, query + b * queries + h * dim, queries, positions + b, keys, values, cache,
                           tables + sequences[b] * s.table_width, h / group, slopes == nullptr ? 0 : slopes[h],
-                          scratch(3, MOST_QUERIES * longest), attended + b * queries + h * dim);
+                          attended + b * queries + h * dim);
         });
         const Weight dense = weight(DENSE), down = weight(DOWN);
         float* const delta = normed;
