@@ -86,7 +86,7 @@ test-versions:
 	        tests/training/test_trainer.py tests/nn/test_kernels.py || exit 1; \
 	done
 
-# Whether the tests notice small faults in the code: 300 of them, about an hour; it goes on where it was broken off.
+# Whether the tests notice small faults in the code: 300 of them, an hour and more; it goes on where it was broken off.
 test-mutation: .venv/installed-dev
 	$(BIN)/python -m tests.mutation --count 300 --seed 17
 

@@ -5,8 +5,8 @@
 First all tests of the folders of `TESTS` are run once and recorded: which runs which lines (recorder.py). Then the faults are
 drawn at random from `FOLDERS` (faults.py), each is put into a copy of the project, and the tests that run its line and those
 that are about its module are run there until the first failure (selection.py, judge.py). At the end the tests that noticed
-anything are run on the code as it is; what one of them "noticed" that fails there too is not counted. tests/mutation.md says of
-the faults that nothing noticed why they are let be.
+anything are run on the code as it is; what one of them "noticed" that fails there too is not counted. tests/mutation.md says
+of the faults that nothing noticed why they are let be.
 
 Everything is kept in --folder as it comes, the copy that is judged included, and the same command goes on where it was broken
 off. With --again the faults that nothing has noticed are judged anew by the test files that have changed in the project since.
@@ -197,7 +197,8 @@ def main():
         judged.append(found)
         with results.open("a", encoding="utf-8") as file:
             file.write(json.dumps(found, ensure_ascii=False) + "\n")
-        print(f"{len(judged):4d} {'noticed ' if found['noticed'] else 'SURVIVED'} {found['file']} {found['change']}", flush=True)
+        word = "noticed " if found["noticed"] else "SURVIVED"
+        print(f"{len(judged):4d} {word} {found['file']} {found['change']}", flush=True)
 
     copies = []
     for number in range(AT_ONCE):

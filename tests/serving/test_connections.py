@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import http.client
+import json
 import resource
 import socket
 import subprocess
@@ -172,4 +173,9 @@ def test_a_failure_is_described_by_the_line_that_it_comes_from():
     except ValueError as error:
         line = fail.__code__.co_firstlineno + 1
         assert describe_failure(error) == f"ValueError: {'x' * 300} (test_connections.py, line {line})"
+    try:
+        json.loads(3)
+    except TypeError as error:
+        line = error.__traceback__.tb_next.tb_lineno
+        assert describe_failure(error).endswith(f" (__init__.py, line {line})"), "where it was raised, not where called"
     assert describe_failure(OSError("gone")) == "OSError: gone"
