@@ -26,9 +26,9 @@ def describe_checkpoint(directory, statistics=False):
     import mindspore  # noqa: F401: makes numpy know bfloat16
 
     from telechat.checkpoint.layout import parameter_shapes
-    from telechat.checkpoint.reader import CheckpointReader
+    from telechat.adapters.peft import open_checkpoint
 
-    reader = CheckpointReader(directory)
+    reader = open_checkpoint(directory)
     reader.check(parameter_shapes(reader.config))
     config = reader.config
     count = sum(math.prod(reader.shape(name)) for name in reader.names)
@@ -64,10 +64,13 @@ def _kind(name):
 
 
 def _statistics(reader, names):
+    from telechat.nn.quantised import QuantisedWeight
+
     count = total = squares = 0.0
     lowest, highest, wrong = math.inf, -math.inf, 0
     for name in names:
-        values = reader.read(name).astype(np.float32)
+        values = reader.read(name)
+        values = (values.dequantised() if isinstance(values, QuantisedWeight) else values).astype(np.float32)
         finite = np.isfinite(values)
         wrong += int((~finite).sum())
         values = values[finite]

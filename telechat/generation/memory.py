@@ -14,6 +14,7 @@ from telechat.nn.kernel_choice import cpu_obstacle
 from telechat.nn.kernels import ROWS_AT_ONCE, on_cpu
 from telechat.parallel.mesh import local_process_count
 from telechat.parallel.parallel_config import process_count
+from telechat.quantization.checkpoint import is_product, product_bytes, settings_of
 
 FLOAT32 = 4
 RESERVE = 0.1  # the share of the available memory that a cache chosen by default leaves
@@ -39,8 +40,10 @@ def cache_bytes(config, slots, length, width, processes=1):
 
 
 def weight_bytes(config, width, processes=1):
-    """Bytes of one process's weights; what every process holds whole, the norms, is a trifle."""
-    return sum(map(math.prod, parameter_shapes(config).values())) * width // processes
+    """Bytes of one process's weights, quantised ones as they are; what every process holds whole, the norms, is a trifle."""
+    settings = settings_of(config)
+    return sum(product_bytes(shape, settings) if settings and is_product(name) else math.prod(shape) * width
+               for name, shape in parameter_shapes(config).items()) // processes
 
 
 def inference_memory(config, dtype, prompt, prompts=1, slots=0, length=0, logits=1, processes=1, local=None, cached=None,

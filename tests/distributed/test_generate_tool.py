@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from telechat.quantization.quantise import quantise
 from tests.conftest import ROOT, save_small_model
 from tests.distributed.job import run_job
 
@@ -51,6 +52,17 @@ def test_four_processes_give_the_tokens_of_one(checkpoint, tmp_path):
     assert len(set(expected)) > 40  # the model says something
     job = run_job(tmp_path, 4, GENERATE, *arguments, "--speculate", 3)
     assert [shown(log) for log in job.logs] == [place(0, 4) + expected, *(place(rank, 4) for rank in (1, 2, 3))]
+
+
+@pytest.mark.parametrize("bits", [4, pytest.param(8, marks=pytest.mark.wide)])
+def test_quantised_weights_are_shared(checkpoint, tmp_path, bits):
+    """Two processes hold half of each product, the row-parallel ones cut within a group of 32."""
+    quantise(checkpoint, tmp_path / "quantised", bits, 32, say=lambda line: None)
+    arguments = ["--load_checkpoint", tmp_path / "quantised", "--predict_data", QUESTIONS[0], "--max_new_tokens", 16]
+    expected = alone(*arguments)
+    assert len(set(expected)) > 10
+    job = run_job(tmp_path, 2, GENERATE, *arguments)
+    assert [shown(log) for log in job.logs] == [place(0, 2) + expected, place(1, 2)]
 
 
 def test_interactive_chat(checkpoint, tmp_path):

@@ -14,6 +14,8 @@ from telechat import Generator, InputError, SamplingParams, TeleChat
 from telechat.checkpoint import layout
 from telechat.checkpoint.convert import torch_to_ms
 from telechat.config import TeleChatConfig
+from telechat.generation.memory import weight_bytes
+from telechat.inspection import describe_checkpoint
 from telechat.nn.cpu.build import load_library
 from telechat.nn.quantised import QuantisedWeight, dequantise, in_order, weight_parameters
 from telechat.quantization.gptq import unpacked
@@ -70,6 +72,7 @@ def test_weights_stay_quantised(converted, bits):
         assert held.pop(f"{module}.qweight").nbytes == outputs[0] * inputs * bits // 8
         assert held.pop(f"{module}.scales").nbytes == outputs[0] * (inputs // 128) * 4
     assert not held
+    assert weight_bytes(config, 4) == sum(parameter.nbytes for parameter in model.get_parameters())
     with pytest.raises(InputError, match="quantised, and it is not written again"):
         model.save_pretrained(os.path.join(converted, "again"))
 
@@ -205,6 +208,16 @@ def test_what_cannot_be_computed_is_refused(bits):
     product.zeros[1, 3] -= 1
     with pytest.raises(InputError, match="^w is quantised asymmetrically"):
         product.weight(bits, "w")
+
+
+def test_what_inspect_says(converted, bits):
+    lines = {line.split()[0]: line.split() for line in describe_checkpoint(converted, statistics=True) if line.startswith("transformer")}
+    found = lines["transformer.h.*.mlp.up_proj.weight"]
+    assert found[1:4] == ["2", "384×256", f"int{bits}"] and lines["transformer.ln_f.weight"][3] == "float16"
+    product = load_file(converted / "model.safetensors")
+    weights = [gptq_writer.read({part: product[f"transformer.h.{layer}.mlp.up_proj.{part}"] for part in
+                                 ("qweight", "qzeros", "scales", "g_idx")}, bits) for layer in range(2)]
+    assert found[7] == f"{max(weight.max() for weight in weights):.2e}"
 
 
 def test_directories_given_by_mistake(official, converted, shared):

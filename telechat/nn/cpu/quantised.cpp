@@ -5,32 +5,44 @@
 #include "pool.h"
 #include "rows.h"
 
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
 namespace {
 
-constexpr int64_t CHUNK = 128, STEP = 16;  // inputs that share words, and those of one shift of the words
+constexpr uint64_t CHUNK = 128, STEP = 16;  // inputs that share words, and those of one shift of the words
 constexpr int64_t FEW = 4;                 // rows of x, beyond which a row of the weight is made once for all of them
 
-typedef int8_t Bytes __attribute__((vector_size(LANES)));
-typedef int8_t LooseBytes __attribute__((vector_size(LANES), aligned(1), may_alias));
+// LANES whole numbers of a byte each. Compilers make single ones of such a conversion, unless told how.
+inline Floats load_bytes(const uint8_t* from) {
+#if defined(__AVX512F__)
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+    return (Floats)_mm512_maskz_cvtepi32_ps(0xffff, _mm512_maskz_cvtepi8_epi32(0xffff, bytes));
+#elif defined(__AVX2__)
+    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
+    return (Floats)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
+#else
+    Ints wide;
+    for (int i = 0; i < LANES; i++) wide[i] = static_cast<int8_t>(from[i]);
+    return __builtin_convertvector(wide, Floats);
+#endif
+}
+
 typedef uint32_t LooseWords __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
 
 // One row's values from input i on, a vector of them, times the scale that `factor` was made of.
 struct Eight {
     static int64_t row_bytes(int64_t inputs) { return inputs; }
     static Floats factor(float scale) { return broadcast(scale); }
-    static Floats values(const uint8_t* row, int64_t i, Floats factor) {
-        const Bytes bytes = *reinterpret_cast<const LooseBytes*>(row + i);
-        return __builtin_convertvector(bytes, Floats) * factor;
+    static Floats values(const uint8_t* row, uint64_t i, Floats factor) {
+        return load_bytes(row + i) * factor;
     }
 };
 
 struct Four {
-    static int64_t row_bytes(int64_t inputs) { return (inputs + CHUNK - 1) / CHUNK * CHUNK / 2; }
-    static Words words(const uint8_t* row, int64_t i) {
+    static int64_t row_bytes(uint64_t inputs) { return (inputs + CHUNK - 1) / CHUNK * CHUNK / 2; }
+    static Words words(const uint8_t* row, uint64_t i) {
         const uint8_t* from = row + i / CHUNK * (CHUNK / 2) + i % STEP * sizeof(uint32_t);
         return *reinterpret_cast<const LooseWords*>(from) >> static_cast<uint32_t>(i / STEP % 8 * 4);
     }
@@ -40,12 +52,12 @@ struct Four {
         const Floats levels = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
         return levels * scale;
     }
-    static Floats values(const uint8_t* row, int64_t i, Floats factor) {
+    static Floats values(const uint8_t* row, uint64_t i, Floats factor) {
         return (Floats)_mm512_maskz_permutexvar_ps(0xffff, (__m512i)words(row, i), (__m512)factor);
     }
 #else
     static Floats factor(float scale) { return broadcast(scale); }
-    static Floats values(const uint8_t* row, int64_t i, Floats factor) {
+    static Floats values(const uint8_t* row, uint64_t i, Floats factor) {
         const Ints bits = reinterpret_cast<Ints>(words(row, i) & 15u);
         return (__builtin_convertvector(bits, Floats) - 8.0f) * factor;
     }
@@ -60,7 +72,7 @@ void tile(const float* x, int64_t inputs, const uint8_t* rows, const float* scal
     for (int64_t g = 0; g < groups; g++) {
         Floats factor[R];
         for (int r = 0; r < R; r++) factor[r] = Kind::factor(scales[r * groups + g]);
-        for (int64_t i = g * group; i < (g + 1) * group; i += LANES) {
+        const auto step = [&](int64_t i) __attribute__((always_inline)) {
             Floats part[R];
 #pragma GCC unroll 4
             for (int r = 0; r < R; r++) part[r] = Kind::values(rows + r * bytes, i, factor[r]);
@@ -70,7 +82,15 @@ void tile(const float* x, int64_t inputs, const uint8_t* rows, const float* scal
 #pragma GCC unroll 4
                 for (int r = 0; r < R; r++) sums[b][r] += own * part[r];
             }
-        }
+        };
+        int64_t i = g * group;
+        if (group % CHUNK == 0)  // shifts are known then
+            for (; i < (g + 1) * group; i += CHUNK) {
+                const int64_t chunk = i / CHUNK;
+#pragma GCC unroll 32
+                for (int64_t k = 0; k < static_cast<int64_t>(CHUNK); k += LANES) step(chunk * CHUNK + k);
+            }
+        for (; i < (g + 1) * group; i += LANES) step(i);
         // The next rows: the machine itself sees them late.
         for (int r = 0; r < R; r++)
             for (int64_t i = g * bytes / groups; i < (g + 1) * bytes / groups; i += 64)
