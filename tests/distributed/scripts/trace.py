@@ -1,7 +1,7 @@
 """Train on meshes of one process count and write what each step reported, and a checkpoint afterwards.
 
 trace.py CASES.json: a list of {"checkpoint", "batches", "train", "parallel", "output"} and, where
-wanted, {"resume": true, "stop_after": N, "evaluate": true}.
+wanted, {"resume": true, "stop_after": N, "evaluate": true}; {"lora": {…}} trains a new adapter.
 """
 
 import json
@@ -10,6 +10,8 @@ import sys
 
 import numpy as np
 
+from telechat.adapters.lora_config import LoraConfig
+from telechat.adapters.trained import TrainedAdapter, read_initial
 from telechat.checkpoint.layout import parameter_shapes
 from telechat.checkpoint.reader import CheckpointReader
 from telechat.config import TeleChatConfig
@@ -29,7 +31,11 @@ def run(case):
     check_mesh(config, parallel)
     reader = CheckpointReader(case["checkpoint"])
     reader.check(parameter_shapes(config))
-    trainer = Trainer(build_stage(config, train.dtype, mesh, parallel, reader.read), train, parallel, mesh)
+    stage, adapter = build_stage(config, train.dtype, mesh, parallel, reader.read), None
+    if "lora" in case:
+        lora = LoraConfig(**case["lora"])
+        adapter = TrainedAdapter(config, lora, stage.layers, read_initial(config, lora, train.seed), mesh.tensor)
+    trainer = Trainer(stage, train, parallel, mesh, adapter)
     if case.get("resume"):
         restore(list_checkpoints(case["output"])[-1], trainer, {})
     batches = np.load(case["batches"])
