@@ -42,6 +42,6 @@ setup(
         "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.26,<2"],
         "tensorboard": ["tensorboard>=2.10,<3"],
         "dev": [*serve, *export, "torch==2.13.0", "pytest>=7", "pytest-xdist>=3", "psutil>=5", "scipy>=1.9",
-                "openai>=1.40", "transformers>=4.45,<6", "hypothesis>=6", "coverage>=7", "tensorboard>=2.10,<3"],
+                "openai>=1.40", "transformers>=4.45,<6", "hypothesis>=6", "peft>=0.13,<1", "coverage>=7", "tensorboard>=2.10,<3"],
     },
 )
