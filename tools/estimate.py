@@ -152,7 +152,8 @@ def describe_run(model, config, workload):
 
 
 def describe_memory(model, parallel, workload, hardware):
-    from telechat.parallel.estimate import activation_bytes, stage_memory
+    from telechat.parallel.estimate import activation_bytes
+    from telechat.parallel.estimate_peak import stage_memory
     from telechat.training.memory import memory_lines
 
     stages = [stage_memory(model, parallel, workload, stage) for stage in range(parallel.pipeline)]
@@ -178,7 +179,8 @@ def describe_memory(model, parallel, workload, hardware):
         verdict = f"fits into {hardware.card_memory / 1e9:g} GB"
     else:
         verdict = f"DOES NOT FIT into {hardware.card_memory / 1e9:g} GB; try --search"
-    return lines + [f"  {verdict}; not counted: the framework, buffers of collectives, fragmentation"]
+    return lines + [f"  {verdict}; not counted: what a card holds before a program begins, and the room that its operators "
+                    "take to work in"]
 
 
 def describe_traffic(model, parallel, workload):

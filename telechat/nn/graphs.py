@@ -97,13 +97,18 @@ class FrozenHeadLoss(nn.Cell):
 
 
 class Accumulate(nn.Cell):
-    """Elementwise sums of two equally long runs of tensors, in float32: of many, a lower dtype loses the small ones."""
+    """Elementwise sums of two equally long runs of tensors, in float32: of many, a lower dtype loses the small ones.
+
+    On a card the first run's tensors are given up: what is float32 there is added to in place.
+    """
 
     def __init__(self, kernels):
         super().__init__()
         self.kernels = kernels
 
     def construct(self, *tensors):
+        if self.kernels.fused:
+            return self.in_place(*tensors)
         return self.in_graph(*tensors) if self.kernels.in_graphs else self.sums(*tensors)
 
     @ms.jit
@@ -115,6 +120,14 @@ class Accumulate(nn.Cell):
         sums = ()
         for a, b in zip(tensors[:half], tensors[half:]):
             sums = sums + (a.astype(ms.float32) + b.astype(ms.float32),)
+        return sums
+
+    def in_place(self, *tensors):
+        """`sums`, one operation a tensor, outside of graphs, which would hold on to what they are given."""
+        half = len(tensors) // 2
+        sums = [tensor.astype(ms.float32) for tensor in tensors[:half]]
+        for total, tensor in zip(sums, tensors[half:]):
+            total.add_(tensor)
         return sums
 
 

@@ -1,4 +1,4 @@
-"""What a run needs of each rank, derived from the shapes alone: parameters, memory.
+"""What a run needs of each rank, derived from the shapes alone: parameters, optimizer, activations.
 
 Activation memory is counted as Korthikanti et al. do, "Reducing Activation Recomputation in Large
 Transformer Models" (arXiv:2205.05198), section 4: each tensor that lives between a forward and a
@@ -14,18 +14,6 @@ import typing
 from telechat.parallel.plan import block_shape, local_slices, stage_layers, vocabulary_rows
 
 FLOAT32 = 4
-# An update makes the clipped gradient and three results of AdamW, in float32.
-_UPDATE_COPIES = 4
-# Fitted to peaks measured on CPU (benchmarks/memory.py): what the backward graphs of a block's halves hold at once
-# beyond their inputs and results, as multiples of the attention scores (float32) and of one activation of the
-# attention's width, and of one of the feed-forward width; and how many float32 copies of lower weights and their
-# gradients.
-_SCORES, _HIDDEN, _INNER = 4, 12, 10
-_CASTS = 4
-_LOGIT_COPIES = 3  # likewise of the head's graph, as multiples of a chunk of float32 logits
-# Of a CPU process that trains a negligible model: MindSpore, its compiler, the graphs' code, and what tools/train.py
-# draws curves and asks questions with. Measured: 530 MB of the steps alone, 620 with curves, 746 with questions.
-FRAMEWORK = 650_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +35,7 @@ class Workload:
     own_operators: bool = False
     adapter: dict = None  # name → shape of a layer's adapter, float32, where it is trained and all weights are frozen
     adapter_dropout: int = 0  # columns of its dropout masks
+    flash: bool = False  # attention by FlashAttentionScore, which makes no scores (nn/flash_attention.py)
 
     @property
     def gradient_bytes(self):
@@ -73,27 +62,6 @@ class Workload:
     def chunks(self, parallel):
         """In how many parts the logits of a micro-batch are made, where every token counts."""
         return -(-self.tokens(parallel) // self.logit_rows(self.tokens(parallel)))
-
-
-@dataclasses.dataclass(frozen=True)
-class Memory:
-    """One rank's memory.
-
-    ``parts`` is what is there at the peak and adds up to it. The fields before it are each at its own largest, so
-    that their sum is more: not everything is there at the same time.
-    """
-
-    parameters: int  # a number, the rows that fill up the vocabulary included
-    weights: int
-    gradients: int
-    optimizer: int  # moments and, where they are copies, float32 master weights
-    activations: int  # kept between forward and backward passes, all micro-batches under way together
-    logits: int  # a chunk of them, and the head's gradients that are at work with it
-    held: int  # what compiled graphs hold on to of their last call
-    work: int  # of a block's graphs, the update or the reduction of gradients: the largest of them
-    peak: int
-    peak_phase: str  # "head", "backward", "reduce gradients" or "update"
-    parts: dict  # name → bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,7 +157,8 @@ def activation_bytes(model, parallel, workload, stage):
     first, last = stage == 0, stage == parallel.pipeline - 1
     under_way = min(parallel.pipeline - stage, workload.micro_batches)
     sent = workload.micro_batches * ((not last) + (not first))
-    masks = score_elements(model, parallel, workload) if workload.mask_padding and not workload.scores_at_once else 0
+    made = workload.scores_at_once is None and not workload.flash
+    masks = score_elements(model, parallel, workload) if workload.mask_padding and made else 0
     masks //= 1 if model.position_embedding == "alibi" else model.n_head // parallel.tensor
     return under_way * (layers * layer + masks * FLOAT32) + (sent + last) * hidden
 
@@ -198,145 +167,3 @@ def score_elements(model, parallel, workload):
     """How many attention scores are made at a time: sequences · heads · S², or by blocks."""
     scores = workload.scores_at_once or workload.sequence_length ** 2
     return workload.sequences(parallel) * model.n_head // parallel.tensor * scores
-
-
-def dropout_bytes(model, parallel, workload):
-    """Float32 dropout masks of one layer: of the scores, of the two outputs, and of what an adapter is given."""
-    scores = score_elements(model, parallel, workload) if model.attention_dropout else 0
-    hidden = 2 * workload.kept_tokens(parallel) * model.hidden_size if model.hidden_dropout else 0
-    return FLOAT32 * (scores + hidden + workload.tokens(parallel) * workload.adapter_dropout)
-
-
-def index_tables(model, parallel, workload, stage):
-    """Tables that MindSpore's CPU kernels keep for as long as a graph exists; 0 on other devices.
-
-    An elementwise kernel that broadcasts keeps the positions of both operands, 8 bytes each, for every
-    element of its result. The kernels tile small operands instead; only the graph of a head that is cut over
-    ranks has 2 such kernels at the logits. A sum of bfloat16 keeps them even without broadcasting; with operators of
-    our own there is none.
-    """
-    if not workload.on_cpu:
-        return 0
-    vocabulary = vocabulary_rows(model, parallel.tensor) if stage == parallel.pipeline - 1 else 0
-    total = 2 * workload.logit_rows(workload.tokens(parallel)) * vocabulary * (parallel.tensor > 1)
-    if workload.gradient_bytes < FLOAT32:
-        many = workload.micro_batches > 1
-        total += vocabulary * model.hidden_size * ((workload.chunks(parallel) > 1) + many)
-        total += elements(stage_parts(model, parallel, stage).block) * many
-    return 16 * total
-
-
-def stage_memory(model, parallel, workload, stage):
-    """`Memory` of a rank in pipeline stage ``stage``.
-
-    Without fragmentation, the buffers of collectives and, on a card, the framework's own. A compiled graph holds the
-    arguments of its last call until its next one: measured on CPU (benchmarks/memory.py compares the whole), assumed
-    elsewhere.
-
-    Args:
-        model (TeleChatConfig): the whole model.
-        parallel (ParallelConfig): with ``data`` filled in; must have passed `check_mesh`.
-        workload (Workload): the step.
-        stage (int): 0 to pipeline − 1.
-    """
-    parts, width = stage_parts(model, parallel, stage), workload.weight_bytes
-    trained, frozen = trained_parts(model, parallel, workload, stage), workload.adapter is not None
-    wide, own = workload.activation_bytes, workload.own_operators
-    last, many = stage == parallel.pipeline - 1, workload.micro_batches > 1
-    gradient_width = workload.gradient_bytes
-    embedding, block, head = (elements(shapes) * gradient_width for shapes, _ in trained.groups)
-    groups = embedding + block + head
-    gradients = embedding + trained.layers * block + head
-    weights = parts.parameters * width + (trained.parameters * FLOAT32 if frozen else 0)
-    optimizer = optimizer_bytes(trained, parallel, FLOAT32 if frozen else width)
-    one_reduced = [gradient_width * sum(_reduced(shape, parallel, workload) for shape in shapes)
-                   for shapes, _ in trained.groups]
-    reduced = sum(size * count for size, (_, count) in zip(one_reduced, trained.groups))
-    kept = activation_bytes(model, parallel, workload, stage)
-
-    hidden = workload.kept_tokens(parallel) * model.hidden_size * wide
-    layer = layer_activations(model, parallel, workload)
-    logits = _head_bytes(model, parallel, workload) if last else 0
-    head_gradient = 0 if frozen else vocabulary_rows(model, parallel.tensor) * model.hidden_size * gradient_width
-    chunks = workload.chunks(parallel)
-
-    # Of their last call, the update's graph holds the gradients of one tensor group of each kind, the sums of
-    # micro-batches two such sets, those of the head's chunks two of its gradients, a block's backward pass
-    # what a layer keeps.
-    held = 0
-    if not own:
-        held += sum(one_reduced)
-        twice = last and stage == 0 and model.tie_word_embeddings and not frozen  # its gradient is a sum always
-        held += 2 * groups if many else 2 * embedding if twice else 0
-        held += 2 * head_gradient if last and chunks > 1 else 0
-    held += layer + 4 * hidden + 2 * dropout_bytes(model, parallel, workload)
-
-    work = _block_work(model, parallel, workload, elements(parts.block))
-    if parallel.recompute:  # all but gate and up, which the backward graph makes for itself
-        work += layer - 2 * workload.tokens(parallel) * block_shape(model, parallel.tensor).ffn_hidden_size * wide
-    backward = work + (2 * block if many else block)
-    largest = max(math.prod(shape) for shapes, _ in trained.groups for shape in shapes)
-    update = 0 if own else largest * FLOAT32 * (_UPDATE_COPIES + (width < FLOAT32 and not frozen))
-    summed = gradients if many else 0
-    left = reduced if parallel.data > 1 else gradients
-    # Phase → activations, gradients and work at its fullest moment. The backward pass has two: its first layer finds
-    # all activations, its last one all gradients.
-    phases = {
-        "head": [(kept, summed, logits)],
-        "backward": [(kept, summed or head_gradient * last, backward),
-                     (0, gradients, backward - (0 if many else block))],
-        "reduce gradients": [(0, gradients, reduced if parallel.data > 1 else 0)],
-        "update": [(0, left, update)],
-    }
-    phase, (activations, there, working) = max(
-        ((name, moment) for name, moments in phases.items() for moment in moments), key=lambda item: sum(item[1]))
-    tables = index_tables(model, parallel, workload, stage) + _constants(model, parallel, workload)
-    at_peak = {"weights": weights, "optimizer": optimizer, "gradients": there, "activations": activations,
-               "work": working, "held": held, "tables": tables, "framework": FRAMEWORK if workload.on_cpu else 0}
-    return Memory(parts.parameters, weights, gradients, optimizer, kept, logits, held,
-                  max(backward, update, reduced if parallel.data > 1 else 0), sum(at_peak.values()), phase, at_peak)
-
-
-def _reduced(shape, parallel, workload):
-    """Numbers of a gradient that a rank keeps after the reduction over data-parallel ranks.
-
-    On CPU a scatter is a view of the whole sum.
-    """
-    return math.prod(shape) // (parallel.data if is_cut(shape, parallel) and not workload.on_cpu else 1)
-
-
-def _head_bytes(model, parallel, workload):
-    """The head at work: float32 logits of a chunk, gradients of head and input of up to four of its calls."""
-    tokens, rows = workload.tokens(parallel), vocabulary_rows(model, parallel.tensor)
-    chunk = workload.logit_rows(tokens)
-    calls = 1 if workload.chunks(parallel) == 1 else 4
-    gradient = 0 if workload.adapter else calls * rows * model.hidden_size * workload.gradient_bytes
-    if workload.casts:
-        gradient += _casts(workload) * rows * model.hidden_size * workload.activation_bytes
-    return (gradient + _LOGIT_COPIES * chunk * rows * FLOAT32
-            + (calls + parallel.sequence_parallel) * tokens * model.hidden_size * workload.activation_bytes)
-
-
-def _block_work(model, parallel, workload, parameters):
-    """The larger of what the backward graphs of a block's halves hold at once, besides arguments, results and gradients.
-
-    The feed-forward layer goes by ``rows_at_once``.
-    """
-    share, wide = block_shape(model, parallel.tensor), workload.activation_bytes
-    tokens, scores = workload.tokens(parallel), score_elements(model, parallel, workload) * FLOAT32
-    attention = _SCORES * scores + _HIDDEN * tokens * share.n_head * share.head_dim * wide
-    feed_forward = _INNER * min(tokens, workload.rows_at_once or tokens) * share.ffn_hidden_size * wide
-    cast = _casts(workload) * parameters * wide if workload.casts else 0
-    return max(attention, feed_forward) + cast + dropout_bytes(model, parallel, workload)
-
-
-def _casts(workload):
-    """How many copies of lower weights and their gradients, in the activations' dtype, a graph makes: of frozen ones half."""
-    return _CASTS // 2 if workload.adapter else _CASTS
-
-
-def _constants(model, parallel, workload):
-    """The causal mask, or what a block of queries needs of it, and the rotary tables."""
-    masks = model.n_head // parallel.tensor if model.position_embedding == "alibi" else 1
-    scores = workload.scores_at_once or workload.sequence_length ** 2
-    return FLOAT32 * (masks * scores + workload.sequence_length * 2 * model.head_dim)

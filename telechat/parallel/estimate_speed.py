@@ -8,7 +8,8 @@ Collectives are those of this implementation, with Ascend's native primitives.
 import dataclasses
 
 from telechat.errors import InputError
-from telechat.parallel.estimate import FLOAT32, elements, is_cut, stage_memory, stage_parts
+from telechat.parallel.estimate import FLOAT32, elements, is_cut, stage_parts
+from telechat.parallel.estimate_peak import stage_memory
 from telechat.parallel.parallel_config import ParallelConfig
 from telechat.parallel.plan import check_mesh, stage_layers
 

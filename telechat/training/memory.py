@@ -1,4 +1,4 @@
-"""The memory that a run is expected to take: telechat/parallel/estimate.py for a `RunConfig`, and in words."""
+"""The memory that a run is expected to take: telechat/parallel/estimate_peak.py for a `RunConfig`, and in words."""
 
 import dataclasses
 import functools
@@ -8,7 +8,9 @@ from telechat.model import as_dtype
 from telechat.nn import kernel_choice, kernels
 from telechat.nn.blockwise_attention import SCORES, is_long
 from telechat.nn.cpu.build import ATTENTION_BLOCK as BLOCK
-from telechat.parallel.estimate import FLOAT32, Workload, stage_memory
+from telechat.nn.flash_attention import obstacle as flash_obstacle
+from telechat.parallel.estimate import FLOAT32, Workload
+from telechat.parallel.estimate_peak import stage_memory
 from telechat.parallel.mesh import mesh_shape
 from telechat.parallel.parallel_config import process_count
 from telechat.training.lora_run import resolve_lora
@@ -24,6 +26,8 @@ MEANINGS = {
     "held": "what compiled graphs keep of their last call",
     "tables": "masks and positions",
     "framework": "MindSpore and its compiler",
+    "pool": "what MindSpore's pool holds beside tensors, 15 % of those that come and go",
+    "hccl": "buffers of its groups, twice HCCL_BUFFSIZE (200 MB) each",
 }
 
 
@@ -45,9 +49,11 @@ def workload_of(model, run, sequence_length, on_cpu=False):
     if lora is not None:
         adapter = {name: shape for name, shape in lora_shapes(model, lora).items() if ".h.0." in name}
         dropped = sum(shape[1] for name, shape in adapter.items() if ".lora_A." in name) if lora.dropout else 0
+    flash = not on_cpu and run.train.kernels != "portable" and run.train.use_flash_attention is not False \
+        and flash_obstacle(as_dtype(run.train.dtype), model.head_dim) is None
     return Workload(sequence_length, run.batch_size, run.train.micro_batches, width,
                     FLOAT32 if on_cpu else width, rows, run.train.mask_padding, scores,
-                    kernels.ROWS_AT_ONCE if on_cpu else None, on_cpu, own, adapter, dropped)
+                    kernels.ROWS_AT_ONCE if on_cpu else None, on_cpu, own, adapter, dropped, flash)
 
 
 def stage_memories(model, run, sequence_length):

@@ -69,6 +69,8 @@ class StageCompute:
         self._positions = {}
         self._parts = {}
         self._gradients = None
+        self._backwards = 0  # since the gradients were taken
+        self._sums = {}  # group → float32 tensors that the next step's sums go to
         self.each_layer = lambda: None  # called after each layer's pass in training
 
     def forward(self, part, input_ids, x=None, place=(0, 0), train=True, documents=None):
@@ -144,6 +146,7 @@ class StageCompute:
     def backward(self, part, dx):
         """Back through the stage's layers; returns the gradient of its input, None in the first stage."""
         job = self._parts.pop(part)
+        self._backwards += 1
         for index in reversed(range(len(self.stage.blocks))):
             weights = self.stage.blocks[index].tensors()
             drops = self._drops(job, self.stage.layers[index])
@@ -164,13 +167,26 @@ class StageCompute:
     def take_gradients(self):
         """The gradients since the last call, as lists in the order of `Stage.groups`."""
         gradients, self._gradients = self._gradients, None
-        return [group or [] for group in gradients]
+        gradients = [group or [] for group in gradients]
+        if self.kernels.fused and self._backwards > 1:
+            # A card keeps the sums of micro-batches for the next step's: the pool's pieces do not fit each other's sizes.
+            self._sums = dict(enumerate(map(list, gradients)))
+        self._backwards = 0
+        return gradients
 
     def _accumulate(self, group, gradients):
         if self._gradients is None:
             self._gradients = [None] * (len(self.stage.blocks) + 2)
         sums = self._gradients[group]
-        self._gradients[group] = list(gradients) if sums is None else list(self.add(*sums, *gradients))
+        if sums is not None:
+            sums = self.add(*sums, *gradients)
+        elif group in self._sums:
+            sums = self._sums[group]
+            for total, gradient in zip(sums, gradients):
+                total.copy_(gradient)
+        else:
+            sums = gradients
+        self._gradients[group] = list(sums)
 
     def _head_weights(self):
         return self.stage.ln_f.weight.data, self.stage.head_weight.data

@@ -218,7 +218,8 @@ class Trainer:
                 if cut_axis(name) is None and (partial or self.adapter is not None):
                     gradient = all_reduce(gradient, self.mesh.tensor)
                 if name.endswith("word_embeddings.weight") and self.stage.config.tie_word_embeddings:
-                    gradient = all_reduce(gradient, self.mesh.embedding)
+                    # The last stage's is float32, the first one's only where it is a sum of micro-batches.
+                    gradient = all_reduce(gradient.astype(ms.float32), self.mesh.embedding)
                 gradients[group][place] = gradient
         return gradients
 

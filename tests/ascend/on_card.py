@@ -128,6 +128,27 @@ def faults(dtype):
     return said
 
 
+def training_memory(values):
+    """Takes three steps of a run, given as a dict with its model; the bytes that are expected of it."""
+    from telechat.config import TeleChatConfig
+    from telechat.parallel.mesh import Mesh
+    from telechat.parallel.stage import build_stage, read_random
+    from telechat.training import optimizer
+    from telechat.training.memory import fullest_rank
+    from telechat.training.run_config import RunConfig
+    from telechat.training.trainer import Trainer
+
+    optimizer.CHECKED_UPDATES = 0  # operators that do nothing change no weights
+    config = TeleChatConfig.from_dict(values.pop("model"))
+    run = RunConfig.from_dict(values)
+    stage = build_stage(config, run.train.dtype, Mesh.single(), run.parallel, read_random(config, 0))
+    trainer = Trainer(stage, run.train, run.parallel)
+    ids = np.random.default_rng(0).integers(4, config.vocab_size, (run.batch_size, run.sequence_length + 1))
+    for _ in range(3):
+        trainer.train_step(ids, ids)
+    return fullest_rank(config, run, run.sequence_length).peak
+
+
 if __name__ == "__main__":
     ms.set_device("Ascend")
     with open(sys.argv[2]) as file:

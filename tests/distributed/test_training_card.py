@@ -11,21 +11,24 @@ from tests.distributed.test_training import PATIENT, RECIPE
 
 pytestmark = [pytest.mark.ascend, pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))]
 
-# Cards: name → ParallelConfig, settings of the training, where it stops, name of the run that it goes on with.
+# Model and cards: name → ParallelConfig, settings of the training, where it stops, name of the run that it goes on with.
 RUNS = {
-    2: {"tensor": (dict(tensor=2, sequence_parallel=True), {}, 8, None),
+    ("telechat_12b", 2): {
+        "tensor": (dict(tensor=2, sequence_parallel=True), {}, 8, None),
         "data": (dict(data=2, shard_optimizer=True), {}, 4, None),
         "pipeline": (dict(pipeline=2), dict(micro_batches=2), 8, "data"),
         "bfloat16": (dict(tensor=2), dict(dtype="bfloat16"), 8, None)},
-    4: {"data and tensor": (dict(data=2, tensor=2, shard_optimizer=True), {}, 4, None),
+    ("telechat_12b", 4): {
+        "data and tensor": (dict(data=2, tensor=2, shard_optimizer=True), {}, 4, None),
         "pipeline and tensor": (dict(pipeline=2, tensor=2), dict(micro_batches=2), 8, "data and tensor")},
+    # The embedding's gradient comes in bfloat16 from the first stage and in float32 from the last.
+    ("telechat_7b", 2): {"tied, in two stages": (dict(pipeline=2), dict(dtype="bfloat16"), 8, None)},
 }
 
 
-@pytest.mark.parametrize("reference", ["telechat_12b"], indirect=True)
-@pytest.mark.parametrize("cards", RUNS)
-def test_the_official_trace(reference, msrun, tmp_path, cards):
-    golden, runs = reference.golden, RUNS[cards]
+@pytest.mark.parametrize("reference, cards", RUNS, indirect=["reference"])
+def test_the_official_trace(request, reference, msrun, tmp_path, cards):
+    golden, runs = reference.golden, RUNS[request.node.callspec.params["reference"], cards]
     np.savez(tmp_path / "batches.npz", ids=golden["train_input_ids"], labels=golden["train_labels"])
     cases = [{"checkpoint": str(reference.directory), "batches": str(tmp_path / "batches.npz"), "parallel": parallel,
               "output": str(tmp_path / (resumed or name)), "train": {**RECIPE, **train}, "stop_after": last,

@@ -8,7 +8,8 @@ import pytest
 
 from telechat import TeleChatConfig
 from telechat.checkpoint.layout import parameter_shapes
-from telechat.parallel.estimate import activation_bytes, elements, stage_memory
+from telechat.parallel.estimate import activation_bytes, elements
+from telechat.parallel.estimate_peak import stage_memory
 from telechat.parallel.estimate_speed import step_flops, traffic
 from telechat.parallel.parallel_config import ParallelConfig
 from telechat.training.memory import fullest_rank, memory_lines, workload_of

@@ -1,0 +1,30 @@
+"""What the simulated card's memory holds at most, against what tools/estimate.py says."""
+
+import pytest
+
+from simulator.report import read, report
+
+SMALL = dict(vocab_size=8000, hidden_size=512, n_layer=6, n_head=8, ffn_hidden_size=1408, tie_word_embeddings=False)
+TIED = dict(vocab_size=20000, hidden_size=768, n_layer=8, n_head=6, ffn_hidden_size=2048, tie_word_embeddings=True,
+            attention_dropout=0.1, hidden_dropout=0.1)
+RUNS = {
+    "bfloat16": dict(model=SMALL, sequence_length=2048, batch_size=2, dtype="bfloat16"),
+    "float32, recompute": dict(model=SMALL, sequence_length=512, batch_size=4, dtype="float32", parallel=dict(recompute=True)),
+    "bfloat16, tied, dropout, 4 micro-batches": dict(model=TIED, sequence_length=1024, batch_size=4, micro_batches=4,
+                                                     dtype="bfloat16"),
+    "bfloat16, no flash attention": dict(model=SMALL, sequence_length=1024, batch_size=2, dtype="bfloat16",
+                                         use_flash_attention=False),
+}
+USUAL = "bfloat16"
+
+
+def usual(names, one):
+    """Parameters of which one is in every run of the tests, the others in `make test-ascend`."""
+    return [name if name == one else pytest.param(name, marks=pytest.mark.ascend) for name in names]
+
+
+@pytest.mark.parametrize("name", usual(RUNS, USUAL))
+def test_a_training_step(card, tmp_path, name):
+    """Within 10 %: tensors, and what MindSpore's pool holds beside them."""
+    expected = card("training_memory", RUNS[name], SIM_LOG=str(tmp_path / "log"), SIM_OPERATORS="none")
+    assert report(read(str(tmp_path / "log"))).peak_bytes == pytest.approx(expected, rel=0.1)
