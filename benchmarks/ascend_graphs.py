@@ -49,7 +49,7 @@ def decode(parts, table, layers):
         caches = [bfloat16(*parts.kernels.cache_shape(table.pool.count, table.block_size, 2, 16)) for _ in range(2)]
         tensors += [*caches, *caches, *parts.weights]
     return timed(DecodeBlocks(parts.model, 256), bfloat16(2, 64), bfloat16(2, 64), int32(2), int32(2),
-                 Tensor(table.table), int32(2), *tensors)
+                 Tensor(table.table), int32(2), None, *tensors)
 
 
 def main():

@@ -25,12 +25,17 @@ def main(argv=None):
     except ImportError as error:
         raise InputError(f"serving needs the package {error.name}; pip install 'telechat[serve]'") from None
     origins = [read_origin(origin) for origin in arguments.allow_origin]
+    from telechat.adapters.named import factor_bytes, open_adapters, read_lora
     from telechat.config import TeleChatConfig
     from telechat.generation.settings import GenerationSettings
 
     # Everything that can be wrong with the input shows before the weights are read.
     config = TeleChatConfig.from_pretrained(arguments.load_checkpoint, quantised=True)
     settings = GenerationSettings.load(arguments.load_checkpoint, config)
+    name = arguments.model_name or pathlib.Path(arguments.load_checkpoint).absolute().name
+    lora, named = read_lora(arguments.lora, name)
+    adapters = open_adapters(named, config)
+    beside = factor_bytes(adapters, config)
 
     from telechat.generation.engine import Engine
     from telechat.generation.memory import (CachePlan, cache_width, cache_bytes, check_inference_memory, plan_cache,
@@ -38,7 +43,7 @@ def main(argv=None):
     from telechat.memory_check import available_bytes
     from telechat.nn.kernels import on_cpu
     from telechat.parallel.collectives import gather_objects
-    from telechat.parallel.inference import load_for_inference
+    from telechat.parallel.inference import adapters_beside, load_for_inference
     from telechat.parallel.mesh import local_process_count
     from telechat.parallel.parallel_config import process_count
     from telechat.serving.metrics import Metrics
@@ -53,18 +58,19 @@ def main(argv=None):
     operators = runs_operators(arguments.dtype)
     plan = plan_cache(config, arguments.dtype, arguments.max_batch, wanted, available_bytes() if on_cpu() else None,
                       arguments.cache_memory, arguments.max_length is not None, process_count(), local_process_count(),
-                      operators=operators)
+                      operators=operators, adapters=beside)
     lower = f"lower --cache_memory or --max_length {plan.length}"
     check_inference_memory(config, arguments.dtype, lower, arguments.ignore_memory, prompt=plan.length,
                            slots=plan.slots, length=plan.length, logits=plan.slots, cached=plan.tokens,
-                           operators=operators)
+                           operators=operators, adapters=beside)
     lead = process_count() == 1 or os.environ.get("RANK_ID", "0") == "0"
     http = HttpServer(arguments.host, arguments.port) if lead and os.environ.get("MS_ROLE") != "MS_SCHED" else None
-    model, world = load_for_inference(arguments.load_checkpoint, arguments.dtype, arguments.lora,
+    model, world = load_for_inference(arguments.load_checkpoint, arguments.dtype, lora,
                                       False if arguments.no_paged_attention else None)
     # What one process has room for may be less than what another has: all take the least.
     plan = CachePlan(*map(min, *gather_objects(list(plan), world))) if world.size > 1 else plan
-    engine = Engine(model, plan.length, not arguments.no_prefix_cache, arguments.speculate)
+    engine = Engine(model, plan.length, not arguments.no_prefix_cache, arguments.speculate,
+                    adapters_beside(model, adapters, world))
     cache = cache_bytes(config, 1, plan.tokens, cache_width(arguments.dtype), process_count())
     reserve(engine, plan, cache)
     service = Service(engine, world, Metrics(), arguments.max_queue, arguments.time_limit, arguments.prefill_chunk,
@@ -81,13 +87,14 @@ def main(argv=None):
           f"tokens together in {cache / 1e9:.3g} GB of key-value cache; compiling", flush=True)
     with Progress("compiling"):
         service.warm_up()
-    name = arguments.model_name or pathlib.Path(arguments.load_checkpoint).absolute().name
-    app = App(service, Model(name, settings, engine.length, config.vocab_size, arguments.system), arguments.api_key,
-              origins)
+    app = App(service, Model(name, settings, engine.length, config.vocab_size, arguments.system, tuple(adapters)),
+              arguments.api_key, origins)
     if arguments.api_key is None and not is_loopback(arguments.host):
         print(f"warning: --host {arguments.host} lets other machines in, and there is no key; give --api_key_file",
               file=sys.stderr)
     http.start(app.asgi)
+    if adapters:
+        print(f"beside it, with adapters: {', '.join(map(repr, adapters))}")
     print(f"chat with {name!r} at {http.url}/ (interface for programs: {http.url}/v1); Ctrl-C stops", flush=True)
     try:
         service.run()
@@ -114,8 +121,9 @@ def parse_arguments(argv):
                                         "defaults come from the checkpoint's generation_config.json.")
     parser.add_argument("--load_checkpoint", type=path_argument, required=True,
                         help="checkpoint directory with its tokenizer")
-    parser.add_argument("--lora", type=path_argument, metavar="DIR",
-                        help="LoRA adapter, as the peft package saves it, to add to the weights")
+    parser.add_argument("--lora", action="append", default=[], metavar="[NAME=]DIR",
+                        help="LoRA adapter, as the peft package saves it: DIR is added to the weights; NAME=DIR, as often as "
+                             "wanted, stays beside them and is a model of that name")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 lets other machines in")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
     parser.add_argument("--api_key_file", type=path_argument,

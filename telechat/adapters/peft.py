@@ -122,10 +122,38 @@ class Adapter:
         """A (rank, in) or B (out, rank) of a module, float32."""
         return self._files.read(self._name(module, part)).astype(np.float32)
 
-    def _product(self, module):
+    def factors(self, name):
+        """A and B of what is added to the parameter of a canonical name, s in B: float32 (R, inputs) and (outputs, R).
+
+        Where the model's layout has several modules in the place of one parameter, their ranks stand side by side in R.
+        """
+        modules = self._modules[name]
+        first = self._stored[modules[0]]
+        pairs = {self._stored[module].name: self._factors(module) for module in modules}
+        if not first.partners:
+            a, b = pairs[first.name]
+            return a, np.ascontiguousarray(first.split(b.T if self._is_transposed(first) else b)[first.parameters.index(name)])
+        shares, before, total = [], 0, sum(len(a) for a, _ in pairs.values())
+        for partner in first.partners:
+            share = np.zeros((first.shape[0], total), np.float32)
+            if partner in pairs:
+                rank = len(pairs[partner][0])
+                share[:, before:before + rank] = pairs[partner][1]
+                before += rank
+            shares.append(share)
+        return np.concatenate([pairs[partner][0] for partner in first.partners if partner in pairs]), first.combine(*shares)
+
+    def rank(self, name):
+        """R of `factors`, without reading them."""
+        return sum(self._pattern("rank_pattern", module, self.settings["r"]) for module in self._modules[name])
+
+    def _factors(self, module):
         a, b = (self.part(module, part) for part in "AB")
-        product = (b @ a) * np.float32(self.scale(module))
-        return product.T if self._is_transposed(self._stored[module]) else product
+        return a, b * np.float32(self.scale(module))
+
+    def _product(self, module):
+        a, b = self._factors(module)
+        return (b @ a).T if self._is_transposed(self._stored[module]) else b @ a
 
     def _name(self, module, part):
         names = (f"{PREFIX}{module}.lora_{part}{middle}.weight" for middle in ("", ".default"))

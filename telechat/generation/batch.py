@@ -35,6 +35,7 @@ class _Sequence:
     room: int  # how many more tokens may come
     arrival: int
     lookup: PromptLookup  # guesses its next tokens; None: nobody does
+    adapter: str = None  # of the engine's, by name
     slot: int = None  # of the engine; None: it waits
     computed: int = 0  # tokens whose keys and values the cache holds
 
@@ -84,7 +85,7 @@ class Batch:
         """Whether there is a prompt that is not read to its end."""
         return bool(self._waiting) or any(_is_unread(sequence) for sequence in self._slots.values())
 
-    def add(self, key, prompt, params, index=0):
+    def add(self, key, prompt, params, index=0, adapter=None):
         """Let a prompt wait to be answered.
 
         Args:
@@ -92,11 +93,12 @@ class Batch:
             prompt (list of int): fewer ids than the engine's sequences may be long.
             params (SamplingParams): its settings.
             index (int): of the sampler, so that equal prompts get different draws.
+            adapter (str): name of one of the engine's; None: the model as it is.
         """
         room = min(params.max_new_tokens, self._engine.length - len(prompt))
         lookup = PromptLookup(self._speculate) if self._speculate else None
         self._waiting.append(_Sequence(key, list(prompt), Sampler(params, index, len(prompt)), params, room,
-                                       next(self._arrivals), lookup))
+                                       next(self._arrivals), lookup, adapter))
 
     def remove(self, key):
         """Give up a sequence; its slot and blocks are free at once. One that has ended already is no error."""
@@ -199,7 +201,7 @@ class Batch:
         for sequence in list(self._waiting):
             if len(self._slots) == self._engine.slots:
                 break
-            blocks, known, beginning = self._engine.needed(sequence.ids, sequence.prompt_length)
+            blocks, known, beginning = self._engine.needed(sequence.ids, sequence.prompt_length, sequence.adapter)
             if beginning is not None and beginning in coming:
                 continue  # another one is just reading this: it will be shared
             # A block for each that will grow is left, so that a newcomer does not have to go again at once.
@@ -216,7 +218,7 @@ class Batch:
         self._waiting.remove(sequence)
         slot = next(slot for slot in range(self._engine.slots) if slot not in self._slots)
         self._slots[slot], sequence.slot = sequence, slot
-        sequence.computed = self._engine.begin(slot, sequence.ids, sequence.prompt_length)
+        sequence.computed = self._engine.begin(slot, sequence.ids, sequence.prompt_length, sequence.adapter)
         self._engine.grow(slot, len(sequence.ids))
 
     def _add_part(self, parts, sequence):

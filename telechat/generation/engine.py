@@ -28,12 +28,13 @@ class Engine:
         max_length (int): the longest sequence, prompt and answer together.
         reuse (bool): whether sequences that begin with the same tokens share what the cache holds of them.
         guesses (int): how many tokens more than one `decode` is to take of a sequence.
+        adapters (AdapterSet): LoRA adapters that sequences may have, each its own; None: none.
 
     Attributes:
         slots, length (int): how many sequences run at a time, and the tokens of one, at most; of `reserve`.
     """
 
-    def __init__(self, model, max_length, reuse=True, guesses=0):
+    def __init__(self, model, max_length, reuse=True, guesses=0, adapters=None):
         self.model = model
         self.max_length = max_length
         self.reuse = reuse
@@ -41,13 +42,16 @@ class Engine:
         self._reserved = None
         self._cache = None
         self._prompts = []  # the length of each slot's prompt
+        self._adapters = adapters
+        self._adapter_of = []  # each slot's, by name
         config, functions = model.config, model.transformer.h[0].functions
         self._fixed = fixed_tables_length(config) if functions.rotary else math.inf
         self._tables = decoding_tables(config, max_length) if functions.rotary else None
         step = None
         if not functions.is_surrounded:
             step = model.kernels.decode_step(config, None if functions.rotary else alibi_slopes(config.n_head))
-        self._steps = GraphSteps(model, max_length, 1 + guesses) if step is None else OperatorSteps(model, step, self._tables)
+        self._steps = (GraphSteps(model, max_length, 1 + guesses, adapters) if step is None
+                       else OperatorSteps(model, step, self._tables, adapters))
 
     def reserve(self, slots, length, blocks=None):
         """Make room for ``slots`` sequences of up to ``length`` tokens; unless there is just that, what was held is lost.
@@ -62,7 +66,7 @@ class Engine:
             self._steps.use(None)
             self._cache = KeyValueCache(self.model, slots, most, blocks, self.reuse)
             self._steps.use(self._cache)
-            self.slots, self._prompts = slots, [0] * slots
+            self.slots, self._prompts, self._adapter_of = slots, [0] * slots, [None] * slots
             self.length = min(most, self.table.pool.count * self.table.block_size)
             self._reserved = slots, most, blocks
 
@@ -86,31 +90,34 @@ class Engine:
         if self._cache is not None:
             self.table.forget_all()
 
-    def begin(self, slot, ids, prompt_length=None):
+    def begin(self, slot, ids, prompt_length=None, adapter=None):
         """Give a sequence a slot: the number of its tokens that the cache holds already, less than there are.
 
         Args:
             ids (list of int): its tokens so far.
             prompt_length (int): how many of them are its prompt; None: all.
+            adapter (str): the name of its adapter; None: none.
         """
-        self._prompts[slot] = prompt_length or len(ids)
-        return self.table.begin(slot, ids, *self._sharing(self._prompts[slot]))
+        self._prompts[slot], self._adapter_of[slot] = prompt_length or len(ids), adapter
+        return self.table.begin(slot, ids, *self._sharing(self._prompts[slot], adapter))
 
-    def needed(self, ids, prompt_length):
+    def needed(self, ids, prompt_length, adapter=None):
         """What `BlockTable.needed` says of a sequence that is to begin."""
-        return self.table.needed(ids, *self._sharing(prompt_length))
+        return self.table.needed(ids, *self._sharing(prompt_length, adapter))
 
     def next_block(self, slot, ids):
         """What `BlockTable.next_block` says of a running sequence."""
         return self.table.next_block(slot, ids)
 
-    def _sharing(self, prompt_length):
+    def _sharing(self, prompt_length, adapter):
         """What keys depend on besides tokens before, and the tokens up to which they depend on nothing else.
 
         Past the length up to which rotary tables are fixed, a prompt's are those of its length, and those of an answer's
         tokens those of their own.
         """
-        return (None, self._fixed) if prompt_length <= self._fixed else (prompt_length, prompt_length)
+        if prompt_length <= self._fixed:
+            return (adapter, None), self._fixed
+        return (adapter, prompt_length), prompt_length
 
     def grow(self, slot, length):
         """Make room for ``length`` tokens of a sequence; False, and nothing, where the cache has not enough."""
@@ -142,12 +149,12 @@ class Engine:
             starts = [0] * len(slots)
             for slot, prompt in zip(slots, prompts):
                 self.end(slot)
-                self._prompts[slot] = len(prompt)
+                self._prompts[slot], self._adapter_of[slot] = len(prompt), None
                 self._require(slot, len(prompt))
         rotations = [None if self._tables is None else
                      token_tables(self.model.config, self._tables, start, len(prompt), self._prompts[slot])
                      for slot, prompt, start in zip(slots, prompts, starts)]
-        return self._steps.prefill(slots, prompts, starts, rotations)
+        return self._steps.prefill(slots, prompts, starts, rotations, self._columns(slots))
 
     def decode(self, slots, tokens, positions):
         """One more token of each sequence: its id and position → float32 logits (N, V) of what follows.
@@ -157,7 +164,11 @@ class Engine:
         """
         for slot, position in zip(slots, positions):
             self._require(slot, position + 1)
-        return self._steps.decode(slots, tokens, positions)
+        return self._steps.decode(slots, tokens, positions, self._columns(slots))
+
+    def _columns(self, slots):
+        """`AdapterSet.columns` of some slots."""
+        return None if self._adapters is None else self._adapters.columns([self._adapter_of[slot] for slot in slots])
 
     def extend(self, slots, tokens, positions):
         """Some tokens of each sequence, that may turn out to be wrong: logits behind each of them.
@@ -187,7 +198,10 @@ class Engine:
     def compile(self, size):
         """Compile decoding for a batch of ``size``; no sequence may run."""
         slots = sorted(row % self.slots for row in range(size))
-        self.decode(slots, [0] * size, [0] * size)
+        for adapter in (None,) if self._adapters is None else (None, self._adapters.names[0]):
+            self._adapter_of = [adapter] * self.slots
+            self.decode(slots, [0] * size, [0] * size)
+        self._adapter_of = [None] * self.slots
         for slot in set(slots):
             self.end(slot)
 

@@ -8,11 +8,13 @@ import numpy as np
 from mindspore import Tensor, ops
 
 from telechat.checkpoint.layout import parameter_shapes
-from telechat.generation.graphs import Decode, DecodeBlocks, ExtendAttention, Logits, PrefillAttention
+from telechat.generation import graphs
+from telechat.generation.graphs import AdaptedFeedForward, Decode, DecodeBlocks, ExtendAttention, Logits, PrefillAttention
 from telechat.nn.block import OF_ATTENTION
 from telechat.nn.block_graphs import FeedForward
 from telechat.nn.blockwise_attention import BlockMasks
 from telechat.nn.blockwise_block import PrefillAttentionByBlocks
+from telechat.nn.device import device_tensor
 from telechat.progress import Progress, track
 
 SMALLEST_PREFILL = 32
@@ -38,9 +40,10 @@ class GraphSteps:
         model (TeleChat or TensorParallelModel): the model.
         max_length (int): the longest sequence.
         tokens (int): that `decode` is to take of a sequence at a time, at most.
+        adapters (AdapterSet): LoRA adapters that rows may have; None: none.
     """
 
-    def __init__(self, model, max_length, tokens=1):
+    def __init__(self, model, max_length, tokens=1, adapters=None):
         self.model = model
         self._tokens = tokens
         self.max_length = max_length
@@ -50,6 +53,8 @@ class GraphSteps:
         self._prefill_attention_by_blocks = PrefillAttentionByBlocks(functions)
         self._extend_attention = ExtendAttention(functions)
         self._feed_forward = FeedForward(functions)
+        self._adapters = adapters
+        self._adapted_feed_forward = AdaptedFeedForward(functions)
         self._logits = Logits(model)
         self._decode = Decode(model, max_length)
         self._decode_blocks = DecodeBlocks(model, max_length)
@@ -58,19 +63,23 @@ class GraphSteps:
         self._wanted = collections.Counter()  # how often a smaller one would have done that is not among them
         self.cache = None
         self._groups = []  # what each call of `DecodeBlocks` takes
+        self._adapted_groups = []  # likewise where rows have adapters
 
     def use(self, cache):
         """Work on a `KeyValueCache` from now on; None: on none, so that it may be freed."""
-        self.cache, self._groups = cache, []
+        self.cache, self._groups, self._adapted_groups = cache, [], []
         layers = self.model.config.n_layer
+        groups = [range(first, min(first + LAYERS_A_GRAPH, layers)) for first in range(0, layers, LAYERS_A_GRAPH)]
         if cache is not None and (layers > LAYERS_A_GRAPH or self.model.kernels.paged):
-            self._groups = [self._tensors(range(first, min(first + LAYERS_A_GRAPH, layers)))
-                            for first in range(0, layers, LAYERS_A_GRAPH)]
+            self._groups = [self._tensors(group) for group in groups]
+        if cache is not None and self._adapters is not None:
+            self._adapted_groups = [self._tensors(group, self._adapters.layers) for group in groups]
 
-    def _tensors(self, layers):
-        """Caches and weights of some layers, as `DecodeBlocks` takes them."""
+    def _tensors(self, layers, factors=None):
+        """Caches, weights and if need be factors of some layers, as `DecodeBlocks` takes them."""
         return [tensor for layer in layers
-                for tensor in (*self.cache.layers[layer], *self.model.transformer.h[layer].tensors())]
+                for tensor in (*self.cache.layers[layer], *self.model.transformer.h[layer].tensors(),
+                               *(() if factors is None else factors[layer]))]
 
     @property
     def _shape(self):
@@ -80,7 +89,7 @@ class GraphSteps:
         """Whether one call of `prefill` for parts of so many tokens takes less time than one for each."""
         return len(counts) * bucket(max(counts), SMALLEST_PREFILL, self.max_length) <= ROWS_TOGETHER
 
-    def prefill(self, slots, chunks, starts, rotations):
+    def prefill(self, slots, chunks, starts, rotations, columns=None):
         """Parts of prompts, of which the cache holds what is before: float32 logits (N, V) of what follows each.
 
         Args:
@@ -88,9 +97,12 @@ class GraphSteps:
             chunks (list of lists of int): token ids.
             starts (list of int): the position of each part's first token.
             rotations (list): cos and sin of each part's tokens, float32 arrays (tokens, D); None for each with ALiBi.
+            columns (array): of `AdapterSet.columns`, for each part; None: no part has an adapter.
         """
         model, config, kernels = self.model, self.model.config, self.model.kernels
         counts = [len(chunk) for chunk in chunks]
+        if columns is not None and max(counts) > ROWS_TOGETHER:
+            return np.concatenate([self._prefill_long(*part) for part in zip(slots, chunks, starts, rotations, columns)])
         size = bucket(max(counts), SMALLEST_PREFILL, max(self.max_length, max(counts)))
         ids = np.zeros((len(chunks), size), np.int32)
         # Rows past a part compute something that nothing reads: it goes to the block that is never read, and as their
@@ -107,15 +119,31 @@ class GraphSteps:
         attention, tables, held = self._attention(slots, starts, size, positions, places, tables)
         last = Tensor((np.arange(len(counts)) * size + counts - 1).astype(np.int32))
         x = model.embed(Tensor(ids))
+        if columns is not None:
+            columns = device_tensor(np.repeat(columns, size, 0), model.compute_dtype)
         for layer, block in enumerate(track(model.transformer.h, "reading a prompt", "layers")):
             weights = block.tensors()
-            x = attention(x, *tables, *self.cache.layers[layer][:held], *weights[:OF_ATTENTION])
+            factors = () if columns is None else (columns, *self._adapters.layers[layer][:graphs.OF_ATTENTION])
+            x = attention(x, *tables, *self.cache.layers[layer][:held], *weights[:OF_ATTENTION], *factors)
             if layer == config.n_layer - 1 and x.shape[0] > SMALLEST_PREFILL:
                 x = ops.gather(x, last, 0)  # the rows that are read; for a few more it is not worth a graph of its own
-            x, _ = self._feed_forward(x, None, *weights[OF_ATTENTION:])
+                columns = None if columns is None else ops.gather(columns, last, 0)
+            if columns is None:
+                x, _ = self._feed_forward(x, None, *weights[OF_ATTENTION:])
+            else:
+                x = self._adapted_feed_forward(x, columns, *weights[OF_ATTENTION:],
+                                               *self._adapters.layers[layer][graphs.OF_ATTENTION:])
         if x.shape[0] > len(counts):
             x = ops.gather(x, last, 0)
         return self._logits(x, None).asnumpy()
+
+    def _prefill_long(self, slot, chunk, start, rotation, columns):
+        """`prefill` of one part with an adapter that is long: bit by bit, so that no graph of its own is needed."""
+        for first in range(0, len(chunk), ROWS_TOGETHER):
+            part = slice(first, first + ROWS_TOGETHER)
+            turned = None if rotation is None else tuple(table[part] for table in rotation)
+            logits = self.prefill([slot], [chunk[part]], [start + first], [turned], columns[None])
+        return logits
 
     def _attention(self, slots, starts, size, positions, places, tables):
         """The first half of a block for some parts, its arguments before the caches, and how many of these it takes."""
@@ -143,53 +171,61 @@ class GraphSteps:
     @property
     def uncompiled(self):
         """Those of `batch_sizes` that are to be compiled and have not been needed yet."""
-        return [size for size in self.batch_sizes if (*self._shape, size) not in self._compiled]
+        return self._uncompiled(False) if self._adapters is None else sorted({*self._uncompiled(False), *self._uncompiled(True)})
 
-    def decode(self, slots, tokens, positions):
+    def _uncompiled(self, adapted):
+        """`uncompiled` of the graphs with adapters, or of those without."""
+        return [size for size in self.batch_sizes if (*self._shape, size, adapted) not in self._compiled]
+
+    def decode(self, slots, tokens, positions, columns=None):
         """One more token of each of some sequences: its id and position → float32 logits (N, V).
 
         Computed in a batch of the next of `batch_sizes`; one that has not been compiled yet is, unless a larger one
-        has been and the size was not needed often enough to be worth it.
+        has been and the size was not needed often enough to be worth it. columns: of `AdapterSet.columns`, for each token;
+        None: none has an adapter.
         """
-        count = len(slots)
-        size = self._choose_size(count)
+        count, adapted = len(slots), columns is not None
+        size = self._choose_size(count, adapted)
         # Rows that fill up the batch write to the block that is never read.
         filled = np.zeros((2, size), np.int32)
         filled[:, :count] = tokens, positions
         places, table = np.zeros((size, 1), np.int32), np.zeros((size, self._shape[1]), np.int32)
         for row, (slot, position) in enumerate(zip(slots, positions)):
             places[row], table[row] = self.cache.table.places(slot, position), self.cache.table.table[slot]
-        with Progress("compiling the next tokens' graph") if size in self.uncompiled else contextlib.nullcontext():
-            logits = self._decode_rows(*filled, places, table)
-        self._compiled.add((*self._shape, size))
+        if adapted:
+            columns = device_tensor(np.concatenate([columns, np.zeros((size - count, columns.shape[1]), np.float32)]),
+                                    self.model.compute_dtype)
+        with Progress("compiling the next tokens' graph") if size in self._uncompiled(adapted) else contextlib.nullcontext():
+            logits = self._decode_rows(*filled, places, table, columns)
+        self._compiled.add((*self._shape, size, adapted))
         return logits[:count]
 
-    def _choose_size(self, count):
+    def _choose_size(self, count, adapted):
         if count > self.batch_sizes[-1]:  # more tokens of a sequence than were announced
             return 1 << (count - 1).bit_length()
         enough = [size for size in self.batch_sizes if size >= count]
-        compiled = [size for size in enough if size not in self.uncompiled]
+        compiled = [size for size in enough if size not in self._uncompiled(adapted)]
         if compiled and compiled[0] > enough[0]:
             # Counted, not timed: processes that share a model have to agree.
-            wanted = *self._shape, enough[0]
+            wanted = *self._shape, enough[0], adapted
             self._wanted[wanted] += 1
             if self._wanted[wanted] * self._weight_bytes < BYTES_A_COMPILATION:
                 return compiled[0]
         return enough[0]
 
-    def _decode_rows(self, tokens, positions, places, table):
+    def _decode_rows(self, tokens, positions, places, table, columns):
         """`decode` of a batch as it is compiled."""
         kernels = self.model.kernels
-        x = Tensor(tokens[:, None])
-        if self._groups or not self.model.embeds_in_graphs:
+        x, groups = Tensor(tokens[:, None]), self._groups if columns is None else self._adapted_groups
+        if groups or not self.model.embeds_in_graphs:
             x = self.model.embed(x)
         index = kernels.cache_index(places, self._key_value_heads, self.cache.table.block_size)
         lengths = Tensor(positions + 1) if kernels.paged else None
         positions, table = Tensor(positions), Tensor(table)
-        if not self._groups:
+        if not groups:
             caches = [tensor for layer in self.cache.layers for tensor in layer]
             return self._decode(x, positions, index, table, *caches).asnumpy()
         delta = ops.zeros_like(x)
-        for tensors in self._groups:
-            x, delta = self._decode_blocks(x, delta, positions, index, table, lengths, *tensors)
+        for tensors in groups:
+            x, delta = self._decode_blocks(x, delta, positions, index, table, lengths, columns, *tensors)
         return self._logits(x, delta).asnumpy()

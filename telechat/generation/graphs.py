@@ -4,11 +4,15 @@ import mindspore as ms
 from mindspore import nn, ops
 
 from telechat.nn.alibi import alibi_slopes
+from telechat.nn.block import with_adapters
+from telechat.nn.block_graphs import FeedForward, joined
 from telechat.nn.device import device_tensor
 from telechat.nn.positions import decoding_tables
 
 CACHES = 4  # of a layer: views of its keys and values to write to, and the two that are read
 BLOCK_TENSORS = CACHES + 10  # of a block in `DecodeBlocks`: its caches and weights
+FACTORS = 12  # of LoRA adapters, of a block
+OF_ATTENTION = 6  # of them, the first ones
 
 
 class PrefillAttention(nn.Cell):
@@ -20,8 +24,10 @@ class PrefillAttention(nn.Cell):
 
     @ms.jit
     def construct(self, x, cos, sin, mask, shift, documents, index, key_cache, value_cache,
-                  norm, query, key_value, dense, dense_bias):
+                  norm, query, key_value, dense, dense_bias, columns=None, *factors):
+        """columns, factors: as `with_adapters` takes them; None and nothing where no row has an adapter."""
         f, kernels = self.functions, self.functions.kernels
+        query, key_value, dense = with_adapters((query, key_value, dense), columns, factors)
         query, key, value = f.heads(*f.project_qkv(x, norm, query, key_value), cos, sin)
         written = kernels.write_cache(key_cache, value_cache, key, value, index)
         attended = kernels.merge_heads(kernels.attention(query, key, value, mask, shift, documents, f.scale))
@@ -37,13 +43,35 @@ class ExtendAttention(nn.Cell):
 
     @ms.jit
     def construct(self, x, cos, sin, mask, shift, index, table, key_cache, value_cache, keys, values,
-                  norm, query, key_value, dense, dense_bias):
-        """mask, shift, table: as `Kernels.attention_over_cache` takes them; caches: to be written, and to be read."""
+                  norm, query, key_value, dense, dense_bias, columns=None, *factors):
+        """mask, shift, table: as `Kernels.attention_over_cache` takes them; caches: to be written, and to be read;
+        columns, factors: as of `PrefillAttention`."""
         f, kernels = self.functions, self.functions.kernels
+        query, key_value, dense = with_adapters((query, key_value, dense), columns, factors)
         query, key, value = f.heads(*f.project_qkv(x, norm, query, key_value), cos, sin)
         written = kernels.write_cache(key_cache, value_cache, key, value, index)
         attended = kernels.attention_over_cache(query, keys, values, written, table, mask, shift, f.scale)
         return f.project_attention(x, kernels.merge_heads(attended), dense, dense_bias)
+
+
+class AdaptedFeedForward(nn.Cell):
+    """A block's second half where rows have adapters, as `FeedForward` without dropout."""
+
+    def __init__(self, functions):
+        super().__init__()
+        self.functions = functions
+        self.plain = FeedForward(functions)
+
+    def construct(self, middle, columns, *tensors):
+        """middle (rows, H), columns (rows, R), the half's weights and factors → the block's output."""
+        parts = zip(self.plain.chunks(middle), self.plain.chunks(columns))
+        return joined([self.forward_rows(*part, *tensors) for part in parts])
+
+    @ms.jit
+    def forward_rows(self, middle, columns, norm, gate, up, down, down_bias, *factors):
+        f = self.functions
+        gate, up, down = with_adapters((gate, up, down), columns, factors)
+        return f.project_down(middle, *f.project_gate_up(middle, norm, gate, up), down, down_bias)
 
 
 class Logits(nn.Cell):
@@ -85,16 +113,24 @@ class DecodeBlocks(nn.Cell):
         return rotation, self.kernels.decoding_places(positions, index, table, lengths, self.slopes, cache.shape[2])
 
     @ms.jit
-    def construct(self, x, delta, positions, index, table, batch_valid_length, *tensors):
+    def construct(self, x, delta, positions, index, table, batch_valid_length, columns, *tensors):
         """x and what is to be added to it, (B, H) each → the same behind the blocks.
 
         positions, index, table, batch_valid_length: as `Kernels.decoding_places` takes them, under that name.
-        tensors: for each block the caches of its keys and its values, the same two again, and its weights.
+        columns: as `with_adapters` takes them; None where no row has an adapter.
+        tensors: for each block the caches of its keys and its values, the same two again, its weights, and if there are
+        columns the factors of adapters.
         """
         where = self.where(positions, index, table, batch_valid_length, tensors[CACHES - 1])
-        for first in range(0, len(tensors), BLOCK_TENSORS):
-            x, delta = self.functions.decode(x, delta, *where, tensors[first:first + CACHES],
-                                             tensors[first + CACHES:first + BLOCK_TENSORS])
+        size = BLOCK_TENSORS if columns is None else BLOCK_TENSORS + FACTORS
+        for first in range(0, len(tensors), size):
+            weights = tensors[first + CACHES:first + BLOCK_TENSORS]
+            if columns is not None:
+                norm1, query, key_value, dense, dense_bias, norm2, gate, up, down, down_bias = weights
+                query, key_value, dense, gate, up, down = with_adapters(
+                    (query, key_value, dense, gate, up, down), columns, tensors[first + BLOCK_TENSORS:first + size])
+                weights = (norm1, query, key_value, dense, dense_bias, norm2, gate, up, down, down_bias)
+            x, delta = self.functions.decode(x, delta, *where, tensors[first:first + CACHES], weights)
         return x, delta
 
 

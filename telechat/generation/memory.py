@@ -47,7 +47,7 @@ def weight_bytes(config, width, processes=1):
 
 
 def inference_memory(config, dtype, prompt, prompts=1, slots=0, length=0, logits=1, processes=1, local=None, cached=None,
-                     operators=False):
+                     operators=False, adapters=0):
     """What the processes on this machine need together.
 
     Args:
@@ -59,9 +59,10 @@ def inference_memory(config, dtype, prompt, prompts=1, slots=0, length=0, logits
         processes, local (int): that share the model, and how many of them are here; all if not given.
         cached (int): tokens that the cache holds; None: those of its sequences.
         operators (bool): prompts go through the operators for CPUs, a part at a time and without a matrix of scores.
+        adapters (int): bytes of LoRA adapters beside the weights, in each process.
 
     Returns:
-        dict: part → bytes; "weights", "key-value cache", "work", "framework".
+        dict: part → bytes; "weights", "key-value cache", "work", "framework", and "adapters" where there are any.
     """
     width = FLOAT32 if dtype == "float32" else 2
     shapes = parameter_shapes(config)
@@ -83,7 +84,7 @@ def inference_memory(config, dtype, prompt, prompts=1, slots=0, length=0, logits
     local = processes if local is None else local
     return {"weights": local * weight_bytes(config, width, processes),
             "key-value cache": local * cache_bytes(config, 1, slots * length if cached is None else cached, FLOAT32, processes),
-            "work": local * work, "framework": local * FRAMEWORK}
+            "work": local * work, "framework": local * FRAMEWORK, **({"adapters": local * adapters} if adapters else {})}
 
 
 def cache_width(dtype):

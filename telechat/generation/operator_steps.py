@@ -14,15 +14,17 @@ class OperatorSteps:
         model (TeleChat): whose weights are all here.
         step (DecodeStep): of its kernels.
         tables (tuple): of `decoding_tables`, or None where ALiBi is used.
+        adapters (AdapterSet): as of `GraphSteps`.
     """
 
     uncompiled = ()
 
-    def __init__(self, model, step, tables):
+    def __init__(self, model, step, tables, adapters=None):
         self.model = model
         self.cache = None
         self._step = step
         self._tables = tables
+        self._adapters = adapters
 
     def use(self, cache):
         """As `GraphSteps.use`."""
@@ -32,7 +34,7 @@ class OperatorSteps:
         """As `GraphSteps.takes_together`."""
         return sum(counts) <= ROWS
 
-    def prefill(self, slots, chunks, starts, rotations):
+    def prefill(self, slots, chunks, starts, rotations, columns=None):
         """As `GraphSteps.prefill`."""
         sequences = np.repeat(np.arange(len(slots)), [len(chunk) for chunk in chunks])
         tokens = np.concatenate([np.asarray(chunk, np.int32) for chunk in chunks])
@@ -40,22 +42,25 @@ class OperatorSteps:
         rotation = None if self._tables is None else [np.concatenate(parts) for parts in zip(*rotations)]
         last = np.flatnonzero(np.append(sequences[1:] != sequences[:-1], True))
         firsts = range(0, len(tokens), ROWS)
-        logits = [self._run(slots, sequences, tokens, positions, rotation, slice(first, first + ROWS), last)
+        columns = None if columns is None else columns[sequences]
+        logits = [self._run(slots, sequences, tokens, positions, rotation, columns, slice(first, first + ROWS), last)
                   for first in (track(firsts, "reading a prompt", "parts") if len(firsts) > 1 else firsts)]
         return np.concatenate(logits)
 
-    def decode(self, slots, tokens, positions):
+    def decode(self, slots, tokens, positions, columns=None):
         """As `GraphSteps.decode`."""
         rotation = None if self._tables is None else [table[list(positions)] for table in self._tables]
         every = np.arange(len(tokens))
-        return self._run(slots, every, np.asarray(tokens), np.asarray(positions), rotation, slice(None), every)
+        return self._run(slots, every, np.asarray(tokens), np.asarray(positions), rotation, columns, slice(None), every)
 
-    def _run(self, slots, sequences, tokens, positions, rotation, rows, outputs):
+    def _run(self, slots, sequences, tokens, positions, rotation, columns, rows, outputs):
         """Some rows of a call, and the logits of those of them that are among ``outputs``."""
         model, transformer = self.model, self.model.transformer
         first = rows.start or 0
         wanted = outputs[(outputs >= first) & (outputs < first + len(tokens[rows]))] - first
         rotation = None if rotation is None else [part[rows] for part in rotation]
+        adapters = None if columns is None else (columns[rows], self._adapters.layers)
         return self._step(self.cache.table.table[list(slots)], sequences[rows], tokens[rows], positions[rows], rotation,
                           wanted, transformer.word_embeddings.weight, transformer.ln_f.weight, model.head_weight,
-                          [block.weights() for block in transformer.h], [layer[2:] for layer in self.cache.layers])
+                          [block.weights() for block in transformer.h], [layer[2:] for layer in self.cache.layers],
+                          adapters)

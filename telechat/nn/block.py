@@ -12,6 +12,7 @@ from telechat.nn.layers import Linear, RMSNorm, scope
 from telechat.nn.lora import LoraProducts
 from telechat.nn.quantised import as_arguments
 
+ADAPTED = 4  # tensors in the place of a weight with LoRA adapters, see `BlockFunctions.linear`
 OF_ATTENTION = 5  # weights of `Block.weights`, the first ones; the others are the feed-forward layer's
 
 
@@ -69,7 +70,7 @@ class BlockFunctions(nn.Cell):
     def project_qkv(self, x, norm, query, key_value, *lora):
         """x (B·S, H) → queries (B·S, n·D), keys and values (B·S, m·2D), [k|v] head by head."""
         x = self.enter(self.kernels.rms_norm(x, norm, self.epsilon))
-        query, key_value = self.kernels.linear(x, query), self.kernels.linear(x, key_value)
+        query, key_value = self.linear(x, query), self.linear(x, key_value)
         if len(lora) == 0:
             return query, key_value
         return self.lora.add(query, x, self.lora.query, lora), self.lora.add_key_value(key_value, x, lora)
@@ -109,7 +110,7 @@ class BlockFunctions(nn.Cell):
     def project_gate_up(self, x, norm, gate, up, *lora):
         """x (B·S, H) → gate and up, (B·S, F) each."""
         x = self.enter(self.kernels.rms_norm(x, norm, self.epsilon))
-        gate, up = self.kernels.linear(x, gate), self.kernels.linear(x, up)
+        gate, up = self.linear(x, gate), self.linear(x, up)
         if len(lora) == 0:
             return gate, up
         return self.lora.add(gate, x, self.lora.gate, lora), self.lora.add(up, x, self.lora.up, lora)
@@ -143,25 +144,51 @@ class BlockFunctions(nn.Cell):
         else:
             normed, x = kernels.add_rms_norm(x, delta, norm1, self.epsilon)
         normed = self.enter(normed)
-        attended = kernels.cached_attention(kernels.linear(normed, query), kernels.linear(normed, key_value), rotation,
+        attended = kernels.cached_attention(self.linear(normed, query), self.linear(normed, key_value), rotation,
                                             caches, places, self.scale)
         delta = self.contribution(attended, dense, dense_bias)
         normed, x = kernels.add_rms_norm(x, delta, norm2, self.epsilon)
         normed = self.enter(normed)
-        inner = kernels.swiglu(kernels.linear(normed, gate), kernels.linear(normed, up))
+        inner = kernels.swiglu(self.linear(normed, gate), self.linear(normed, up))
         return x, self.contribution(inner, down, down_bias)
 
     def contribution(self, x, weight, bias, lora=()):
         """The product x·weightᵀ + bias that is added to the residual."""
         if self.is_surrounded:
-            y = self.kernels.linear(x, weight)
+            y = self.linear(x, weight)
             return self.kernels.add_bias(self.leave(y if len(lora) == 0 else self.lora.add(y, x, 0, lora)), bias)
-        y = self.kernels.linear(x, weight, bias)
+        y = self.linear(x, weight, bias)
         return y if len(lora) == 0 else self.lora.add(y, x, 0, lora)
+
+    def linear(self, x, weight, bias=None):
+        """x·weightᵀ + bias. In the place of a weight there may be four: with A and B of the adapters that answer, and which
+        of their columns each row takes (telechat/adapters/unmerged.py)."""
+        if not (isinstance(weight, tuple) and len(weight) == ADAPTED):
+            return self.kernels.linear(x, weight, bias)
+        weight, a, b, columns = weight
+        added = self.kernels.linear(self.kernels.linear(x, a) * columns, b)
+        return self.kernels.linear(x, weight, bias) + added
 
     def _residual(self, x, inner, weight, bias, dropout, lora=()):
         y = self.contribution(inner, weight, bias, lora)
         return x + y if dropout is None else x + y * dropout.astype(y.dtype)
+
+
+def with_adapters(weights, columns, factors):
+    """Weights of products as `BlockFunctions.linear` takes them, some of them with LoRA adapters; to be called in a graph.
+
+    weights: some of `Block.weights`; columns: which columns each row takes, (rows, R); factors: A and B of each weight, one
+    behind the other, two None for a weight that no adapter changes. Nothing changes where factors is empty.
+    """
+    if len(factors) == 0:
+        return weights
+    result = ()
+    for place in range(len(weights)):
+        if factors[2 * place] is None:
+            result += (weights[place],)
+        else:
+            result += ((weights[place], factors[2 * place], factors[2 * place + 1], columns),)
+    return result
 
 
 class Unchanged(nn.Cell):

@@ -6,8 +6,10 @@ from mindspore import nn
 import mindspore as ms
 
 from telechat.adapters.peft import open_checkpoint
+from telechat.adapters.unmerged import AdapterSet
 from telechat.checkpoint.layout import parameter_shapes
 from telechat.model import TeleChat
+from telechat.nn.device import device_tensor
 from telechat.nn.inference import use_inference_kernels
 from telechat.nn.kernels import on_cpu
 from telechat.nn.notes import say_once
@@ -15,7 +17,7 @@ from telechat.parallel.agreement import together
 from telechat.parallel.collectives import GatherRows
 from telechat.parallel.mesh import Mesh
 from telechat.parallel.parallel_config import ParallelConfig, process_count
-from telechat.parallel.plan import check_mesh, own_heads
+from telechat.parallel.plan import check_mesh, local_slices, own_heads
 from telechat.parallel.stage import build_stage
 from telechat.parallel.vocabulary import embed_for
 
@@ -106,3 +108,20 @@ def load_for_inference(directory, dtype, lora=None, use_paged_attention=None):
     model = together(lambda: load_tensor_parallel(directory, dtype, mesh, parallel, lora=lora,
                                                   use_paged_attention=use_paged_attention), mesh.world)
     return model, mesh.world
+
+
+def adapters_beside(model, adapters, world):
+    """The `AdapterSet` of a model for inference, or of this process's part of it; None for no adapters.
+
+    Args:
+        model (TeleChat or TensorParallelModel): the base model.
+        adapters (dict): name → `Adapter`.
+        world (Group): the processes that share the model.
+
+    Raises:
+        InputError: as `AdapterSet`.
+    """
+    if not adapters:
+        return None
+    return AdapterSet(adapters, model.config, lambda array: device_tensor(array, model.compute_dtype),
+                      lambda name, shape: local_slices(name, shape, world.rank, world.size))

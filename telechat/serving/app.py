@@ -72,17 +72,17 @@ class App:
         return PlainTextResponse(self.service.metrics.text(self.service.waiting, self.service.running),
                                  media_type="text/plain; version=0.0.4")
 
-    def _card(self):
-        return {"id": self.model.name, "object": "model", "created": self.created, "owned_by": "telechat",
+    def _card(self, name):
+        return {"id": name, "object": "model", "created": self.created, "owned_by": "telechat",
                 "max_length": self.model.max_length}
 
     async def _get_models(self, request):
-        return JSONResponse({"object": "list", "data": [self._card()]})
+        return JSONResponse({"object": "list", "data": [self._card(name) for name in self.model.names]})
 
     async def _get_model(self, request):
-        if request.path_params["name"] != self.model.name:
-            raise APIError(404, f"this server has {self.model.name!r} alone", "model", "model_not_found")
-        return JSONResponse(self._card())
+        if (name := request.path_params["name"]) not in self.model.names:
+            raise APIError(404, f"this server has {self.model.listed()} alone", "model", "model_not_found")
+        return JSONResponse(self._card(name))
 
     async def _post_chat(self, request):
         return await self._answer(request, read_chat)
@@ -122,7 +122,7 @@ class _Answer:
         self.created = int(time.time())
         self.events = asyncio.Queue()
         self.choices = [
-            Choice(prompt, ask.params, place * ask.n + number, self._answer_text(), self.events)
+            Choice(prompt, ask.params, place * ask.n + number, self._answer_text(), self.events, model.adapter_of(ask.model))
             for place, prompt in enumerate(ask.prompts) for number in range(ask.n)]
         service.submit(self.choices)
         service.metrics.tokens("prompt", sum(map(len, ask.prompts)))
@@ -215,7 +215,7 @@ class _Answer:
                                             "logprobs": logprobs}]})
 
     def _head(self, kind):
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.model.name}
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.ask.model}
 
     def _usage(self):
         prompt = sum(map(len, self.ask.prompts))

@@ -35,6 +35,7 @@ _NEUTRAL = {"top_logprobs": (0,), "logit_bias": ({},), "echo": (False,), "suffix
 class Ask:
     """A request, ready for the engine."""
 
+    model: str  # one of `Model.names`
     chat: bool
     prompts: list  # of lists of token ids
     n: int  # answers to each
@@ -55,6 +56,20 @@ class Model:
     max_length: int  # of prompt and answer together
     vocab_size: int
     system: str = "refuse"  # or "prepend": a system message goes in front of the first question
+    adapters: tuple = ()  # names of LoRA adapters, each a model of its own to those who ask
+
+    @property
+    def names(self):
+        """The models that a request may name."""
+        return self.name, *self.adapters
+
+    def adapter_of(self, name):
+        """The adapter that one of `names` stands for, or None."""
+        return name if name in self.adapters else None
+
+    def listed(self):
+        """The models, as a sentence ends with them."""
+        return ", ".join(map(repr, self.names))
 
 
 def parse_body(data):
@@ -180,7 +195,7 @@ def _ask(body, model, prompts, must_fit, max_tokens, field, chat, logprobs):
         kind = form.get("type") if isinstance(form, dict) else form
         raise APIError(400, f'response_format {short(kind)} is not supported, {{"type": "text"}} alone; ask for the '
                             "form you want in the question", "response_format", "unsupported_parameter")
-    return Ask(chat, prompts, n, _params(body, model, max_tokens, logprobs), _stops(body), _flag(body, "stream"),
+    return Ask(body["model"], chat, prompts, n, _params(body, model, max_tokens, logprobs), _stops(body), _flag(body, "stream"),
                bool(options and options.get("include_usage")))
 
 
@@ -214,8 +229,8 @@ def _check_fields(body, known, model):
     name = body.get("model")
     if not isinstance(name, str):
         raise APIError(400, f"model must be a text: {model.name!r}", "model")
-    if name != model.name:
-        raise APIError(404, f"there is no model {name[:60]!r} here; this server has {model.name!r}", "model",
+    if name not in model.names:
+        raise APIError(404, f"there is no model {name[:60]!r} here; this server has {model.listed()}", "model",
                       "model_not_found")
 
 

@@ -34,6 +34,7 @@ class Choice:
     index: int  # among its request's choices
     text: AnswerText
     listener: object  # its `put_nowait` gets each `Event` in the HTTP thread
+    adapter: str = None  # of the engine's, by name
     arrived: float = 0.0  # time.monotonic()
     deadline: float = 0.0
     key: int = -1
@@ -59,7 +60,7 @@ class _Plan:
     """What happens before the next token."""
 
     remove: tuple = ()  # keys
-    add: tuple = ()  # (key, prompt, params, index)
+    add: tuple = ()  # (key, prompt, params, index, adapter)
     compile: int = None  # a batch size, while the batch is empty
     over: bool = False
 
@@ -204,7 +205,7 @@ class Service:
             while self._waiting and len(self._running) < self.engine.slots:
                 choice = self._waiting.popleft()
                 self._running[choice.key] = choice
-                add.append((choice.key, choice.prompt, choice.params, choice.index))
+                add.append((choice.key, choice.prompt, choice.params, choice.index, choice.adapter))
             idle = not self._running and not remove
             return _Plan(remove, tuple(add), uncompiled[0] if uncompiled and idle and not self.stopping else None,
                          self.stopping and idle)

@@ -80,6 +80,30 @@ def parts_and_whole(model, prompts):
     return float(np.abs(parts - whole).max() / np.abs(whole).max())
 
 
+def adapted(directory, adapters, prompts, dtype):
+    """Logits behind each prompt and its next token, rows with adapters and without in one call, and the kernels."""
+    from telechat.nn.inference import use_inference_kernels
+
+    use_inference_kernels()
+    from telechat import TeleChat
+    from telechat.adapters.peft import Adapter
+    from telechat.generation.engine import Engine
+    from telechat.parallel.inference import adapters_beside
+    from telechat.parallel.mesh import Group
+
+    model = TeleChat.from_pretrained(directory, dtype)
+    made = {name: Adapter(name, model.config) for name in set(adapters) - {None}}
+    engine = Engine(model, 64, adapters=adapters_beside(model, made, Group(None, (0,), 0, 1)))
+    slots = range(len(prompts))
+    engine.reserve(len(prompts), 64)
+    for slot in slots:
+        engine.begin(slot, prompts[slot], adapter=adapters[slot])
+        engine.grow(slot, len(prompts[slot]) + 1)
+    logits = engine.prefill(slots, prompts, [0] * len(prompts))
+    more = engine.decode(slots, [5] * len(prompts), list(map(len, prompts)))
+    return {"kernels": model.kernels.describe(), "logits": np.stack([logits, more]).tolist()}
+
+
 def features(names, dtype):
     """Three steps with each of `FEATURES`: [loss, norm] of each, and the loss scale after them."""
     return {name: feature(name, dtype) for name in names}

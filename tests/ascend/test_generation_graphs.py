@@ -50,7 +50,7 @@ def test_decode(parts):
             held = caches(parts, table, 2)
             tensors += [*held, *held, *parts.weights]
         graph = export(DecodeBlocks(parts.model, 256), bfloat16(2, 64), bfloat16(2, 64), int32(2), int32(2),
-                       Tensor(table.table), int32(2), *tensors)
+                       Tensor(table.table), int32(2), None, *tensors)
         check_decode(graph, layers)
         kernels.append(graph.kernels())
     print(f"decode: {kernels[1] - kernels[0]} kernels a layer", graph.counts())

@@ -94,6 +94,7 @@ class TableEngine(Engine):
         self._cache = types.SimpleNamespace(table=BlockTable(slots, length, block_size, blocks, reuse))
         self.length = min(length, self.table.pool.count * block_size)
         self._prompts, self._fixed = [0] * slots, float("inf")
+        self._adapters, self._adapter_of = None, [None] * slots
 
     def takes_together(self, counts):
         return True

@@ -18,6 +18,13 @@ CHECKPOINTS = {
     "text": "error: {text} is a file; give the checkpoint directory, which holds config.json and the weights",
 }
 
+# What is wrong with the directory of an adapter.
+ADAPTERS = {
+    "absent": ["{absent} holds no adapter_config.json"], "ckpt": ["{ckpt} holds no adapter_config.json"],
+    "lora_alpha": ["{lora_alpha}/adapter_config.json", "lora_alpha", "0"], "lora_rank": ["{lora_rank}", "rank 5"],
+    "lora_wide": ["{lora_wide} is (64, 2)", "(32, 2)"], "lora_deep": ["{lora_deep} changes transformer.h.2."],
+}
+
 USES = [
     # generate
     ("generate", [],
@@ -118,6 +125,15 @@ USES = [
     ("serve", [*SERVE, "--cache_memory", "65536GB"],
      ["error: the model needs about ", "(key-value cache 65,536.0", " GB are available: lower --cache_memory or "
       "--max_length 160, or give --ignore_memory to try it all the same"]),
+    # adapters
+    *[(tool, [*flags, "--lora", "{" + name + "}"], words) for tool, flags in (("generate", GENERATE), ("serve", SERVE))
+      for name, words in ADAPTERS.items()],
+    *[(tool, ["--load_checkpoint", "{adapter}", *flags[2:]], ["error: {adapter} is a LoRA adapter (PEFT)", "--lora"])
+      for tool, flags in (("generate", GENERATE), ("serve", SERVE), ("evaluate", [*EVALUATE, "--task", "jsonl", "--data", "{lines}"]))],
+    ("serve", [*SERVE, "--lora", "a={lora}", "--lora", "b={lora_wide}"], ["{lora_wide} is (64, 2)", "(32, 2)"]),
+    ("serve", [*SERVE, "--lora", "a={lora}", "--lora", "a={lora}"], ["--lora a={lora}", "'a' is the name of another model"]),
+    ("serve", [*SERVE, "--model_name", "a", "--lora", "a={lora}"], ["--lora a={lora}", "'a' is the name of another model"]),
+    ("serve", [*SERVE, "--lora", "{lora}", "--lora", "a={lora}"], ["--lora {lora}", "one adapter alone"]),
     # evaluate
     ("evaluate", [],
      ["error: the following arguments are required: --load_checkpoint, --task, --data; evaluate.py --help lists the "

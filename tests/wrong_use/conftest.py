@@ -1,5 +1,6 @@
 """The files that wrong uses name: good ones, torn ones, and none."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import pytest
 
 from telechat import TeleChat, TeleChatConfig
+from tests.adapter_files import write_adapter
 from tests.conftest import ROOT
 from tests.wrong_use.checks import FIELDS
 
@@ -48,6 +50,10 @@ def places(tmp_path_factory):
                          ("unknown", {"input": "q", "output": "a", "context": "c"}), ("half", {"messages": []})):
         made[name] = folder / f"{name}.jsonl"
         made[name].write_text("\n" + json.dumps(record))
+    config = TeleChatConfig(**FIELDS)
+    for name, other, rank, more in (("lora", {}, 2, {}), ("lora_alpha", {}, 2, {"lora_alpha": 0}), ("lora_rank", {}, 2, {"r": 5}),
+                                    ("lora_wide", {"hidden_size": 64}, 2, {}), ("lora_deep", {"n_layer": 3}, 2, {})):
+        made[name] = write_adapter(folder / name, dataclasses.replace(config, **other), rank, **more)
     made["utf16"], made["twice"] = folder / "utf16.jsonl", folder / "twice.yaml"
     made["utf16"].write_text(good, encoding="utf-16")
     made["twice"].write_text("batch_size: 2\nseed: 1\nbatch_size: 4\n")

@@ -84,6 +84,9 @@ USES = [
     ("convert", ["to-gguf", "--mindspore_path", "{adapter}", "--output", "{out}"], ["{adapter}", "LoRA adapter"]),
     ("convert", ["to-gguf", "--mindspore_path", "{alien}", "--output", "{out}"], ["{alien}/tokenizer.model"]),
     ("convert", ["to-llama", "--mindspore_path", "{ckpt}", "--output_dir", "{ckpt}"], ["{ckpt} is both input and output"]),
+    *[("convert", ["merge-lora", "--load_checkpoint", base, "--lora", lora, "--output_dir", "{out}"], words)
+      for base, lora, words in (("{ckpt}", "{lora_wide}", ["{lora_wide} is (64, 2)"]), ("{ckpt}", "{lora_alpha}", ["lora_alpha"]),
+                                ("{adapter}", "{lora}", ["error: {adapter} is a LoRA adapter (PEFT)"]))],
     # data that would be read in part, or not at all
     *[("preprocess", ["--input_dataset_file", "{" + name + "}", *PREPROCESS[2:]], [f"error: {{{name}}}{said}"]) for name, said in [
         ("system", ", line 2: has a system text, and TeleChat was not trained with one; put it into the question, or give "

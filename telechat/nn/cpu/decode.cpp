@@ -10,7 +10,7 @@
 // The layout is that of decoding.py's ctypes structures.
 struct DecodeSizes {
     int64_t batch, layers, hidden, heads, key_value_heads, head_dim, inner, vocabulary, block_size, table_width, outputs,
-        type;
+        type, rank;
     float epsilon, input_mult, logits_scale;
 };
 
@@ -21,6 +21,37 @@ constexpr int64_t NORM_ROWS = 8;   // of activations, likewise
 
 enum { NORM1, QUERY, KEY_VALUE, DENSE, DENSE_BIAS, NORM2, GATE, UP, DOWN, DOWN_BIAS, KEYS, VALUES, PER_LAYER };
 constexpr int PRODUCTS = 6, PLACE[] = {-1, 0, 1, 2, -1, -1, 3, 4, 5};  // which product a weight is, from QUERY to DOWN
+
+// What LoRA adapters add to the products of a layer: B((A·x) ⊙ columns), telechat/adapters/unmerged.py.
+struct LowRank {
+    const float* columns;        // (batch, rank), 1 where a token takes a column; null: nothing is added
+    int64_t rank, batch;
+    const void* const* factors;  // A (rank, inputs) and B (outputs, rank) of each product, both null for none
+    float* inner;                // (2, batch, rank): (A·x) ⊙ columns of up to two products
+
+    bool changes(int product) const { return columns != nullptr && factors[2 * product] != nullptr; }
+
+    void shrink(const float* x, int64_t inputs, int product, int place) const {
+        if (!changes(product)) return;
+        float* result = inner + place * batch * rank;
+        parallel((rank + TASK_ROWS - 1) / TASK_ROWS, [&](int64_t task) {
+            const int64_t first = task * TASK_ROWS, width = std::min(TASK_ROWS, rank - first);
+            rows_product(x, batch, inputs, {factors[2 * product], Type::float32}, first, width, result + first, rank);
+            for (int64_t b = 0; b < batch; b++)
+                for (int64_t i = b * rank + first; i < b * rank + first + width; i++) result[i] *= columns[i];
+        });
+    }
+
+    // Adds to the outputs [first, first + width) of a product, rows of `stride`; by the calling thread.
+    void grow(int product, int place, int64_t first, int64_t width, float* result, int64_t stride) const {
+        if (!changes(product)) return;
+        float* added = scratch(4, batch * TASK_ROWS);
+        rows_product(inner + place * batch * rank, batch, rank, {factors[2 * product + 1], Type::float32}, first, width, added,
+                     TASK_ROWS);
+        for (int64_t b = 0; b < batch; b++)
+            for (int64_t i = 0; i < width; i++) result[b * stride + first + i] += added[b * TASK_ROWS + i];
+    }
+};
 
 // Rows of some weights that share their input, spread over the threads.
 template <typename Then>
@@ -71,12 +102,13 @@ void norms(const float* x, int64_t rows, int64_t width, Weight weight, float eps
 // For each of B tokens: which row of `tables` (sequences, table_width) is its sequence's, the token, its position, and
 // its row of cos and sin (B, D), null where there is ALiBi instead: slopes (heads). Tokens of one sequence stand together
 // and rise. outputs: the tokens whose logits are wanted. layers: PER_LAYER addresses each, a null bias for none, and the
-// caches' as `CacheShape` says; quantised: PRODUCTS for each layer.
+// caches' as `CacheShape` says; quantised: PRODUCTS for each layer; columns, factors: as of `LowRank`, 2 · PRODUCTS factors
+// a layer.
 extern "C" __attribute__((visibility("default"))) void decode(
     const DecodeSizes* sizes, const int32_t* sequences, const int32_t* tables, const int32_t* tokens,
     const int32_t* positions, const float* cos, const float* sin, const float* slopes, const int32_t* outputs,
     const void* embedding, const void* norm, const void* head, const void* const* layers,
-    const Quantisation* quantised, float* logits) {
+    const Quantisation* quantised, const float* columns, const void* const* factors, float* logits) {
     const DecodeSizes& s = *sizes;
     const Type type = static_cast<Type>(s.type);
     const int64_t batch = s.batch, hidden = s.hidden, dim = s.head_dim, queries = s.heads * dim;
@@ -86,26 +118,31 @@ extern "C" __attribute__((visibility("default"))) void decode(
     float* x = scratch(2, batch * (2 * hidden + 2 * queries + pairs + 2 * s.inner));
     float *normed = x + batch * hidden, *query = normed + batch * hidden, *attended = query + batch * queries;
     float *key_value = attended + batch * queries, *gate = key_value + batch * pairs, *up = gate + batch * s.inner;
+    LowRank adapters{columns, s.rank, batch, factors, columns == nullptr ? nullptr : scratch(5, 2 * batch * s.rank)};
     const Weight table{embedding, type};
     for (int64_t b = 0; b < batch; b++)
         for (int64_t i = 0; i < hidden; i++) x[b * hidden + i] = table.at(tokens[b] * hidden + i) * s.input_mult;
-    // Adds a finished part of a product, and its bias, to the residual.
-    auto add_to_residual = [&](const float* part, Weight bias) {
+    // Adds a finished part of a product, what adapters add to it, and its bias, to the residual.
+    auto add_to_residual = [&](float* part, Weight bias, int product) {
         return [=](int, int64_t first, int64_t width) {
+            adapters.grow(product, 0, first, width, part, hidden);
             for (int64_t b = 0; b < batch; b++)
                 for (int64_t i = first; i < first + width; i++)
                     x[b * hidden + i] += part[b * hidden + i] + (bias ? bias.at(i) : 0.0f);
         };
     };
-    const auto nothing = [](int, int64_t, int64_t) {};
     for (int64_t layer = 0; layer < s.layers; layer++, layers += PER_LAYER, quantised += PRODUCTS) {
+        if (columns != nullptr) adapters.factors = factors + layer * 2 * PRODUCTS;
         auto vector = [&](int which) { return Weight{layers[which], type}; };
         auto weight = [&](int which) { return Weight{layers[which], type, quantised[PLACE[which]]}; };
         norms(x, batch, hidden, vector(NORM1), s.epsilon, normed);
         const Weight first[] = {weight(QUERY), weight(KEY_VALUE)};
         const int64_t first_rows[] = {queries, pairs};
         float* const first_results[] = {query, key_value};
-        products(normed, batch, hidden, first, first_rows, 2, first_results, nothing);
+        for (int i = 0; i < 2; i++) adapters.shrink(normed, hidden, PLACE[QUERY] + i, i);
+        products(normed, batch, hidden, first, first_rows, 2, first_results, [&](int which, int64_t from, int64_t width) {
+            adapters.grow(PLACE[QUERY] + which, which, from, width, first_results[which], first_rows[which]);
+        });
         float *keys = static_cast<float*>(const_cast<void*>(layers[KEYS]));
         float *values = static_cast<float*>(const_cast<void*>(layers[VALUES]));
         parallel(batch, [&](int64_t b) {
@@ -129,13 +166,18 @@ extern "C" __attribute__((visibility("default"))) void decode(
         });
         const Weight dense = weight(DENSE), down = weight(DOWN);
         float* const delta = normed;
-        products(attended, batch, queries, &dense, &hidden, 1, &delta, add_to_residual(delta, vector(DENSE_BIAS)));
+        adapters.shrink(attended, queries, PLACE[DENSE], 0);
+        products(attended, batch, queries, &dense, &hidden, 1, &delta,
+                 add_to_residual(delta, vector(DENSE_BIAS), PLACE[DENSE]));
         norms(x, batch, hidden, vector(NORM2), s.epsilon, normed);
         const Weight gated[] = {weight(GATE), weight(UP)};
+        for (int i = 0; i < 2; i++) adapters.shrink(normed, hidden, PLACE[GATE] + i, i);
         parallel((s.inner + TASK_ROWS - 1) / TASK_ROWS, [&](int64_t task) {
             const int64_t from = task * TASK_ROWS, width = std::min(TASK_ROWS, s.inner - from);
             rows_product(normed, batch, hidden, gated[0], from, width, gate + from, s.inner);
             rows_product(normed, batch, hidden, gated[1], from, width, up + from, s.inner);
+            adapters.grow(PLACE[GATE], 0, from, width, gate, s.inner);
+            adapters.grow(PLACE[UP], 1, from, width, up, s.inner);
             for (int64_t b = 0; b < batch; b++)
                 for (int64_t i = 0; i < width; i += LANES) {
                     float* g = gate + b * s.inner + from + i;
@@ -143,7 +185,8 @@ extern "C" __attribute__((visibility("default"))) void decode(
                     store_first(g, part / (1.0f + exponential(-part)) * other, width - i);
                 }
         });
-        products(gate, batch, s.inner, &down, &hidden, 1, &delta, add_to_residual(delta, vector(DOWN_BIAS)));
+        adapters.shrink(gate, s.inner, PLACE[DOWN], 0);
+        products(gate, batch, s.inner, &down, &hidden, 1, &delta, add_to_residual(delta, vector(DOWN_BIAS), PLACE[DOWN]));
     }
     for (int64_t row = 0; row < s.outputs; row++)
         rms_norm_rows(x + outputs[row] * hidden, 1, hidden, {norm, type}, s.epsilon, normed + row * hidden);

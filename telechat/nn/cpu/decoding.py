@@ -14,7 +14,8 @@ class _Sizes(ctypes.Structure):
     """DecodeSizes in decode.cpp."""
 
     _fields_ = [(name, ctypes.c_int64) for name in ("batch", "layers", "hidden", "heads", "key_value_heads", "head_dim",
-                                                    "inner", "vocabulary", "block_size", "table_width", "outputs", "type")]
+                                                    "inner", "vocabulary", "block_size", "table_width", "outputs", "type",
+                                                    "rank")]
     _fields_ += [(name, ctypes.c_float) for name in ("epsilon", "input_mult", "logits_scale")]
 
 
@@ -43,7 +44,8 @@ class DecodeStep:
         self._decode = load_library().decode
         self._decode.restype = None
 
-    def __call__(self, table, sequences, tokens, positions, rotation, outputs, embedding, norm, head, blocks, caches):
+    def __call__(self, table, sequences, tokens, positions, rotation, outputs, embedding, norm, head, blocks, caches,
+                 adapters=None):
         """Write tokens to the cache, all of them, then let each look at its sequence up to itself.
 
         Addresses are asked for at every call: a Parameter may have been given another tensor.
@@ -57,6 +59,9 @@ class DecodeStep:
             embedding, norm, head (Tensor): weights (V, H), (H,), (V, H); all weights of one dtype.
             blocks (list): for each layer what `Block.weights` gives.
             caches (list): for each layer keys and values, float32 (blocks, m, block size, D).
+            adapters (tuple): which columns of LoRA's factors each token takes, float32 (N, R) of 0 and 1, and for each
+                layer A and B of its six products, float32 (R, inputs) and (outputs, R), None for none; None: no token
+                has an adapter.
 
         Returns:
             array: float32 (len(outputs), V).
@@ -65,7 +70,11 @@ class DecodeStep:
         shape = caches[0][0].shape
         sizes = _Sizes(len(tokens), len(blocks), config.hidden_size, config.n_head, config.num_key_value_heads, dim,
                        config.ffn_hidden_size, head.shape[0], shape[2], table.shape[1], len(outputs),
-                       TYPES[embedding.dtype], config.layer_norm_epsilon, config.input_mult, config.logits_scale)
+                       TYPES[embedding.dtype], 0 if adapters is None else adapters[0].shape[1],
+                       config.layer_norm_epsilon, config.input_mult, config.logits_scale)
+        columns, factors = adapters or (None, [])
+        columns = None if columns is None else np.ascontiguousarray(columns, np.float32)
+        factors = [_address(factor) for layer in factors for factor in layer]
         quantised = (_Quantisation * (len(_PRODUCTS) * len(blocks)))(*(_quantisation(block[place]) for block in blocks
                                                                        for place in _PRODUCTS))
         addresses = [_address(tensor) for block, pair in zip(blocks, caches) for tensor in (*block, *pair)]
@@ -75,7 +84,8 @@ class DecodeStep:
         outputs = np.ascontiguousarray(outputs, np.int32)
         self._decode(ctypes.byref(sizes), *map(_pointer, (*whole, *cos_sin, self.slopes, outputs)),
                      *(ctypes.c_void_p(_address(tensor)) for tensor in (embedding, norm, head)),
-                     (ctypes.c_void_p * len(addresses))(*addresses), quantised, _pointer(logits))
+                     (ctypes.c_void_p * len(addresses))(*addresses), quantised, _pointer(columns),
+                     (ctypes.c_void_p * len(factors))(*factors), _pointer(logits))
         return logits
 
 

@@ -1,0 +1,95 @@
+"""LoRA adapters beside a model's weights and not in them: several at a time, each row of a batch with its own.
+
+y = Wx + s·B(Ax) (arXiv:2106.09685). The factors of all adapters stand side by side, A (R, inputs) and B (outputs, R) with
+R the sum of their ranks, and a row takes the columns of its adapter: B((Ax) ⊙ m), m being 1 there and 0 elsewhere. So one
+computation serves rows of different adapters and of none, and what a row gets does not depend on the others.
+"""
+
+import numpy as np
+
+from telechat.errors import InputError
+
+# The products of a block, in the order of `Block.weights`.
+PRODUCTS = ("self_attention.query", "self_attention.key_value", "self_attention.dense", "mlp.gate_proj", "mlp.up_proj",
+            "mlp.down_proj")
+
+
+class AdapterSet:
+    """Adapters of one base model.
+
+    Args:
+        adapters (dict): name → `Adapter`.
+        config (TeleChatConfig): the base model's.
+        tensor (callable): float32 array → what the model computes with.
+        part (callable): (canonical name, (outputs, inputs)) → a slice of each, the part of a product that is computed
+            here; None: all.
+
+    Attributes:
+        names (tuple): of the adapters.
+        rank (int): R.
+        layers: for each layer A and B of each of `PRODUCTS`, one behind the other; two None where no adapter changes it.
+
+    Raises:
+        InputError: an adapter changes what is no product of a block.
+    """
+
+    def __init__(self, adapters, config, tensor, part=None):
+        self.names = tuple(adapters)
+        ranks = {}
+        for name, adapter in adapters.items():
+            inside = {_parameter(layer, product) for layer in range(config.n_layer) for product in PRODUCTS}
+            for parameter in sorted(adapter.parameters - inside):
+                raise InputError(f"{adapter.directory} changes {parameter.removesuffix('.weight')}, which lies outside the "
+                                 "blocks; merge it into the model (tools/convert.py merge-lora) and serve that")
+            ranks[name] = max(map(adapter.rank, adapter.parameters))
+        ends = np.cumsum([0, *ranks.values()])
+        self._columns = {name: slice(first, last) for name, first, last in zip(ranks, ends, ends[1:])}
+        self.rank = int(ends[-1])
+        self.layers = []
+        for layer in range(config.n_layer):
+            factors = []
+            for product in PRODUCTS:
+                parameter = _parameter(layer, product)
+                stacked = self._stacked(adapters, parameter, part)
+                factors += [None, None] if stacked is None else map(tensor, stacked)
+            self.layers.append(factors)
+
+    def _stacked(self, adapters, parameter, part):
+        """A and B of a parameter, or None; a rank below the adapter's largest is filled up with zeros."""
+        both = None
+        # A product that one layer's adapter has is there in all layers, so that one graph serves them.
+        same = parameter.split(".", 3)[3]
+        for name, adapter in adapters.items():
+            like = next((other for other in adapter.parameters if other.split(".", 3)[3] == same), None)
+            if like is None:
+                continue
+            a, b = adapter.factors(parameter if parameter in adapter.parameters else like)
+            if parameter not in adapter.parameters:
+                a, b = np.zeros_like(a), np.zeros_like(b)
+            if part is not None:
+                outputs, inputs = part(parameter, (len(b), a.shape[1]))
+                a, b = a[:, inputs], b[outputs]
+            if both is None:
+                both = np.zeros((self.rank, a.shape[1]), np.float32), np.zeros((len(b), self.rank), np.float32)
+            first = self._columns[name].start
+            both[0][first:first + len(a)], both[1][:, first:first + len(a)] = a, b
+        return both
+
+    def columns(self, names):
+        """m of rows with the adapters of these names, None for none: float32 (rows, R); None where no row has one."""
+        if not any(names):
+            return None
+        chosen = np.zeros((len(names), self.rank), np.float32)
+        for row, name in zip(chosen, names):
+            if name is not None:
+                row[self._columns[name]] = 1
+        return chosen
+
+    @property
+    def nbytes(self):
+        """Bytes of the factors held here, as float32."""
+        return 4 * sum(int(np.prod(factor.shape)) for layer in self.layers for factor in layer if factor is not None)
+
+
+def _parameter(layer, product):
+    return f"transformer.h.{layer}.{product}.weight"
