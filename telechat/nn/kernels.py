@@ -109,7 +109,7 @@ class Kernels(nn.Cell):
 
     def quantised_linear(self, x, weight, bias=None):
         """`linear` with the tuple of a quantised weight, which is dequantised for this product alone."""
-        return portable.linear(in_order(x, weight), dequantise(weight, x.shape[1]), bias)
+        return self.linear(in_order(x, weight), dequantise(weight, x.shape[1]), bias)
 
     def add_bias(self, x, bias):
         """x (N, H) + bias (H,); x where bias is None."""

@@ -68,10 +68,15 @@ class Trainer:
         if has_inference_kernels():
             raise InputError("this process was prepared for generation alone (telechat.nn.inference), where kernels have "
                              "no gradient; train in another process")
+        cells = [model] if not isinstance(model, Stage) else model.blocks
+        if adapter is None and any(getattr(cell, "is_quantised", False) for one in cells for _, cell in one.cells_and_names()):
+            raise InputError("the model's products are quantised and cannot be trained themselves; train an adapter beside "
+                             "them (lora in the configuration), or convert the model with --dequantize")
         if model.dtype != dtype:
             for parameter in (model.parameters.values() if isinstance(model, Stage) else model.get_parameters()):
-                parameter.set_dtype(dtype)
-                move_to_device(parameter)
+                if parameter.requires_grad:  # not what a quantised product is made of
+                    parameter.set_dtype(dtype)
+                    move_to_device(parameter)
         if model.dtype != dtype or (config.kernels, config.use_flash_attention) != (None, None):
             model.dtype = dtype
             model.set_kernels(choose_kernels(model.config, dtype, config.kernels, config.use_flash_attention))

@@ -229,3 +229,22 @@ def test_a_new_adapter_begins_as_pefts_does():
     assert np.array_equal(read(name, (slice(2, 5), slice(1, 9))), a[2:5, 1:9])
     assert not np.array_equal(a, read(name.replace("h.1", "h.0"), (slice(None), slice(None))))
     assert not read(name.replace("lora_A", "lora_B"), (slice(None), slice(None))).any()
+
+
+@pytest.mark.parametrize("kernels", ["cpu", "portable"])
+def test_beside_quantised_products_training_is_that_beside_the_dequantised_ones(shared, tmp_path, kernels):
+    """QLoRA (arXiv:2305.14314): base weights of 4 bits stay packed; the converter rounds the dequantised ones to float16."""
+    lora, steps, models = LoraConfig(rank=4), [], []
+    for name, dequantize in (("packed", False), ("whole", True)):
+        torch_to_ms(shared / "reference/gptq_12b_4bit_tiny", tmp_path / name, dequantize=dequantize)
+        models.append(TeleChat.from_pretrained(tmp_path / name, kernels=kernels if name == "packed" else None))
+        config = models[-1].config
+        adapter = TrainedAdapter(config, lora, range(config.n_layer), read_initial(config, lora, 0))
+        trainer = Trainer(models[-1], RECIPE, adapter=adapter)
+        ids = np.random.default_rng(0).integers(0, config.vocab_size, (3, 2, 24))
+        steps.append([[result.loss, result.grad_norm] for result in (trainer.train_step(batch, batch) for batch in ids)])
+    assert np.allclose(*steps, rtol=1e-3, atol=0) and steps[0][0] != steps[0][2]
+    sizes = [sum(parameter.nbytes for parameter in model.transformer.h.get_parameters()) for model in models]
+    assert sizes[0] < 0.2 * sizes[1]
+    with pytest.raises(InputError, match="quantised and cannot be trained themselves; train an adapter beside them"):
+        Trainer(models[0], RECIPE)

@@ -28,11 +28,14 @@ class CpuKernels(Kernels):
 
     def __init__(self, keep_prob=1.0, weights=ms.float32, rounded=False):
         super().__init__(ms.float32, keep_prob=keep_prob)
+        self.trains = False
         self.weights = weights
         self.operators = Operators(rounded)
 
     def for_training(self):
-        return CpuKernels(self.keep_prob, self.weights, rounded=self.weights == ms.bfloat16)
+        kernels = CpuKernels(self.keep_prob, self.weights, rounded=self.weights == ms.bfloat16)
+        kernels.trains = True
+        return kernels
 
     def describe(self):
         able = load_library().multiplies_bfloat16()
@@ -46,6 +49,8 @@ class CpuKernels(Kernels):
         return self.operators.linear(x, weight, bias)
 
     def quantised_linear(self, x, weight, bias=None):
+        if self.trains:  # the operator has no gradient
+            return super().quantised_linear(x, weight, bias)
         order = weight[2] if len(weight) == 3 else NOTHING
         return self.operators.quantised_linear(x, weight[0], weight[1], order, NOTHING if bias is None else bias)
 
