@@ -8,9 +8,10 @@ import mindspore as ms
 from telechat.adapters.peft import open_checkpoint
 from telechat.adapters.unmerged import AdapterSet
 from telechat.checkpoint.layout import parameter_shapes
-from telechat.model import TeleChat
+from telechat.model import TeleChat, as_dtype
 from telechat.nn.device import device_tensor
 from telechat.nn.inference import use_inference_kernels
+from telechat.nn.kernel_choice import cpu_obstacle
 from telechat.nn.kernels import on_cpu
 from telechat.nn.notes import say_once
 from telechat.parallel.agreement import together
@@ -97,7 +98,7 @@ def load_for_inference(directory, dtype, lora=None, use_paged_attention=None):
         InputError: as `load_tensor_parallel` and `TeleChat.from_pretrained`.
     """
     use_inference_kernels()
-    if on_cpu() and dtype != "float32":
+    if on_cpu() and dtype != "float32" and cpu_obstacle(as_dtype(dtype)) is not None:
         say_once(f"{dtype} weights are converted at every use on a CPU, which answers several times as slowly (7 to 17 "
                  "measured) as with --dtype float32; that takes twice the memory")
     parallel = ParallelConfig(tensor=process_count())
