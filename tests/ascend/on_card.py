@@ -48,7 +48,7 @@ def training(directory, golden, dtypes):
     return results
 
 
-def generation(directory, prompts, count, dtype, paged=None):
+def generation(directory, prompts, count, dtype, paged=None, speculate=0):
     """Greedy answers, two at a time; the kernels that gave them; and how far off a prompt is that is read in parts."""
     from telechat.nn.inference import use_inference_kernels
 
@@ -56,7 +56,7 @@ def generation(directory, prompts, count, dtype, paged=None):
     from telechat import Generator, SamplingParams, TeleChat
 
     model = TeleChat.from_pretrained(directory, dtype, use_paged_attention=paged)
-    generator = Generator(model, max_length=64, batch_size=2)
+    generator = Generator(model, max_length=64, batch_size=2, speculate=speculate)
     answers = generator.generate(prompts, SamplingParams(count))
     return {"kernels": model.kernels.describe(), "answers": answers, "parts": parts_and_whole(model, prompts[:2])}
 

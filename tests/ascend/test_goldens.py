@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from telechat import Generator, SamplingParams, TeleChat, TeleChatConfig
 from tests.conftest import MODELS
 
 # One of them in every run of the tests, the others by `make test-ascend`.
@@ -39,8 +40,6 @@ def test_greedy_answers_of_prompts_of_different_lengths(card, reference, paged):
     count = 12
     expected = [wanted[0][9:9 + count], wanted[1][13:13 + count], wanted[1][9:9 + count]]
     dtype = "bfloat16"
-    from telechat.config import TeleChatConfig
-
     if paged and TeleChatConfig.from_pretrained(reference.directory).head_dim % 16:
         pytest.skip("paged attention takes heads of a multiple of 16")
     found = card("generation", str(reference.directory), given, count, dtype, paged)
@@ -73,3 +72,23 @@ def test_quantised_weights_answer(card, shared, tmp_path, bits):
     prompts, wanted = golden["prompt_ids"].tolist(), golden["greedy_ids"].tolist()
     found = card("generation", str(tmp_path / "ms"), prompts, 12, "float32")
     assert found["answers"] == [ids[len(prompt):len(prompt) + 12] for prompt, ids in zip(prompts, wanted)]
+
+
+@pytest.mark.ascend
+def test_telechat2_with_grouped_heads_decodes_paged_and_guesses_ahead(card, tmp_path):
+    """Heads of 16, which paged attention takes; the answers of the portable kernels in float32, guesses or not."""
+    config = TeleChatConfig.from_dict(dict(
+        model_type="telechat", vocab_size=96, hidden_size=64, n_layer=2, n_head=4, num_key_value_heads=2, ffn_hidden_size=48,
+        layer_norm_epsilon=1e-8, initializer_range=0.3, tie_word_embeddings=False, training_seqlen=128, base_seqlen=64))
+    TeleChat(config).save_pretrained(tmp_path / "model")
+    prompts, count = [[5, 9, 3, 7, 5, 9, 3], [8, 1, 8, 1, 8, 1, 8, 1, 8]], 20
+    model = TeleChat.from_pretrained(tmp_path / "model", kernels="portable")
+    expected = Generator(model, max_length=64, batch_size=2).generate(prompts, SamplingParams(count))
+    answers = []
+    for speculate in (0, 3):
+        found = card("generation", str(tmp_path / "model"), prompts, count, "bfloat16", True, speculate)
+        assert "decoding PagedAttention" in found["kernels"] and found["parts"] < 0.03
+        answers.append(found["answers"])
+    assert answers[1] == answers[0]
+    same = [sum(ours == theirs for ours, theirs in zip(*pair)) for pair in zip(answers[0], expected)]
+    assert np.mean(same) >= 0.6 * count, same
