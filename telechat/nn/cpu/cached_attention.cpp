@@ -28,8 +28,14 @@ void some_scores(const float* queries, int64_t stride, const float* keys, int64_
             for (int k = 0; k < K; k++) sums[q][k] += part * key[k];
         }
     }
-    for (int q = 0; q < Q; q++)
-        for (int k = 0; k < K; k++) scores[q * row + k] = sum(sums[q][k]) * scale;
+    if constexpr (Q * K % LANES == 0) {
+        float whole[Q * K];
+        for (int i = 0; i < Q * K; i += LANES) store(whole + i, sums_of(&sums[0][0] + i) * scale);
+        for (int q = 0; q < Q; q++) std::copy(whole + q * K, whole + (q + 1) * K, scores + q * row);
+    } else {
+        for (int q = 0; q < Q; q++)
+            for (int k = 0; k < K; k++) scores[q * row + k] = sum(sums[q][k]) * scale;
+    }
 }
 
 // From the scores of one query to its weights, which are 0 from `tokens` to `end`; what they must be multiplied by.

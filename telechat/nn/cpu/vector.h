@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #if defined(__AVX512F__)
 #define VECTOR_BYTES 64
@@ -89,6 +90,27 @@ inline float sum(Floats x) {
     x += turned<2>(x);
     x += turned<1>(x);
     return x[0];
+}
+
+// Of two vectors that hold 2h elements of each of some sums, one that holds h: each the sum of two that are h apart.
+template <int h, size_t... i>
+inline Floats half_sums(Floats a, Floats b, std::index_sequence<i...>) {
+    constexpr auto from = [](size_t lane) {
+        const size_t half = LANES / 2, place = lane % half;
+        return static_cast<int>((lane < half ? 0 : LANES) + place / h * 2 * h + place % h);
+    };
+    return __builtin_shufflevector(a, b, from(i)...) + __builtin_shufflevector(a, b, (from(i) + h)...);
+}
+
+// The `sum` of each of LANES vectors, with its very bits: in the same order, with fewer shuffles.
+template <int h = LANES / 2>
+inline Floats sums_of(const Floats* x) {
+    Floats halves[h];
+#pragma GCC unroll 8
+    for (int i = 0; i < h; i++)
+        halves[i] = half_sums<h>(x[2 * i], x[2 * i + 1], std::make_index_sequence<LANES>());
+    if constexpr (h == 1) return halves[0];
+    else return sums_of<h / 2>(halves);
 }
 
 inline float largest(Floats x) {
