@@ -2,6 +2,7 @@
 
     python tools/estimate.py --config configs/finetune_52b.yaml --cards 16 parallel.tensor=8 parallel.pipeline=2
     python tools/estimate.py --config configs/finetune_52b.yaml --cards 16 --search
+    python tools/estimate.py --generation --load_checkpoint telechat-12b --batch_size 8 --max_length 2048
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ _SHOWN = 20  # meshes that --search lists
 def parse_arguments(argv):
     parser = ArgumentParser(description="Memory, communication and speed of a run, before there are cards. "
                                         "Speeds of cards and links are assumptions: give those of yours.")
-    parser.add_argument("--config", type=path_argument, required=True,
+    parser.add_argument("--config", type=path_argument,
                         help="YAML file of the run, as for tools/train.py")
     model = parser.add_mutually_exclusive_group()
     model.add_argument("--load_checkpoint", type=path_argument,
@@ -38,10 +39,24 @@ def parse_arguments(argv):
     parser.add_argument("--latency_us", type=float, default=20.0, help="of any collective, microseconds")
     parser.add_argument("--cards_per_node", type=int, default=8, help="cards that the faster links connect")
     parser.add_argument("--search", action="store_true", help="list meshes that fit, best predicted first")
+    parser.add_argument("--generation", action="store_true",
+                        help="memory of answering on --cards that share the model; without --config")
+    parser.add_argument("--batch_size", type=int, default=1, help="of --generation: sequences at a time; default: 1")
+    parser.add_argument("--max_length", type=int,
+                        help="of --generation: tokens of each, prompt and answer; default: what the model was made for")
+    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="bfloat16",
+                        help="of --generation; default: bfloat16")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="any key of the YAML file")
     arguments = parser.parse_intermixed_args(argv)
     about_cards = (arguments.cards, arguments.card_memory, arguments.card_tflops) != (None, None, None)
-    if arguments.device is None and (about_cards or arguments.search):
+    if arguments.generation:
+        if arguments.config or arguments.search or arguments.overrides:
+            parser.error("--generation goes with --load_checkpoint or --model_config, and without --config, --search and key=value")
+        if not (arguments.load_checkpoint or arguments.model_config):
+            parser.error("--generation needs --load_checkpoint or --model_config")
+    elif not arguments.config:
+        parser.error("the following arguments are required: --config")
+    if arguments.device is None and (about_cards or arguments.search or arguments.generation):
         arguments.device = "ascend"
     arguments.card_memory = "64GB" if arguments.card_memory is None else arguments.card_memory
     arguments.card_tflops = 313.0 if arguments.card_tflops is None else arguments.card_tflops
@@ -183,6 +198,34 @@ def describe_memory(model, parallel, workload, hardware):
                     "take to work in"]
 
 
+def describe_generation(arguments, hardware):
+    """Lines: what each process holds at most while it answers."""
+    from telechat.config import TeleChatConfig
+    from telechat.generation.card_memory import card_memory
+    from telechat.generation.memory import inference_memory
+    from telechat.parallel.parallel_config import ParallelConfig
+    from telechat.parallel.plan import check_mesh
+
+    model = TeleChatConfig.from_pretrained(arguments.model_config or arguments.load_checkpoint)
+    length = model.training_seqlen if arguments.max_length is None else arguments.max_length
+    slots, cards = arguments.batch_size, arguments.cards or 1
+    for flag, value in (("batch_size", slots), ("max_length", length)):
+        if value < 1:
+            raise InputError(f"--{flag} must be at least 1, not {value}")
+    check_mesh(model, ParallelConfig(tensor=cards, data=1))
+    if arguments.device == "cpu":
+        parts = inference_memory(model, arguments.dtype, length, 1, slots, length, slots, cards, 1)
+    else:
+        parts = card_memory(model, arguments.dtype, slots, length, cards)
+    where = "a CPU" if arguments.device == "cpu" else f"each of {cards} card(s)"
+    lines = [f"memory      about {sum(parts.values()) / 1e9:.2f} GB, {slots} sequence(s) of {length:,} tokens in "
+             f"{arguments.dtype} on {where}:", *(f"{size / 1e9:20.2f} GB  {name}" for name, size in parts.items())]
+    if arguments.device == "cpu":
+        return lines
+    verdict = "fits" if sum(parts.values()) <= hardware.card_memory else "DOES NOT FIT"
+    return [*lines, f"  {verdict} into {hardware.card_memory / 1e9:g} GB; not counted: what a card holds before a program begins"]
+
+
 def describe_traffic(model, parallel, workload):
     from telechat.parallel.estimate_speed import traffic
 
@@ -250,6 +293,9 @@ def settings(candidate):
 def main(argv=None):
     arguments = parse_arguments(argv)
     hardware = read_hardware(arguments)
+    if arguments.generation:
+        print("\n".join(describe_generation(arguments, hardware)))
+        return
     config, model, length = read_run(arguments)
 
     from telechat.nn.kernels import on_cpu

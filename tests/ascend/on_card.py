@@ -173,6 +173,26 @@ def training_memory(values):
     return fullest_rank(config, run, run.sequence_length).peak
 
 
+def generation_memory(fields, dtype, slots, length):
+    """Reads prompts into two slots and decodes in all; the bytes that are expected of it."""
+    from telechat.nn.inference import use_inference_kernels
+
+    use_inference_kernels()
+    from telechat import TeleChat, TeleChatConfig
+    from telechat.generation.card_memory import card_memory
+    from telechat.generation.engine import Engine
+
+    config = TeleChatConfig.from_dict(fields)
+    engine = Engine(TeleChat(config, dtype), length)
+    engine.reserve(slots, length)
+    prompt = [5] * (length - 8)
+    for slot in (0, 1):
+        engine.prefill([slot], [prompt])
+    for step in range(2):
+        engine.decode(range(slots), [5] * slots, [len(prompt) + step] * slots)
+    return sum(card_memory(config, dtype, slots, length).values())
+
+
 if __name__ == "__main__":
     ms.set_device("Ascend")
     with open(sys.argv[2]) as file:

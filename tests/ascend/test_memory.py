@@ -28,3 +28,14 @@ def test_a_training_step(card, tmp_path, name):
     """Within 10 %: tensors, and what MindSpore's pool holds beside them."""
     expected = card("training_memory", RUNS[name], SIM_LOG=str(tmp_path / "log"), SIM_OPERATORS="none")
     assert report(read(str(tmp_path / "log"))).peak_bytes == pytest.approx(expected, rel=0.1)
+
+
+GENERATIONS = {"bfloat16": ("bfloat16", 4, 2048), "float16, 4,096 tokens": ("float16", 8, 4096), "float32": ("float32", 8, 1024)}
+
+
+@pytest.mark.parametrize("name", usual(GENERATIONS, USUAL))
+def test_answering(card, tmp_path, name):
+    """Prompts that fill the cache and tokens of all sequences: within 10 %."""
+    fields = dict(SMALL, n_head=4)
+    expected = card("generation_memory", fields, *GENERATIONS[name], SIM_LOG=str(tmp_path / "log"), SIM_OPERATORS="none")
+    assert report(read(str(tmp_path / "log"))).peak_bytes == pytest.approx(expected, rel=0.1)

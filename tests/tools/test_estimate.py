@@ -14,7 +14,7 @@ from telechat.parallel.estimate_speed import step_flops, traffic
 from telechat.parallel.parallel_config import ParallelConfig
 from telechat.training.memory import fullest_rank, memory_lines, workload_of
 from telechat.training.run_config import RunConfig
-from tests.conftest import ROOT, assert_refused
+from tests.conftest import ROOT, assert_refused, load_tool
 
 pytestmark = pytest.mark.wide
 
@@ -74,7 +74,8 @@ def test_published_52b_on_16_cards(shared, tool):
     assert "fits into 64 GB" in result.stdout
 
 
-def test_search_lists_meshes_as_settings_that_the_tool_takes(model_file, tool):
+def test_search_lists_meshes_as_settings_that_the_tool_takes(model_file, tool, monkeypatch):
+    monkeypatch.setenv("HCCL_BUFFSIZE", "1")  # MB; of usual buffers there is more than of this model
     base = ["estimate.py", "--config", CONFIG, "--load_checkpoint", model_file.parent, "--cards", 8,
             "sequence_length=256", "batch_size=16"]
     result = tool(*base, "--search", "--card_memory", "400MB")
@@ -142,6 +143,18 @@ def test_on_this_machine_the_figure_is_that_of_training_and_its_parts_add_up(too
 def test_bad_input_is_one_sentence(model_file, tool, change, words):
     arguments = ["--config", CONFIG, "--model_config", model_file]
     assert_refused(tool("estimate.py", *arguments, *change), *words)
+
+
+def test_answering_on_cards(model_file, capsys):
+    from telechat.generation.card_memory import card_memory
+
+    parts = card_memory(TeleChatConfig.from_pretrained(model_file), "float16", 8, 1000, 2)
+    load_tool("estimate").main(["--generation", "--model_config", str(model_file), "--batch_size", "8", "--max_length", "1000",
+                                "--dtype", "float16", "--cards", "2", "--card_memory", "1MB"])
+    said = capsys.readouterr().out
+    assert f"memory      about {sum(parts.values()) / 1e9:.2f} GB, 8 sequence(s) of 1,000 tokens in float16 on each of 2" in said
+    shown = {name: float(size) for size, name in re.findall(r"^ +([\d.]+) GB  (.+)$", said, re.MULTILINE)}
+    assert shown == {name: round(size / 1e9, 2) for name, size in parts.items()} and "DOES NOT FIT into 0.001 GB" in said
 
 
 def test_a_model_must_be_given(tool):

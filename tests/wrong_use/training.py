@@ -82,6 +82,9 @@ USES = [
           ({"eos_token_id": "x"}, ["eos_token_id"]), ({"rotary_base": 0}, ["rotary_base"])]],
     # estimate
     ("estimate", [], ["--config"]),
+    ("estimate", ["--generation"], ["--load_checkpoint", "--model_config"]),
+    ("estimate", ["--generation", *ESTIMATE], ["--generation", "--config"]),
+    ("estimate", ["--generation", "--load_checkpoint", "{ckpt}", "--max_length", "0"], ["--max_length", "0"]),
     ("estimate", ["--config", "{absent}"], ["{absent}"]),
     ("estimate", ["--config", "{badyaml}", *ESTIMATE[2:]], ["{badyaml}", "line 2"]),
     ("estimate", [*ESTIMATE[:2], ESTIMATE[-1]], ["--model_config", "--load_checkpoint"]),
