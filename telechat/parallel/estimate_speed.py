@@ -8,10 +8,10 @@ Collectives are those of this implementation, with Ascend's native primitives.
 import dataclasses
 
 from telechat.errors import InputError
-from telechat.parallel.estimate import FLOAT32, elements, is_cut, stage_parts
+from telechat.parallel.estimate import FLOAT32, elements, is_cut, stage_parts, trained_parts
 from telechat.parallel.estimate_peak import stage_memory
 from telechat.parallel.parallel_config import ParallelConfig
-from telechat.parallel.plan import check_mesh, stage_layers
+from telechat.parallel.plan import check_mesh, cut_axis, stage_layers
 
 # Bytes that a rank sends for each byte of the whole tensor, in a group of k: a ring's, arXiv:1910.02054,
 # section 7.1.
@@ -56,6 +56,7 @@ def traffic(model, parallel, workload, stage):
     sizes = {"tensor": parallel.tensor, "pipeline": parallel.pipeline, "data": parallel.data,
              "embedding": min(parallel.pipeline, 2), "world": cards_of(parallel)}
     parts, sequence = stage_parts(model, parallel, stage), parallel.sequence_parallel
+    frozen = workload.adapter is not None
     first, last, micro = stage == 0, stage == parallel.pipeline - 1, workload.micro_batches
     tokens, hidden = workload.tokens(parallel), model.hidden_size
     width, wide = workload.weight_bytes, workload.activation_bytes
@@ -69,15 +70,18 @@ def traffic(model, parallel, workload, stage):
         for operation, backwards in (("all-gather", 2 * pairs), ("reduce-scatter", pairs)):
             add("blocks, forward", operation, "tensor", forwards, forwards * rows)
             add("blocks, backward", operation, "tensor", backwards, backwards * rows)
-        vectors = [shape for shape in parts.block if len(shape) == 1] * parts.layers
+        vectors = [] if frozen else [shape for shape in parts.block if len(shape) == 1] * parts.layers
         add("gradients of norms and biases", "all-reduce", "tensor", len(vectors),
             elements(vectors) * width, False)
     else:
         add("blocks, forward", "all-reduce", "tensor", forwards, forwards * rows)
         add("blocks, backward", "all-reduce", "tensor", pairs, pairs * rows)
+    if frozen:
+        whole = [shape for name, shape in workload.adapter.items() if cut_axis(name) is None] * parts.layers
+        add("adapter's whole gradients", "all-reduce", "tensor", len(whole), elements(whole) * FLOAT32, False)
     if first:
         add("embedding", "reduce-scatter" if sequence else "all-reduce", "tensor", micro, micro * rows)
-        add("embedding, backward", "all-gather", "tensor", micro * sequence, micro * rows)
+        add("embedding, backward", "all-gather", "tensor", micro * sequence * (not frozen), micro * rows)
     if last:
         chunk, chunks = workload.logit_rows(tokens), workload.chunks(parallel) * micro
         add("head's input", "all-gather", "tensor", micro * sequence, micro * rows)
@@ -86,14 +90,15 @@ def traffic(model, parallel, workload, stage):
     messages = micro * workload.kept_tokens(parallel) * hidden * wide
     add("activations to the next stage", "send", "pipeline", 0 if last else micro, messages)
     add("gradients to the previous stage", "send", "pipeline", 0 if first else micro, messages)
-    if model.tie_word_embeddings and (first or last):
+    if model.tie_word_embeddings and (first or last) and not frozen:
         add("gradient of the tied embedding", "all-reduce", "embedding", 1,
             elements(parts.embedding) * width, False)
     for cut, operation in ((True, "reduce-scatter"), (False, "all-reduce")):
-        shapes = [shape for group, count in parts.groups for shape in group * count
-                  if is_cut(shape, parallel) == cut]
-        add("gradients", operation, "data", len(shapes), elements(shapes) * width, False)
-        add("updated weights", "all-gather", "data", len(shapes) * cut, elements(shapes) * width, False)
+        shapes = [shape for group, count in trained_parts(model, parallel, workload, stage).groups
+                  for shape in group * count if is_cut(shape, parallel) == cut]
+        size = elements(shapes) * (FLOAT32 if frozen else width)
+        add("gradients", operation, "data", len(shapes), size, False)
+        add("updated weights", "all-gather", "data", len(shapes) * cut, size, False)
     add("loss and gradient norm", "all-reduce", "world", 1, 4 * FLOAT32, False)
     return result
 
@@ -103,12 +108,20 @@ def step_flops(model, workload):
 
     6 · (weights in products) · tokens, 2 forward and 4 backward, and 12 · layers · S · (heads · head size) ·
     tokens for the attention's two products, in full although half of the scores are masked
-    (arXiv:2104.04473, appendix).
+    (arXiv:2104.04473, appendix). A frozen weight takes 4, for it has no gradient, and an adapter's 6 besides.
     """
     tokens = workload.batch_size * workload.sequence_length
     block, head = _product_weights(model)
     attention = 12 * workload.sequence_length * model.n_head * model.head_dim
-    return tokens * (model.n_layer * (6 * block + attention) + 6 * head)
+    each, adapter = _flops_of_weights(workload)
+    return tokens * (model.n_layer * (each * block + adapter + attention) + each * head)
+
+
+def _flops_of_weights(workload):
+    """FLOPs a token of a weight in a product, forward and backward; and of a layer's adapter."""
+    if workload.adapter is None:
+        return 6, 0
+    return 4, 6 * elements(workload.adapter.values())
 
 
 def stage_flops(model, parallel, workload, stage):
@@ -121,10 +134,11 @@ def stage_flops(model, parallel, workload, stage):
     block, head = _product_weights(model)
     product = 2 * workload.sequence_length * model.n_head * model.head_dim  # one of attention's two, a token
     down = model.hidden_size * model.ffn_hidden_size
-    layer = 6 * block + 7 * product + (2 * (block - down) + 2 * product if parallel.recompute else 0)
+    each, adapter = _flops_of_weights(workload)
+    layer = each * block + adapter + 7 * product + (2 * (block - down) + 2 * product if parallel.recompute else 0)
     total = len(stage_layers(model, parallel)[stage]) * layer
     if stage == parallel.pipeline - 1:
-        total += 6 * head
+        total += each * head
     return tokens * total / parallel.tensor
 
 

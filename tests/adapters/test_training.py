@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 import json
+import math
 import re
 
 import mindspore as ms
@@ -12,16 +13,21 @@ import safetensors.torch
 import torch
 from safetensors.numpy import load_file, save_file
 
-from telechat import InputError, TeleChat, TrainConfig, Trainer
+from telechat import InputError, TeleChat, TeleChatConfig, TrainConfig, Trainer
 from telechat.adapters.directory import lora_of
 from telechat.adapters.lora_config import LoraConfig
 from telechat.adapters.peft import Adapter
 from telechat.adapters.trained import TrainedAdapter, read_adapter, read_initial
 from telechat.checkpoint.convert import torch_to_ms
+from telechat.checkpoint.layout import parameter_shapes
 from telechat.nn.dropout import LORA_INPUT, Place, dropout_mask
 from telechat.nn.lora import PRODUCTS
+from telechat.parallel.estimate_peak import stage_memory
 from telechat.parallel.parallel_config import ParallelConfig
+from telechat.training.memory import workload_of
+from telechat.training.run_config import RunConfig
 from telechat.training.training_state import check_whole, restore, save_training_checkpoint
+from tests.conftest import ROOT
 from tests.test_model import small_config
 from tests.torch_reference import TorchTeleChat, torch_adamw
 
@@ -248,3 +254,17 @@ def test_beside_quantised_products_training_is_that_beside_the_dequantised_ones(
     assert sizes[0] < 0.2 * sizes[1]
     with pytest.raises(InputError, match="quantised and cannot be trained themselves; train an adapter beside them"):
         Trainer(models[0], RECIPE)
+
+
+def test_the_estimate_of_the_12b_recipe_is_of_what_is_held():
+    """Weights in bfloat16, the adapter, two moments and its gradients in float32; it fits a card of 64 GB."""
+    run = RunConfig.load(str(ROOT / "configs/lora_12b.yaml"))
+    config = TeleChatConfig.from_dict(run.published_model)
+    step = workload_of(config, run, run.sequence_length)
+    memory = stage_memory(config, ParallelConfig(data=1), step, 0)
+    weights = sum(map(math.prod, parameter_shapes(config).values()))
+    # Per layer and unit of rank: inputs and outputs of six products.
+    adapter = 16 * config.n_layer * (2 * 5120 + 3 * 5120 + 2 * 5120 + 3 * (5120 + 12288))
+    assert memory.weights == 2 * weights + 4 * adapter
+    assert memory.optimizer == 2 * 4 * adapter and memory.gradients == 4 * adapter
+    assert 2 * weights < memory.peak < 40e9

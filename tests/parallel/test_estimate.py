@@ -217,6 +217,21 @@ def test_flops_equal_what_torch_counts(model, length):
     assert step_flops(model, workload(length=length, batch=3)) == counter.get_total_flops()
 
 
+def test_flops_of_an_adapter_beside_frozen_weights():
+    """By hand: 4 a frozen weight, 6 a trained one, 12·S·heads·D a layer; and nothing of the model's is exchanged."""
+    adapter = {"transformer.h.0.self_attention.query.lora_A.weight": (2, 32),
+               "transformer.h.0.self_attention.query.lora_B.weight": (32, 2)}
+    step = dataclasses.replace(workload(length=16, batch=8), adapter=adapter)
+    full = step_flops(SMALL, workload(length=16, batch=8))
+    attention = 12 * 16 * 32 * SMALL.n_layer * 16 * 8
+    assert step_flops(SMALL, step) == (full - attention) * 4 // 6 + attention + 6 * 128 * SMALL.n_layer * 16 * 8
+    data = [item for item in traffic(SMALL, mesh(data=2), step, 0) if item.group == "data"]
+    assert [(item.purpose, item.calls, item.tensor_bytes) for item in data] == [
+        ("gradients", 2 * SMALL.n_layer, 4 * 128 * SMALL.n_layer)]
+    whole = [item for item in traffic(SMALL, mesh(tensor=2), step, 0) if "adapter" in item.purpose]
+    assert [(item.calls, item.tensor_bytes) for item in whole] == [(SMALL.n_layer, 4 * 64 * SMALL.n_layer)]
+
+
 def test_flops_of_the_ranks_add_up_to_the_step():
     """But for what is computed again: the scores, and with recomputation the blocks' forward pass."""
     step, parallel = workload(length=16, batch=8, micro=2), mesh(tensor=2, pipeline=2, data=2)
