@@ -48,6 +48,24 @@ def training(directory, golden, dtypes):
     return results
 
 
+def adapter_training(directory, adapter, golden, dtypes):
+    """For each dtype the trace of 8 steps of training an adapter beside frozen weights."""
+    from telechat import TeleChat, TrainConfig, Trainer
+    from telechat.adapters.directory import lora_of
+    from telechat.adapters.peft import Adapter
+    from telechat.adapters.trained import TrainedAdapter, read_adapter
+
+    golden, results = np.load(golden), {}
+    for dtype in dtypes:
+        model = TeleChat.from_pretrained(directory, dtype)
+        saved = Adapter(adapter, model.config)
+        lora = lora_of(saved, model.config)
+        trained = TrainedAdapter(model.config, lora, range(model.config.n_layer), read_adapter(saved, model.config, lora))
+        trainer = Trainer(model, TrainConfig(**RECIPE, dtype=dtype), adapter=trained)
+        results[dtype] = trace(trainer, zip(golden["train_input_ids"], golden["train_labels"]))
+    return results
+
+
 def generation(directory, prompts, count, dtype, paged=None, speculate=0):
     """Greedy answers, two at a time; the kernels that gave them; and how far off a prompt is that is read in parts."""
     from telechat.nn.inference import use_inference_kernels

@@ -31,6 +31,18 @@ def test_forward_and_training(card, reference):
         assert name not in rounded or far(rounded[name], golden[name]) < 0.05, name
 
 
+@pytest.mark.ascend
+@pytest.mark.parametrize("reference", [USUAL], indirect=True)
+def test_an_adapter_trains(card, reference, shared):
+    """What peft trains on the official code, beside weights in float32 and in bfloat16."""
+    golden = np.load(shared / "reference/lora_12b/golden.npz")
+    results = card("adapter_training", str(reference.directory), str(shared / "reference/lora_12b/adapter_a"),
+                   str(shared / "reference/lora_12b/golden.npz"), ["float32", "bfloat16"])
+    wanted = np.stack([golden["train_loss"], golden["train_grad_norm"]], 1)
+    assert np.abs(np.array(results["float32"]) / wanted - 1).max() < 1e-4
+    assert np.abs(np.array(results["bfloat16"])[:, 0] / wanted[:, 0] - 1).max() < 0.02
+
+
 @reference_of
 @pytest.mark.parametrize("paged", [True, pytest.param(False, marks=pytest.mark.ascend)], ids=["paged", "plain cache"])
 def test_greedy_answers_of_prompts_of_different_lengths(card, reference, paged):
