@@ -110,7 +110,8 @@ def test_update_and_sums(parts):
     for operation in graph.named("AdamW"):
         assert {graph.types[name][0] for name in operation.inputs[:3]} == {"float32"}
         assert operation.constants[11:13] == [False, False], "neither amsgrad nor maximize"
-    assert export(Accumulate(parts.kernels), bfloat16(4, 4), bfloat16(4, 4)).counts() == {"Cast": 2, "Add": 1}, "a sum in float32"
+    sums = export(Accumulate(parts.kernels), bfloat16(4, 4), bfloat16(4, 4)).counts()
+    assert sums["InplaceAddExt"] == 1 and sums["Cast"] >= 1, "a sum in float32, in place"
     norm = export(SquaredNorm(parts.kernels), bfloat16(4, 4), bfloat16(4))
     assert norm.named("Concat")[0].outputs[0][0] == "float32"
 
