@@ -34,6 +34,7 @@ REAL = dict(vocab_size=120000, hidden_size=2048, n_layer=16, n_head=32, ffn_hidd
 SMALL = dict(vocab_size=4096, hidden_size=256, n_layer=4, n_head=8, ffn_hidden_size=704, seq_length=512)
 TOKENIZER = ROOT / "samples" / "tokenizer.model"
 TOLERANCE = 0.15  # of a run's memory against what it says before its first step
+LEAST_ALLOWED = 0.2e9  # bytes: what MindSpore itself takes varies by as much
 REFUSED_WITHIN = 60  # seconds: no weights have been read by then
 STOPPED_WITHIN = 3  # seconds: a server without clients
 STREAMS, ANSWER = 8, 12  # clients of a server at once, and tokens of each answer
@@ -99,8 +100,9 @@ def trains(step):
     """That a run's peak is what it said before its first step."""
     said = re.search(r"memory +about ([\d.]+) GB", step.output)
     expected = float(said[1]) * 1e9 if said else 0
-    return promised(step, f"{expected / 1e9:.2f} GB said, {TOLERANCE:.0%} either way",
-                    step.status == 0 and abs(step.peak / max(expected, 1) - 1) <= TOLERANCE)
+    allowed = max(TOLERANCE * expected, LEAST_ALLOWED)
+    return promised(step, f"{expected / 1e9:.2f} GB said, {TOLERANCE:.0%} or {LEAST_ALLOWED / 1e9} GB either way",
+                    step.status == 0 and abs(step.peak - expected) <= allowed)
 
 
 def fits_or_refuses(step, advice):
@@ -230,8 +232,8 @@ def walk(folder, fields):
     step = run("evaluate ceval", "evaluate.py", "--load_checkpoint", path, "--task", "ceval", "--data", folder / "ceval",
                "--output_dir", folder / "scores")
     yield promised(step, "a score", step.status == 0 and "mean over subjects" in step.output)
-    yield refuses(run("serve --max_batch 100000", "serve.py", "--load_checkpoint", path, "--port", 0, "--max_batch", 100000,
-                      "--max_length", fields["seq_length"]), "--max_batch 100000", "key-value cache")
+    yield refuses(run("serve --cache_memory 900GB", "serve.py", "--load_checkpoint", path, "--port", 0, "--cache_memory", "900GB"),
+                  "--cache_memory", "GB")
     yield serves(path)
     step = run("preprocess", "preprocess.py", "--input_dataset_file", ROOT / "samples/conversations.jsonl:4", "--output_path",
                data, "--vocab_file_path", path, "--max_length", 512 if fields is REAL else 128)
@@ -244,6 +246,10 @@ def walk(folder, fields):
                                   "--load_checkpoint", path, "--output_dir", output, "--no-report",
                                   f"parallel.recompute={recompute}"), advice)
         shutil.rmtree(output, ignore_errors=True)
+    adapter = folder / "lora.yaml"
+    adapter.write_text(config.read_text() + "lora: {rank: 16, alpha: 32}\n")
+    yield trains(run("train, LoRA", "train.py", "--config", adapter, "--train_dataset", data, "--load_checkpoint", path,
+                     "--output_dir", folder / "output-lora", "--no-report"))
     yield refuses(run("train, batch_size 1000000", "train.py", "--config", config, "--train_dataset", data, "--load_checkpoint",
                       path, "--output_dir", folder / "output", "batch_size=1000000"), "GB of memory", "batch_size")
 
