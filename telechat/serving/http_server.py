@@ -106,6 +106,7 @@ class _Server(uvicorn.Server):
     def __init__(self, config, connections):
         super().__init__(config)
         self._connections = connections
+        self.listens = False  # `started` is true before that
 
     async def startup(self, sockets=None):
         asyncio.get_running_loop().set_exception_handler(_report)
@@ -114,6 +115,7 @@ class _Server(uvicorn.Server):
         await super().startup(sockets=[])
         self._connections.start(lambda: _Protocol(self._connections, config=self.config, server_state=self.server_state,
                                                   app_state=self.lifespan.state))
+        self.listens = True
 
     async def shutdown(self, sockets=None):
         self._connections.stop()
@@ -166,7 +168,7 @@ class HttpServer:
         self._server = _Server(config, Connections(self._socket, connection_limit()))
         self._thread = threading.Thread(target=self._server.run, name="http", daemon=True)
         self._thread.start()
-        while self._thread.is_alive() and not self._server.started:
+        while self._thread.is_alive() and not self._server.listens:
             time.sleep(0.01)
 
     def stop(self):
