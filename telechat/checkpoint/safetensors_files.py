@@ -9,6 +9,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from telechat.checkpoint.dtypes import numpy_dtype
+from telechat.content import sampled_digest
 from telechat.errors import InputError
 from telechat.text_files import read_json_object, refuse_placeholder_file
 
@@ -22,6 +23,16 @@ _CODES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "I32": "int32"
 def is_weight_file(name):
     """Whether a file of this name is part of a safetensors checkpoint, its index included."""
     return name == INDEX or _WEIGHTS.fullmatch(name) is not None
+
+
+def weight_digests(directory):
+    """`sampled_digest` of each file of a safetensors checkpoint, by name: whether two directories hold the same weights.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
+    names = sorted(filter(is_weight_file, os.listdir(directory)))
+    return {name: sampled_digest(os.path.join(directory, name)) for name in names}
 
 
 def indexed_files(path):

@@ -2,11 +2,10 @@
 
 import dataclasses
 import json
-import os
 
 import telechat
-from telechat.checkpoint.safetensors_files import is_weight_file
-from telechat.content import digest_of, sampled_digest
+from telechat.checkpoint.safetensors_files import weight_digests
+from telechat.content import digest_of
 
 
 def identify(directory, config, settings, files, **given):
@@ -19,11 +18,9 @@ def identify(directory, config, settings, files, **given):
         files (dict): name in the identity → path, of all files of data; they count whole.
         given: task, split, shots and whatever else changes the numbers.
     """
-    weights = {name: sampled_digest(os.path.join(directory, name)) for name in sorted(filter(is_weight_file,
-                                                                                              os.listdir(directory)))}
     template = settings.chat_format.template
     return json.loads(json.dumps({
-        **given, "config": config.to_dict(), "weights": weights, "tokenizer": settings.tokenizer.sha256,
+        **given, "config": config.to_dict(), "weights": weight_digests(directory), "tokenizer": settings.tokenizer.sha256,
         "chat_format": settings.chat_format.tokens(settings.tokenizer),
         "chat_template": None if template is None else dataclasses.asdict(template),
         "data": {name: digest_of(path) for name, path in files.items()}, "telechat": telechat.__version__}))

@@ -11,6 +11,7 @@ from mindspore import Tensor
 
 from telechat.checkpoint.layout import parameter_shapes
 from telechat.checkpoint.reader import CheckpointReader
+from telechat.checkpoint.safetensors_files import weight_digests
 from telechat.config import TeleChatConfig
 from telechat.data.model_template import check_generation
 from telechat.data.packed_dataset import PackedDataset
@@ -161,8 +162,9 @@ class TrainingRun:
             InputError: a checkpoint cannot be written.
         """
         config = self.config
-        info = {"seed": config.train.seed, "batch_size": config.batch_size, "data": self.dataset.identity(),
-                "lora": None if self.lora is None else self.lora.to_dict()}
+        info = {"seed": config.train.seed, "batch_size": config.batch_size, "data": self.dataset.identity()}
+        if self.lora is not None:
+            info.update(lora=self.lora.to_dict(), base=weight_digests(config.load_checkpoint))
         trainer = together(lambda: self._trainer(info), self.mesh.world)
         if self.checkpoint:
             self._say(f"resumed at step {trainer.step} from {self.checkpoint}")
