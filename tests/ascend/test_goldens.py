@@ -93,7 +93,7 @@ def test_telechat2_with_grouped_heads_decodes_paged_and_guesses_ahead(card, tmp_
         model_type="telechat", vocab_size=96, hidden_size=64, n_layer=2, n_head=4, num_key_value_heads=2, ffn_hidden_size=48,
         layer_norm_epsilon=1e-8, initializer_range=0.3, tie_word_embeddings=False, training_seqlen=128, base_seqlen=64))
     TeleChat(config).save_pretrained(tmp_path / "model")
-    prompts, count = [[5, 9, 3, 7, 5, 9, 3], [8, 1, 8, 1, 8, 1, 8, 1, 8]], 20
+    prompts, count = [[5, 9, 3, 7, 5, 9, 3, 7], [8, 1, 8, 1, 8, 1, 8, 1, 8]], 20
     model = TeleChat.from_pretrained(tmp_path / "model", kernels="portable")
     expected = Generator(model, max_length=64, batch_size=2).generate(prompts, SamplingParams(count))
     answers = []
