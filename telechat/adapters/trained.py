@@ -30,6 +30,8 @@ class TrainedAdapter:
         slices (dict): canonical name → the part of the whole tensor held here.
         products (list of str): what has an adapter, of `telechat.nn.lora.PRODUCTS`.
         kernels (Kernels): what computes; set by who trains.
+        dropouts (list): for both halves of a block, of each mask of dropout: the product whose stream it is drawn from, its
+            inputs, and the columns here. The products of one module share a mask, as they do in the official model.
     """
 
     def __init__(self, config, lora, layers, read, tensor=None):
@@ -54,6 +56,7 @@ class TrainedAdapter:
             self._names.append(names)
             self._rows.append([[name for product in half if product in pairs for name in pairs[product]]
                                for half in (ATTENTION, FEED_FORWARD)])
+        self.dropouts = self._dropouts()
 
     def groups(self):
         """As `Stage.groups`: nothing of the embedding, each layer's, nothing of the head."""
@@ -73,19 +76,13 @@ class TrainedAdapter:
             sums[name] = sums[name] + gradient if name in sums else gradient
         return [sums[name] for name in self._names[index]]
 
-    def dropouts(self):
-        """For both halves of a block: (product whose stream the mask is drawn from, its inputs, columns here) of each mask.
-
-        The products of one module share a mask, as they do in the official model.
-        """
-        of = {product: module.products[0] for module in self.modules for product in module.products}
-        return [[(of[product], *self._inputs(product)) for product in half if product in self.products]
-                for half in (ATTENTION, FEED_FORWARD)]
-
-    def _inputs(self, product):
-        module = next(module for module in self.modules if product in module.products)
-        name = lora_names(self.layers[0], module)[0]
-        return self.shapes[name][1], self.slices[name][1]
+    def _dropouts(self):
+        places = {}
+        for module in self.modules:
+            name = lora_names(self.layers[0], module)[0]
+            place = module.products[0], self.shapes[name][1], self.slices[name][1]
+            places.update(dict.fromkeys(module.products, place))
+        return [[places[product] for product in half if product in places] for half in (ATTENTION, FEED_FORWARD)]
 
 
 def initial_tensor(lora, seed, name, shape):

@@ -7,11 +7,8 @@ computation serves rows of different adapters and of none, and what a row gets d
 
 import numpy as np
 
+from telechat.checkpoint.products import PRODUCTS, product_weight
 from telechat.errors import InputError
-
-# The products of a block, in the order of `Block.weights`.
-PRODUCTS = ("self_attention.query", "self_attention.key_value", "self_attention.dense", "mlp.gate_proj", "mlp.up_proj",
-            "mlp.down_proj")
 
 
 class AdapterSet:
@@ -37,7 +34,7 @@ class AdapterSet:
         self.names = tuple(adapters)
         ranks = {}
         for name, adapter in adapters.items():
-            inside = {_parameter(layer, product) for layer in range(config.n_layer) for product in PRODUCTS}
+            inside = {product_weight(layer, product) for layer in range(config.n_layer) for product in PRODUCTS}
             for parameter in sorted(adapter.parameters - inside):
                 raise InputError(f"{adapter.directory} changes {parameter.removesuffix('.weight')}, which lies outside the "
                                  "blocks; merge it into the model (tools/convert.py merge-lora) and serve that")
@@ -49,7 +46,7 @@ class AdapterSet:
         for layer in range(config.n_layer):
             factors = []
             for product in PRODUCTS:
-                parameter = _parameter(layer, product)
+                parameter = product_weight(layer, product)
                 stacked = self._stacked(adapters, parameter, part)
                 factors += [None, None] if stacked is None else map(tensor, stacked)
             self.layers.append(factors)
@@ -89,7 +86,3 @@ class AdapterSet:
     def nbytes(self):
         """Bytes of the factors held here, as float32."""
         return 4 * sum(int(np.prod(factor.shape)) for layer in self.layers for factor in layer if factor is not None)
-
-
-def _parameter(layer, product):
-    return f"transformer.h.{layer}.{product}.weight"

@@ -4,6 +4,7 @@ import math
 import typing
 
 from telechat.checkpoint.layout import parameter_shapes
+from telechat.checkpoint.products import is_product
 from telechat.errors import InputError
 from telechat.fields import byte_size
 from telechat.generation.operator_steps import ROWS
@@ -14,7 +15,7 @@ from telechat.nn.kernel_choice import cpu_obstacle
 from telechat.nn.kernels import ROWS_AT_ONCE, on_cpu
 from telechat.parallel.mesh import local_process_count
 from telechat.parallel.parallel_config import process_count
-from telechat.quantization.checkpoint import is_product, product_bytes, settings_of
+from telechat.quantization.checkpoint import product_bytes, settings_of
 
 FLOAT32 = 4
 RESERVE = 0.1  # the share of the available memory that a cache chosen by default leaves

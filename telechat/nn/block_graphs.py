@@ -46,8 +46,7 @@ class Attention(nn.Cell):
         f = self.functions
         of_qkv, of_dense = f.cut_attention(lora)
         q, k, v = f.heads(*f.project_qkv(x, norm, query, key_value, *of_qkv), cos, sin)
-        attended, log_sums = f.kernels.attention_in_training(q, k, v, mask, shift, documents, f.scale,
-                                                                  drop_attention)
+        attended, log_sums = f.kernels.attention_in_training(q, k, v, mask, shift, documents, f.scale, drop_attention)
         return (f.project_attention(x, attended, dense, dense_bias, drop_dense, *of_dense),
                 q, k, v, log_sums, attended)
 

@@ -12,20 +12,12 @@ import numpy as np
 
 from telechat.checkpoint import layout
 from telechat.checkpoint.dtypes import check_dtypes
+from telechat.checkpoint.products import is_product
 from telechat.checkpoint.reader import CheckpointReader
 from telechat.checkpoint.safetensors_files import is_weight_file
 from telechat.config import TeleChatConfig
 from telechat.errors import InputError
 from telechat.quantization.gptq import KEY, GptqFiles, quantisation_settings, together
-
-# The products of a block, which may be quantised.
-PRODUCTS = ("self_attention.query", "self_attention.key_value", "self_attention.dense", "mlp.gate_proj", "mlp.up_proj",
-            "mlp.down_proj")
-
-
-def is_product(name):
-    """Whether the parameter of a canonical name is the weight of a block's product."""
-    return name.startswith("transformer.h.") and name.split(".", 3)[3].removesuffix(".weight") in PRODUCTS
 
 
 def is_quantised(directory):

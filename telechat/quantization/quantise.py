@@ -12,6 +12,7 @@ import numpy as np
 from mindspore import Tensor
 
 from telechat.checkpoint import layout
+from telechat.checkpoint.products import PRODUCTS, is_product, product_weight
 from telechat.checkpoint.reader import CheckpointReader
 from telechat.checkpoint.writer import write_checkpoint
 from telechat.data.conversation import IGNORED
@@ -23,7 +24,7 @@ from telechat.nn.layers import RMSNorm, scope
 from telechat.nn.positions import sequence_tables
 from telechat.nn.quantised import SMALLEST_GROUP, weight_parameters
 from telechat.progress import Progress
-from telechat.quantization.checkpoint import PRODUCTS, quantised_shapes, stored_tensors, with_settings
+from telechat.quantization.checkpoint import quantised_shapes, stored_tensors, with_settings
 from telechat.quantization.rounding import DAMPING, gptq, relative_error, round_to_nearest
 
 HELD_OUT = 10  # every so many sequences one is for the perplexity alone
@@ -45,7 +46,7 @@ def check_request(config, bits, group):
     if group != -1 and (group < SMALLEST_GROUP or group % SMALLEST_GROUP):
         raise InputError(f"--group_size must be a multiple of {SMALLEST_GROUP}, or -1 for one group a row, not {group}")
     for name, shape in layout.parameter_shapes(config).items():
-        if not name.startswith("transformer.h.0.") or name.split(".", 3)[3].removesuffix(".weight") not in PRODUCTS:
+        if not (name.startswith("transformer.h.0.") and is_product(name)):
             continue
         outputs, inputs = shape
         size = inputs if group == -1 else group
@@ -83,7 +84,7 @@ def quantise(load_checkpoint, output_dir, bits, group, sequences=None, say=print
     reader.check(shapes)
     check_request(config, bits, group)
     run = _Run(reader, bits, group, sequences, say)
-    quantised = {f"transformer.h.{layer}.{product}.weight" for layer in range(config.n_layer) for product in PRODUCTS}
+    quantised = {product_weight(layer, product) for layer in range(config.n_layer) for product in PRODUCTS}
     settings = {"quant_method": "gptq", "bits": bits, "group_size": group, "desc_act": False, "sym": True,
                 "static_groups": False, "true_sequential": True, "damp_percent": DAMPING, "lm_head": False,
                 "checkpoint_format": "gptq"}
@@ -146,7 +147,7 @@ class _Run:
 
     def _rounded(self, weights):
         products = {}
-        for name in filter(_is_product, weights):
+        for name in filter(is_product, weights):
             weight = weights[name].astype(np.float32)
             product = round_to_nearest(weight, self.bits, self._size(weight))
             products[name] = product, relative_error(weight, product)
@@ -235,7 +236,3 @@ class _Run:
         if tokens:
             self.perplexity = Perplexity(*(math.exp(min(loss(states) / tokens, 700)) for states in (self.before, self.after)),
                                          tokens)
-
-
-def _is_product(name):
-    return name.split(".", 3)[3].removesuffix(".weight") in PRODUCTS

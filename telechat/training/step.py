@@ -120,9 +120,9 @@ class StageCompute:
         Arguments as of `loss`; `backward` starts from the gradient.
         """
         x = self._all_rows(self._parts[part].output)
-        losses, gradients = [], None
         if self.adapter is not None:
             return self._loss_and_input_gradient(x, labels, token_weight)
+        losses, gradients = [], None
         for chunk in self._chunks(labels, token_weight):
             made, *grads = self.head_loss.backward(x, *chunk, *self._head_weights())
             losses.append(made)
@@ -232,7 +232,7 @@ class StageCompute:
             return NO_LORA
         rate = self.adapter.lora.dropout if train else 0.0
         masks = {}
-        for product, inputs, columns in (place for half in self.adapter.dropouts() for place in half):
+        for product, inputs, columns in (place for half in self.adapter.dropouts for place in half):
             if product not in masks:
                 stream = LORA_INPUT + PRODUCTS.index(product)
                 mask = self.kernels.output_dropout(job.input_ids.shape[1], inputs, rate,
@@ -240,7 +240,7 @@ class StageCompute:
                 whole = mask is None or columns.stop - columns.start == inputs
                 masks[product] = mask if whole else mask[:, columns].contiguous()
         return [(pairs, [masks[product] for product, _, _ in half])
-                for pairs, half in zip(self.adapter.tensors(index), self.adapter.dropouts())]
+                for pairs, half in zip(self.adapter.tensors(index), self.adapter.dropouts)]
 
     def _embedding_drop(self, job):
         return self._output_dropout(self.config.embedding_dropout, job, self.config.n_layer, EMBEDDING_OUTPUT)
