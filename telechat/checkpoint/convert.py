@@ -8,7 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from telechat.adapters.peft import AdaptedReader
-from telechat.checkpoint import layout, safetensors_files, torch_files
+from telechat.checkpoint import layout, safetensors_files, tensor_names, torch_files
 from telechat.checkpoint.dtypes import cast, check_dtypes, numpy_dtype
 from telechat.checkpoint.mindformers import mindformers_tensors, read_mindformers
 from telechat.checkpoint.reader import CheckpointReader, say_unwrapped
@@ -121,13 +121,13 @@ def _recognise(files, config, directory):
     candidates = []
     for tensors in (layout.official_parameters(config), layout.canonical_tensors(config)):
         stored = {tensor.name: tensor for tensor in tensors}
-        names = layout.match_names(found, stored)
+        names = tensor_names.match_names(found, stored)
         shapes = {names[name]: shape for name, shape in found.items()}
         expected = {tensor.name: tensor.shape for tensor in tensors}
-        faults = sum(map(len, layout.mismatches(shapes, expected)))
+        faults = sum(map(len, tensor_names.mismatches(shapes, expected)))
         candidates.append((faults, names, stored, shapes, expected))
     _, names, stored, shapes, expected = min(candidates, key=lambda candidate: candidate[0])
-    layout.check_tensors(shapes, expected, directory)
+    tensor_names.check_tensors(shapes, expected, directory)
     check_dtypes({name: files.dtypes[name] for name in found}, directory)
     say_unwrapped(directory, names)
     return {name: stored[names[name]] for name in found}
@@ -267,7 +267,7 @@ def mindformers_to_ms(checkpoint, config, mindspore_path, mp=1, dtype=None):
     config = TeleChatConfig.from_pretrained(os.path.join(path, "config.json") if os.path.isdir(path) else path)
     stored = mindformers_tensors(config, mp)
     found = read_mindformers(checkpoint)
-    layout.check_tensors({name: value.shape for name, value in found.items()},
+    tensor_names.check_tensors({name: value.shape for name, value in found.items()},
                          {tensor.name: tensor.shape for tensor in stored}, checkpoint)
 
     def convert(tensor):

@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 
-from telechat.checkpoint import dtypes, layout
+from telechat.checkpoint import dtypes, layout, tensor_names
 from telechat.checkpoint.replace import finish_replacing
 from telechat.checkpoint.safetensors_files import SafetensorsFiles, is_weight_file
 from telechat.checkpoint.torch_files import torch_weight_files
@@ -44,10 +44,10 @@ class CheckpointReader:
             raise InputError(f"{self.directory} holds torch weights (.bin): {convert}")
         self._files = SafetensorsFiles(self.directory)
         canonical = layout.parameter_shapes(self.config)
-        matched = layout.match_names(self._files.shapes, canonical, with_prefix=False)
+        matched = tensor_names.match_names(self._files.shapes, canonical, with_prefix=False)
         left = [name for name, ours in matched.items() if ours not in canonical]
         published = {tensor.name for tensor in layout.official_parameters(self.config)}
-        if not published.isdisjoint(layout.match_names(left, published, with_prefix=False).values()):
+        if not published.isdisjoint(tensor_names.match_names(left, published, with_prefix=False).values()):
             raise InputError(f"{self.directory} holds weights in the published layout: {convert}")
         say_unwrapped(self.directory, matched)
         self._stored = {canonical_name: name for name, canonical_name in matched.items()}
@@ -73,13 +73,13 @@ class CheckpointReader:
 
     def check(self, shapes):
         """Raise InputError, listing the names, unless the tensors are those of `shapes` (name → shape)."""
-        layout.check_tensors(self._shapes, shapes, self.directory)
+        tensor_names.check_tensors(self._shapes, shapes, self.directory)
         dtypes.check_dtypes(self._files.dtypes, self.directory)
 
 
 def say_unwrapped(directory, matched):
-    """Print a line where names were read without the prefixes of wrappers; ``matched`` is of `layout.match_names`."""
-    wrappers = layout.describe_wrappers(matched)
+    """Print a line where names were read without the prefixes of wrappers; ``matched`` is of `tensor_names.match_names`."""
+    wrappers = tensor_names.describe_wrappers(matched)
     if wrappers:
         print(f"{directory}: names of tensors begin with {wrappers}, left by a wrapper of the model; read without it",
               file=sys.stderr, flush=True)

@@ -5,7 +5,7 @@ import os
 
 import numpy as np
 
-from telechat.checkpoint import dtypes, layout, safetensors_files, torch_files
+from telechat.checkpoint import dtypes, layout, safetensors_files, tensor_names, torch_files
 from telechat.checkpoint.replace import replacing
 from telechat.checkpoint.safetensors_files import SafetensorsWriter
 from telechat.errors import InputError
@@ -50,7 +50,7 @@ def write_checkpoint(directory, config, tensors, max_shard_bytes=MAX_SHARD_BYTES
                 raise InputError(f"{name} came twice while {directory} was written")
             written[name] = array.shape
             shards.add(name, array)
-        layout.check_tensors(written, expected, f"what was to be written to {directory}")
+        tensor_names.check_tensors(written, expected, f"what was to be written to {directory}")
         size = shards.close()
         write_json(os.path.join(temporary, "config.json"), config.to_dict())
         copy_extra_files(extra_from, temporary)

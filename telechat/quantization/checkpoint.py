@@ -10,7 +10,7 @@ import shlex
 
 import numpy as np
 
-from telechat.checkpoint import layout
+from telechat.checkpoint import layout, tensor_names
 from telechat.checkpoint.dtypes import check_dtypes
 from telechat.checkpoint.products import is_product
 from telechat.checkpoint.reader import CheckpointReader
@@ -52,7 +52,7 @@ class QuantisedReader:
 
     def check(self, shapes):
         """As `CheckpointReader.check`."""
-        layout.check_tensors(self._files.shapes, shapes, self.directory)
+        tensor_names.check_tensors(self._files.shapes, shapes, self.directory)
         check_dtypes(self._files.dtypes, self.directory)
         for name in self.names:
             if self._files.is_quantised(name) and not is_product(name):

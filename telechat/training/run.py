@@ -9,22 +9,19 @@ import time
 import yaml
 from mindspore import Tensor
 
-from telechat.checkpoint.layout import parameter_shapes
-from telechat.checkpoint.reader import CheckpointReader
 from telechat.checkpoint.safetensors_files import weight_digests
-from telechat.config import TeleChatConfig
 from telechat.data.model_template import check_generation
 from telechat.data.packed_dataset import PackedDataset
 from telechat.data.tokenizer import Tokenizer
 from telechat.errors import InputError
 from telechat.lost_output import drop_lost_output
-from telechat.model import TeleChat, as_dtype
+from telechat.model import as_dtype
 from telechat.nn.kernel_choice import choose_kernels
 from telechat.parallel.agreement import together
 from telechat.parallel.collectives import all_reduce, barrier, gather_objects
 from telechat.parallel.mesh import Mesh, scheduler_address
 from telechat.parallel.plan import check_batch, check_mesh
-from telechat.parallel.stage import Stage, build_stage, read_random
+from telechat.parallel.stage import Stage
 from telechat.progress import Progress, duration, track
 from telechat.training.description import describe_run
 from telechat.training.lora_run import build_adapter, check_kind, resolve_lora
@@ -32,6 +29,8 @@ from telechat.training.profile import StepProfiler
 from telechat.training.report import Report, SilentReport
 from telechat.training.resources import check_resources
 from telechat.training.resume import find_checkpoint, set_later_aside
+from telechat.training.run_identity import check_agreement
+from telechat.training.run_model import build_model, read_model_config
 from telechat.training.sample_answers import SampleAnswers
 from telechat.training.signals import StopSignal
 from telechat.training.tensorboard_log import TensorBoardLog, check_installed
@@ -83,7 +82,7 @@ class TrainingRun:
         self.config = self._with_total_steps(config)
         # What the model is read from; a checkpoint of an adapter has none of its own.
         self.source = config.load_checkpoint if config.lora or config.load_lora else self.checkpoint or config.load_checkpoint
-        self.model_config = self._model_config()
+        self.model_config = read_model_config(config, self.source)
         self.lora = resolve_lora(config, self.model_config)
         check_kind(self.checkpoint, self.lora)
         self.kernels = choose_kernels(self.model_config, as_dtype(config.train.dtype), config.train.kernels,
@@ -125,16 +124,6 @@ class TrainingRun:
             return config
         steps = max(math.ceil(config.epochs * self.dataset.num_packs / config.batch_size), 1)
         return dataclasses.replace(config, epochs=None, train=dataclasses.replace(config.train, total_steps=steps))
-
-    def _model_config(self):
-        if self.source is not None:
-            return TeleChatConfig.from_pretrained(self.source)
-        if self.config.lora or self.config.load_lora:
-            raise InputError("lora adds an adapter to a model; give --load_checkpoint the model's directory")
-        if self.config.model is None:
-            raise InputError("load_checkpoint is not set; give --load_checkpoint a checkpoint directory, "
-                             "or describe a model from scratch under the key model")
-        return TeleChatConfig.from_dict(self.config.model)
 
     def _tokenizer(self):
         source = self.config.tokenizer or self.source
@@ -276,30 +265,12 @@ class TrainingRun:
         return bool(all_reduce(Tensor([float(flag)]), self.mesh.world).asnumpy()[0])
 
     def _trainer(self, info):
-        model = self._model()
+        model = build_model(self)
         layers = model.layers if isinstance(model, Stage) else range(self.model_config.n_layer)
         trainer = Trainer(model, self.config.train, self.config.parallel, self.mesh, build_adapter(self, layers))
         if self.checkpoint:
             restore(self.checkpoint, trainer, info)
         return trainer
-
-    def _model(self):
-        """The whole model, or this process's stage of it, read part by part."""
-        source = self.source
-        config, train = self.model_config, self.config.train
-        if self.mesh.world.size == 1:
-            wanted = {"kernels": train.kernels, "use_flash_attention": train.use_flash_attention}
-            if source:
-                return TeleChat.from_pretrained(source, train.dtype, **wanted)
-            return TeleChat(config, train.dtype, train.seed, **wanted)
-        if source:
-            reader = CheckpointReader(source)
-            reader.check(parameter_shapes(config))
-            read = reader.read
-        else:
-            read = read_random(config, train.seed)
-        return build_stage(config, train.dtype, self.mesh, self.config.parallel, read, train.kernels,
-                           train.use_flash_attention)
 
     def _evaluates(self, step, saving):
         if self.evaluation is None:
@@ -313,14 +284,6 @@ class TrainingRun:
                                         self.config.keep_checkpoints)
         self._say(f"saved {path}")
         return path
-
-
-def check_agreement(mine, first, rank):
-    """Refuse to start where rank ``rank`` has another configuration, code, model or dataset than rank 0."""
-    different = [name for name in mine if mine[name] != first[name]]
-    if different:
-        raise InputError(f"rank {rank} has another {different[0]} than rank 0; "
-                         "start every process with the same command, code and files")
 
 
 def _link(target, name):

@@ -1,4 +1,4 @@
-"""Whether a checkpoint is of the same run as the one that is to go on from it."""
+"""Whether a checkpoint is of the same run as the one that is to go on from it, and all processes are of one run."""
 
 from telechat.content import first_difference
 from telechat.data.packed_dataset import same_data
@@ -25,3 +25,11 @@ def check_same_run(path, saved, now):
             name, before, here = difference
             raise InputError(f"{path} was written with {name} {shown(before)}, this run has {shown(here)}; "
                              "to resume, leave it unchanged")
+
+
+def check_agreement(mine, first, rank):
+    """Refuse to start where rank ``rank`` has another configuration, code, model or dataset than rank 0."""
+    different = [name for name in mine if mine[name] != first[name]]
+    if different:
+        raise InputError(f"rank {rank} has another {different[0]} than rank 0; "
+                         "start every process with the same command, code and files")

@@ -8,6 +8,7 @@ from telechat.data.sources import Source, select
 from telechat.data.tokenizer import Tokenizer
 from telechat.training.run import TrainingRun
 from telechat.training.run_config import RunConfig
+from telechat.training.run_model import build_model
 from telechat.training.trainer import Trainer
 from tests.conftest import ROOT, save_small_model
 
@@ -22,7 +23,7 @@ def test_questions_are_held_out_ones(tmp_path, share):
     run = TrainingRun(RunConfig.from_dict({"train_dataset": str(tmp_path / "data"), "load_checkpoint": str(tmp_path / "model"),
                                            "output_dir": str(tmp_path / "run"), "batch_size": 2}), report=True)
     (tmp_path / "run").mkdir()
-    answers = run._answers(Trainer(run._model(), run.config.train))
+    answers = run._answers(Trainer(build_model(run), run.config.train))
     conversations = read_conversations(FILE)
     held_out = {conversations[number][0][0] for number in select([Source(str(FILE))], 2024, share).evaluation}
     asked = [tokenizer.decode(prompt, skip_control_tokens=True).strip() for prompt in answers.prompts]
