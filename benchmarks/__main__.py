@@ -64,7 +64,7 @@ def main():
     parser.add_argument("--only", choices=SUBJECTS, help="measure this alone")
     parser.add_argument("--quick", action="store_true", help="small and short; prints, rewrites nothing")
     parser.add_argument("--rounds", type=int, help="how often each side is started; default: 3, quick: 1")
-    parser.add_argument("--scratch", help="where to make a temporary folder for weights, 7 GB; default: the system's")
+    parser.add_argument("--scratch", help="where to make a temporary folder for weights, 13 GB; default: the system's")
     args = parser.parse_args()
     rounds = (1 if args.quick else 3) if args.rounds is None else args.rounds
     if rounds < 1:

@@ -13,21 +13,46 @@ CASES = {("S", 1): (0.15, 0.60), ("S", 8): (0.30, 0.60), ("M", 1): (0.50, 0.85)}
 CALL_GOALS = {"S": dict(goal_official=0.15, goal_best=0.60)}  # of a whole call
 
 
-def ours(weights, prompts, new_tokens, calls, dtype="float32"):
+def ours(weights, prompts, new_tokens, calls, dtype="float32", quantised=None):
     """In a child: the library's `Generator`; the first call of each kind is not timed.
 
-    Returns the figures of `_calls`.
+    quantised: a checkpoint directory that is read instead of ``weights``.
+
+    Returns the figures of `_calls`, and ``weights``, the bytes of the model's.
     """
     import mindspore  # noqa: F401  telechat imports it at first use only
 
     import telechat
 
     started_with = measure.peak_memory()
-    model = telechat.TeleChat.from_pretrained(weights, dtype)
+    model = telechat.TeleChat.from_pretrained(quantised or weights, dtype)
     generator = telechat.Generator(model, len(prompts[0]) + new_tokens, batch_size=len(prompts))
     figures = _calls(lambda count: generator.generate(prompts, telechat.SamplingParams(count)),
                      new_tokens, calls, started_with)
-    return figures | {"logits": _some(model(prompts).asnumpy()[:, -1])}
+    return figures | {"logits": _some(model(prompts).asnumpy()[:, -1]),
+                      "weights": sum(parameter.nbytes for parameter in model.get_parameters())}
+
+
+def dequantised(quantised, prompts, new_tokens):
+    """In a child: tokens of a quantised model with its products as float32 weights, all else rounded as bfloat16 is."""
+    import numpy as np
+
+    import telechat
+    from telechat.checkpoint.dtypes import cast
+    from telechat.nn.quantised import QuantisedWeight
+    from telechat.quantization.checkpoint import QuantisedReader
+
+    reader = QuantisedReader(quantised)
+
+    def read(name, shape):
+        weight = reader.read(name)
+        if isinstance(weight, QuantisedWeight):
+            return weight.dequantised()
+        return cast(weight, "bfloat16", name).astype(np.float32)
+
+    model = telechat.TeleChat(reader.config, tensors=read)
+    generator = telechat.Generator(model, len(prompts[0]) + new_tokens, batch_size=len(prompts))
+    return {"tokens": generator.generate(prompts, telechat.SamplingParams(new_tokens))}
 
 
 def official(weights, prompts, new_tokens, calls):
@@ -35,8 +60,8 @@ def official(weights, prompts, new_tokens, calls):
     return _torch("official", weights, prompts, new_tokens, calls)
 
 
-def best(weights, prompts, new_tokens, calls, dtype="float32"):
-    """In a child: as `ours`, by torch at its best; float32 weights stay where their files are mapped."""
+def best(weights, prompts, new_tokens, calls, dtype="float32", quantised=None):
+    """In a child: as `ours`, by torch at its best and never quantised; float32 weights stay where files are mapped."""
     return _torch("best", weights, prompts, new_tokens, calls, share_file=dtype == "float32", dtype=dtype)
 
 
@@ -81,7 +106,7 @@ def compare(size, keywords, rounds, sides=("ours", "official", "best")):
     """Sides on one size, checked to give the same tokens, and the bandwidth measured between the runs.
 
     In a lower dtype, which each side rounds to where it sees fit, logits behind the prompt must agree, within a twentieth
-    of the largest.
+    of the largest. Where ours is quantised, its tokens must be those of its dequantised weights.
 
     Before each run the weight files are read, so that every side finds them in the page cache, and as much memory as
     two times the weights is used once: the host of a virtual machine hands out memory anew that has been idle, and
@@ -94,17 +119,25 @@ def compare(size, keywords, rounds, sides=("ours", "official", "best")):
 
     def prepare():
         bandwidths.append(measure.run_child("measure", "read_bandwidth", {}))
-        read_files(keywords["weights"])
+        for name in ("weights", "quantised"):
+            if keywords.get(name):
+                read_files(keywords[name])
         measure.run_child("measure", "use_memory", dict(size=2 * weight_bytes(size)))
 
     results = measure.side_by_side("decoding", sides, keywords, rounds, prepare)
-    for side, figures in results.items():
-        mine, theirs = results["ours"][0], figures[0]
+    bandwidth = measure.median(bandwidths, "bandwidth")
+    if keywords.get("quantised"):
+        expected = measure.run_child("decoding", "dequantised", {name: keywords[name] for name in
+                                                                 ("quantised", "prompts", "new_tokens")})
+        measure.check_equal(f"{size}, tokens, quantised against dequantised", results["ours"][0]["tokens"], expected["tokens"])
+        return results, bandwidth
+    for side in sides:
+        mine, theirs = results["ours"][0], results[side][0]
         if keywords.get("dtype", "float32") == "float32":
             measure.check_equal(f"{size}, tokens, ours against {side}", mine["tokens"], theirs["tokens"])
         else:
             measure.check_near(f"{size}, logits, ours against {side}", mine["logits"], theirs["logits"], 0.05)
-    return results, measure.median(bandwidths, "bandwidth")
+    return results, bandwidth
 
 
 def read_files(directory):

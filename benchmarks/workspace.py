@@ -12,6 +12,7 @@ SIZES = {
     # TeleChat-1B's shape.
     "L": dict(hidden_size=2048, n_head=32, n_layer=16, ffn_hidden_size=5460, vocab_size=120000),
 }
+GROUP = 128  # inputs that share a scale in a quantised checkpoint
 SHARED = ROOT.parent / "shared" / "data"
 
 
@@ -36,6 +37,13 @@ class Workspace:
         directory = self.folder / f"{size}-{fields['n_layer']}-{dropout}"
         if not directory.is_dir():
             run_child("workspace", "write_weights", dict(fields=fields, directory=str(directory)))
+        return str(directory)
+
+    def quantised(self, size, bits):
+        """The size's checkpoint with products of ``bits`` bits, as tools/quantize.py rounds them to the nearest."""
+        directory = self.folder / f"{size}-int{bits}"
+        if not directory.is_dir():
+            run_child("workspace", "write_quantised", dict(weights=self.weights(size), bits=bits, directory=str(directory)))
         return str(directory)
 
     def batches(self, size, rows, length, count):
@@ -104,6 +112,14 @@ def write_weights(fields, directory):
     config = TeleChatConfig(**fields)
     draw = functools.partial(initial_tensor, config, 0)
     write_checkpoint(directory, config, ((name, draw(name, shape)) for name, shape in parameter_shapes(config).items()))
+    return {}
+
+
+def write_quantised(weights, bits, directory):
+    """In a child: the products of a checkpoint rounded to the nearest of ``bits`` bits, GROUP inputs a scale."""
+    from telechat.quantization.quantise import quantise
+
+    quantise(weights, directory, bits, GROUP, say=lambda line: None, pad_ffn=True)
     return {}
 
 

@@ -17,10 +17,16 @@ def main(argv=None):
         raise InputError("--samples and --max_length must be at least 2")
 
     from telechat.config import TeleChatConfig
-    from telechat.quantization.quantise import check_request, quantise
+    from telechat.quantization.padding import padded_config
+    from telechat.quantization.quantise import check_request, check_settings, quantise
 
     config = TeleChatConfig.from_pretrained(arguments.load_checkpoint)
-    check_request(config, arguments.bits, arguments.group_size)
+    check_settings(arguments.bits, arguments.group_size)
+    wanted = padded_config(config, arguments.group_size) if arguments.pad_ffn else config
+    check_request(wanted, arguments.bits, arguments.group_size)
+    if wanted.ffn_hidden_size != config.ffn_hidden_size:
+        print(f"feed-forward layers are widened by zeros from {config.ffn_hidden_size:,} to {wanted.ffn_hidden_size:,}, which "
+              "changes no result")
     sequences = None
     if arguments.calibration:
         from telechat.evaluation.run import read_sequences
@@ -37,7 +43,7 @@ def main(argv=None):
         print("rounding to the nearest: without --calibration no text tells which errors matter; a layer's errors are those "
               "of its weights, ‖W − Ŵ‖² / ‖W‖²")
     size, perplexity = quantise(arguments.load_checkpoint, arguments.output_dir, arguments.bits, arguments.group_size, sequences,
-                                lambda line: print(line, flush=True))
+                                lambda line: print(line, flush=True), arguments.pad_ffn)
     if perplexity is not None:
         print(f"perplexity of {perplexity.tokens:,} tokens that were held out: {perplexity.before:.4f} before, "
               f"{perplexity.after:.4f} after ({perplexity.after / perplexity.before - 1:+.2%})")
@@ -53,6 +59,9 @@ def parse_arguments(argv):
     parser.add_argument("--output_dir", type=path_argument, required=True, help="directory to write")
     parser.add_argument("--bits", type=int, required=True, help="8 or 4")
     parser.add_argument("--group_size", type=int, default=128, help="inputs that share a scale; -1: a whole row")
+    parser.add_argument("--pad_ffn", action="store_true",
+                        help="widen the feed-forward layers by zeros to a multiple of the group size, where it does not divide "
+                             "their width; the model computes the same")
     parser.add_argument("--calibration", type=path_argument, metavar="FILE",
                         help="JSONL of conversations, as for training, or of texts; every tenth is held out for the perplexity")
     parser.add_argument("--samples", type=int, default=128, help="sequences of it that are used, from all over the file")

@@ -25,6 +25,7 @@ from telechat.nn.positions import sequence_tables
 from telechat.nn.quantised import SMALLEST_GROUP, weight_parameters
 from telechat.progress import Progress
 from telechat.quantization.checkpoint import quantised_shapes, stored_tensors, with_settings
+from telechat.quantization.padding import PaddedReader, padded_config
 from telechat.quantization.rounding import DAMPING, gptq, relative_error, round_to_nearest
 
 HELD_OUT = 10  # every so many sequences one is for the perplexity alone
@@ -39,12 +40,17 @@ class Perplexity:
     tokens: int
 
 
-def check_request(config, bits, group):
-    """InputError where the products of a model cannot be quantised so."""
+def check_settings(bits, group):
+    """InputError where no model can be quantised so."""
     if bits not in (4, 8):
         raise InputError(f"--bits must be 8 or 4, not {bits}")
     if group != -1 and (group < SMALLEST_GROUP or group % SMALLEST_GROUP):
         raise InputError(f"--group_size must be a multiple of {SMALLEST_GROUP}, or -1 for one group a row, not {group}")
+
+
+def check_request(config, bits, group):
+    """InputError where the products of a model cannot be quantised so."""
+    check_settings(bits, group)
     for name, shape in layout.parameter_shapes(config).items():
         if not (name.startswith("transformer.h.0.") and is_product(name)):
             continue
@@ -56,12 +62,14 @@ def check_request(config, bits, group):
             fits = [length for length in range(SMALLEST_GROUP, common + 1, SMALLEST_GROUP) if common % length == 0]
             instead = f"one that does for all products is {max(fits, key=lambda length: (length <= group, length))}" if fits \
                 else "none but -1 does"
+            if not (config.hidden_size % size or config.n_head * config.head_dim % size):
+                instead += f", or let --pad_ffn widen the feed-forward layers to {padded_config(config, group).ffn_hidden_size}"
             raise InputError(f"--group_size {group} does not divide the {inputs} inputs of {name.split('.', 3)[3][:-7]}; {instead}")
         if inputs % SMALLEST_GROUP or outputs % (32 // bits):
             raise InputError(f"{name} is {shape}, which {bits} bits in words of 32 do not fit; it cannot be quantised")
 
 
-def quantise(load_checkpoint, output_dir, bits, group, sequences=None, say=print):
+def quantise(load_checkpoint, output_dir, bits, group, sequences=None, say=print, pad_ffn=False):
     """Write a checkpoint of ours with the products of its blocks quantised.
 
     Args:
@@ -70,6 +78,7 @@ def quantise(load_checkpoint, output_dir, bits, group, sequences=None, say=print
         group (int): inputs that share a scale; -1: all of a row.
         sequences (list): of the calibration, (ids, labels) each, two or more: GPTQ; None: rounded to the nearest.
         say (callable): takes a line of the report.
+        pad_ffn (bool): feed-forward layers are widened by zeros to the next multiple of the group (padding.py).
 
     Returns:
         (int, Perplexity or None): bytes of the weights written.
@@ -80,8 +89,11 @@ def quantise(load_checkpoint, output_dir, bits, group, sequences=None, say=print
     if os.path.realpath(load_checkpoint) == os.path.realpath(output_dir):
         raise InputError(f"{load_checkpoint} is both input and output; give another output directory")
     reader = CheckpointReader(load_checkpoint)
+    reader.check(layout.parameter_shapes(reader.config))
+    check_settings(bits, group)
+    if pad_ffn:
+        reader = PaddedReader(reader, padded_config(reader.config, group))
     config, shapes = reader.config, layout.parameter_shapes(reader.config)
-    reader.check(shapes)
     check_request(config, bits, group)
     run = _Run(reader, bits, group, sequences, say)
     quantised = {product_weight(layer, product) for layer in range(config.n_layer) for product in PRODUCTS}

@@ -173,7 +173,8 @@ def test_without_calibration(checkpoint, tmp_path, capsys):
     (["--bits", "3"], "--bits must be 8 or 4, not 3"),
     (["--group_size", "20"], "--group_size must be a multiple of 16, or -1 for one group a row, not 20"),
     (["--group_size", "0"], "--group_size must be a multiple of 16, or -1 for one group a row, not 0"),
-    (["--group_size", "32"], "--group_size 32 does not divide the 48 inputs of mlp.down_proj; one that does for all products is 16"),
+    (["--group_size", "32"], "--group_size 32 does not divide the 48 inputs of mlp.down_proj; one that does for all products is 16, or let "
+     "--pad_ffn widen the feed-forward layers to 64"),
     (["--samples", "1"], "--samples and --max_length must be at least 2"),
     (["--calibration", "{empty}"], "{empty} holds no line of JSON"),
     (["--calibration", "{one}"], "the calibration holds one sequence, and it takes two"),
@@ -193,6 +194,28 @@ def test_bad_input(change, said, checkpoint, calibration, tmp_path):
         quantize.main([part.format(**places) for pair in flags.items() for part in pair])
     assert str(refused.value).startswith(said.format(**places))
     assert not (tmp_path / "out").exists()
+
+
+def test_padded_feed_forward_layers(checkpoint, tmp_path):
+    """48 wide, in groups of 32: what is written is 64 wide and computes what its first 48 columns and rows do."""
+    quantize.main(["--load_checkpoint", str(checkpoint), "--output_dir", str(tmp_path / "q"), "--bits", "4", "--group_size", "32",
+                   "--pad_ffn"])
+    assert CheckpointReader(checkpoint).config.ffn_hidden_size == 48
+    stored, reader = load_file(tmp_path / "q/model.safetensors"), CheckpointReader(checkpoint)
+
+    def weight(name, shape):
+        module = name.removesuffix(".weight")
+        if f"{module}.qweight" not in stored:
+            return reader.read(name)
+        whole = gptq_writer.read({part: stored[f"{module}.{part}"] for part in ("qweight", "qzeros", "scales", "g_idx")}, 4)
+        kept = whole[tuple(map(slice, shape))]
+        assert whole.shape == tuple(64 if length == 48 else length for length in shape) and np.abs(whole).sum() == np.abs(kept).sum()
+        return np.ascontiguousarray(kept)
+
+    ids = np.arange(20, dtype=np.int32).reshape(2, 10)
+    expected = TeleChat(reader.config, tensors=weight)(ids).asnumpy()
+    found = TeleChat.from_pretrained(tmp_path / "q")(ids).asnumpy()
+    assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
 
 
 def test_sizes_that_words_do_not_fit(checkpoint):
