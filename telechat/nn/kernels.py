@@ -290,6 +290,10 @@ class Kernels(CacheKernels):
         step_by = ascend.adamw if self.fused else portable.adamw
         return step_by(parameter, first_moment, second_moment, gradient, step, rate, beta1, beta2, epsilon, decay)
 
+    def copy_rounded(self, target, source):
+        """Write the float32 tensor ``source`` into ``target``, of its shape and any float dtype; outside graphs."""
+        target.copy_(source)
+
     def sums_of_squares(self, *tensors):
         """Sums of squares, float32, which add up to those of all tensors; the bits are the same in every run."""
         return portable.sums_of_squares(tensors, self.for_cpu)

@@ -124,7 +124,7 @@ class AdamW:
                     rows = master if parameter.dtype == ms.float32 else master.astype(parameter.dtype)
                     parameter.data.copy_(all_gather_rows(rows, self.data))
                 elif parameter.dtype != ms.float32:
-                    parameter.data.copy_(master)
+                    self._kernels.copy_rounded(parameter.data, master)
 
     def state(self):
         """Tensors to save, by name: ``first.NAME``, ``second.NAME`` and, where it is a copy, ``master.NAME``."""

@@ -155,6 +155,12 @@ class CpuKernels(Kernels):
                 epsilon, decay, done)
         return done
 
+    def copy_rounded(self, target, source):
+        if target.dtype == ms.bfloat16:
+            run_now("round_to_bfloat16", source, target)
+        else:
+            super().copy_rounded(target, source)
+
     def sums_of_squares(self, *tensors):
         sums = Tensor(np.zeros(len(tensors), np.float32))
         run_now("sums_of_squares", *[tensor.astype(ms.float32) for tensor in tensors], sums)

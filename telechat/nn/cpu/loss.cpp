@@ -80,3 +80,15 @@ OPERATOR(adamw) {
     *in.floats(10) = 0;
     return 0;
 }
+
+// Float32 numbers → the nearest bfloat16 ones, in a tensor that is there.
+OPERATOR(round_to_bfloat16) {
+    const float* from = in.floats(0);
+    bfloat16* to = static_cast<bfloat16*>(in.data[1]);
+    const int64_t elements = in.elements(0);
+    parallel((elements + ELEMENTS - 1) / ELEMENTS, [&](int64_t block) {
+        const int64_t end = std::min(elements, (block + 1) * ELEMENTS);
+        for (int64_t i = block * ELEMENTS; i < end; i++) to[i] = narrow(from[i]);
+    });
+    return 0;
+}

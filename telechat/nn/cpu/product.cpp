@@ -6,10 +6,6 @@
 
 #include "pool.h"
 
-#if defined(__AVX512BF16__)
-#include <immintrin.h>
-#endif
-
 namespace {
 
 constexpr int64_t DEPTH = 256;        // of k at a time: a panel of b, 32 KB, stays in the first cache
@@ -19,72 +15,68 @@ constexpr int64_t PACKED = 4 << 20;   // floats of a factor that are packed at a
 
 int64_t blocks(int64_t whole, int64_t size) { return (whole + size - 1) / size; }
 
-// Panels of `width` rows (or columns): for each k the elements of the panel, 0 where the matrix has none.
-template <typename T>
-void pack(const T* from, int64_t across, int64_t along, int64_t count, int64_t k, int width, float* to) {
-    constexpr int64_t TURNED = 32;  // of k at a time: what is written stays in the first cache
-    if (along == 1) {
-        for (int64_t first = 0; first < k; first += TURNED)
-            for (int64_t i = 0; i < count; i++)
-                for (int64_t j = first; j < std::min(k, first + TURNED); j++) to[j * width + i] = widen(from[i * across + j]);
-    } else {
-        for (int64_t j = 0; j < k; j++)
-            for (int64_t i = 0; i < count; i++) to[j * width + i] = widen(from[j * along + i * across]);
+#if defined(__AVX512BF16__)
+constexpr bool PAIRS = true;
+#else
+constexpr bool PAIRS = false;
+#endif
+
+// A packed panel's steps along k are single numbers or, where the machine multiplies bfloat16, pairs of these (k, k + 1)
+// in the place of one. LANES steps of one row that lies along k, from step `first` on; 0 behind its end.
+template <bool pairs, typename T>
+inline Floats steps_of_row(const T* row, int64_t first, int64_t k) {
+    auto numbers = [&](int64_t from) { return from < k ? load_first(row + from, k - from) : Floats{}; };
+    if constexpr (!pairs) return numbers(first);
+#if defined(__AVX512BF16__)
+    else return (Floats)_mm512_cvtne2ps_pbh((__m512)numbers(2 * first + LANES), (__m512)numbers(2 * first));
+#endif
+}
+
+// One step of the first `count` of LANES rows that lie beside each other; `along` further on is their next number.
+template <bool pairs, typename T>
+inline Floats step_of_rows(const T* rows, [[maybe_unused]] int64_t along, int64_t count, [[maybe_unused]] bool last) {
+    Floats first = load_first(rows, count);
+    if constexpr (!pairs) return first;
+#if defined(__AVX512BF16__)
+    else {
+        Floats second = last ? Floats{} : load_first(rows + along, count);
+        auto halves = [](Floats x) { return _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)x)); };
+        return (Floats)_mm512_or_si512(halves(first), _mm512_slli_epi32(halves(second), 16));
     }
-    for (int64_t j = 0; count < width && j < k; j++) std::fill(to + j * width + count, to + (j + 1) * width, 0.0f);
+#endif
+}
+
+// Panels of `width` rows (or columns): for each step those of the panel together, 0 where the matrix has none. Element
+// (i, j) lies at i·across + j·along, one of which is 1. Steps are written in order, for a step's vector may reach into
+// the next one's place; the last one's may not.
+template <bool pairs, typename T>
+void pack(const T* from, int64_t across, int64_t along, int64_t count, int64_t k, int width, float* to) {
+    const int64_t steps = pairs ? (k + 1) / 2 : k;
+    auto write = [&](int64_t step, int64_t i, Floats x) {
+        float* place = to + step * width + i;
+        if (step + 1 < steps) store(place, x);
+        else store_first(place, x, width - i);
+    };
+    if (along == 1) {
+        for (int64_t step = 0; step < steps; step += LANES)
+            for (int64_t i = 0; i < width; i += LANES) {
+                Floats rows[LANES] = {};
+                for (int64_t row = 0; row < std::min<int64_t>(LANES, count - i); row++)
+                    rows[row] = steps_of_row<pairs>(from + (i + row) * across, step, k);
+                transpose(rows);
+                for (int64_t s = 0; s < std::min<int64_t>(LANES, steps - step); s++) write(step + s, i, rows[s]);
+            }
+    } else {
+        for (int64_t step = 0; step < steps; step++) {
+            const int64_t number = pairs ? 2 * step : step;
+            for (int64_t i = 0; i < width; i += LANES)
+                write(step, i, i < count ? step_of_rows<pairs>(from + number * along + i, along, count - i, number + 1 == k)
+                                         : Floats{});
+        }
+    }
 }
 
 #if defined(__AVX512BF16__)
-// Two vectors rounded to bfloat16, each of the second behind one of the first.
-inline Words pair_up(Floats first, Floats second) {
-    auto rounded = [](Floats x) {
-        Words word = reinterpret_cast<Words>(x);
-        Words nearest = word + 0x7fff + ((word >> 16) & 1);
-        return reinterpret_cast<Words>(x != x ? reinterpret_cast<Ints>(word | 0x400000) : reinterpret_cast<Ints>(nearest));
-    };
-    return (rounded(first) >> 16) | (rounded(second) & 0xffff0000u);
-}
-
-// The same as pairs of bfloat16, which the machine multiplies: (k, k + 1) of each element together.
-template <typename T>
-void pack_pairs(const T* from, int64_t across, int64_t along, int64_t count, int64_t k, int width, float* to) {
-    if (along == 1) {
-        for (int64_t i = 0; i < count; i++) {
-            const T* row = from + i * across;
-            for (int64_t j = 0; j < k; j += 2 * LANES) {
-                float even[LANES] = {}, odd[LANES] = {};
-                const int64_t pairs = std::min<int64_t>(LANES, (k - j + 1) / 2);
-                for (int64_t p = 0; p < pairs; p++) {
-                    even[p] = widen(row[j + 2 * p]);
-                    odd[p] = j + 2 * p + 1 < k ? widen(row[j + 2 * p + 1]) : 0.0f;
-                }
-                float both[LANES];
-                store(both, reinterpret_cast<Floats>(pair_up(load(even), load(odd))));
-                for (int64_t p = 0; p < pairs; p++) to[(j / 2 + p) * width + i] = both[p];
-            }
-        }
-        for (int64_t p = 0; count < width && 2 * p < k; p++)
-            std::fill(to + p * width + count, to + (p + 1) * width, 0.0f);
-        return;
-    }
-    for (int64_t j = 0; j < k; j += 2, to += width)
-        for (int64_t i = 0; i < width; i += LANES) {
-            const T *even = from + j * along + i, *odd = even + along;
-            const int64_t left = count - i;
-            Floats first{}, second{};
-            if (left > 0 && across == 1) {
-                first = load_first(even, left);
-                if (j + 1 < k) second = load_first(odd, left);
-            } else {
-                for (int64_t p = 0; p < std::min<int64_t>(left, LANES); p++) {
-                    first[p] = widen(from[(i + p) * across + j * along]);
-                    if (j + 1 < k) second[p] = widen(from[(i + p) * across + (j + 1) * along]);
-                }
-            }
-            store_first(to + i, reinterpret_cast<Floats>(pair_up(first, second)), width - i);
-        }
-}
-
 template <int R>
 void pair_product(const float* a, const float* panel, int64_t pairs, float* c, int64_t stride, bool add) {
     __m512 sums[R][VECTORS];
@@ -124,13 +116,10 @@ Kernel kernel_of(int rows, bool rounded) {
     }
 }
 
-void pack_any(Matrix matrix, int64_t first, int64_t count, int64_t k, int width, [[maybe_unused]] bool rounded,
-              float* to) {
+void pack_any(Matrix matrix, int64_t first, int64_t count, int64_t k, int width, bool rounded, float* to) {
     auto by = [&](auto* data) {
-#if defined(__AVX512BF16__)
-        if (rounded) return pack_pairs(data + first * matrix.row, matrix.row, matrix.column, count, k, width, to);
-#endif
-        pack(data + first * matrix.row, matrix.row, matrix.column, count, k, width, to);
+        auto how = rounded ? pack<PAIRS, std::decay_t<decltype(*data)>> : pack<false, std::decay_t<decltype(*data)>>;
+        how(data + first * matrix.row, matrix.row, matrix.column, count, k, width, to);
     };
     if (matrix.type == Type::float32) by(static_cast<const float*>(matrix.data));
     else by(static_cast<const bfloat16*>(matrix.data));
@@ -138,17 +127,10 @@ void pack_any(Matrix matrix, int64_t first, int64_t count, int64_t k, int width,
 
 }  // namespace
 
-extern "C" __attribute__((visibility("default"))) int multiplies_bfloat16() {
-#if defined(__AVX512BF16__)
-    return 1;
-#else
-    return 0;
-#endif
-}
+extern "C" __attribute__((visibility("default"))) int multiplies_bfloat16() { return PAIRS; }
 
 void product(int64_t m, int64_t n, int64_t k, Matrix a, Matrix b, float* result, int64_t stride, bool rounded) {
-    rounded = rounded && multiplies_bfloat16();
-    // A packed panel's steps along k: single numbers, or pairs in the place of one.
+    rounded = rounded && PAIRS;
     const int64_t steps = rounded ? blocks(k, 2) : k, depth = DEPTH;
     const int64_t rows = std::max<int64_t>(ROWS, PACKED / std::max<int64_t>(steps, 1) / ROWS * ROWS);
     const int64_t columns = std::max<int64_t>(WIDTH, PACKED / std::max<int64_t>(steps, 1) / WIDTH * WIDTH);

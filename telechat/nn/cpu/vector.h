@@ -7,6 +7,7 @@
 #include <utility>
 
 #if defined(__AVX512F__)
+#include <immintrin.h>
 #define VECTOR_BYTES 64
 #elif defined(__AVX2__)
 #define VECTOR_BYTES 32
@@ -58,6 +59,9 @@ inline void store(float* to, Floats x) { *reinterpret_cast<LooseFloats*>(to) = x
 template <typename T>
 inline Floats load_first(const T* from, int64_t count) {
     if (count >= LANES) return load(from);
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4) return (Floats)_mm512_maskz_loadu_ps((1 << count) - 1, from);
+#endif
     T all[LANES] = {};
     std::memcpy(all, from, count * sizeof(T));
     return load(all);
@@ -65,6 +69,9 @@ inline Floats load_first(const T* from, int64_t count) {
 
 inline void store_first(float* to, Floats x, int64_t count) {
     if (count >= LANES) return store(to, x);
+#if defined(__AVX512F__)
+    return _mm512_mask_storeu_ps(to, (1 << count) - 1, (__m512)x);
+#endif
     std::memcpy(to, &x, count * sizeof(float));
 }
 
@@ -111,6 +118,23 @@ inline Floats sums_of(const Floats* x) {
         halves[i] = half_sums<h>(x[2 * i], x[2 * i + 1], std::make_index_sequence<LANES>());
     if constexpr (h == 1) return halves[0];
     else return sums_of<h / 2>(halves);
+}
+
+// Lanes whose number has the bit h change places: those of a without it stay, as do those of b with it.
+template <int h, size_t... lane>
+inline void exchange(Floats& a, Floats& b, std::index_sequence<lane...>) {
+    Floats first = __builtin_shufflevector(a, b, static_cast<int>(lane & h ? LANES + lane - h : lane)...);
+    b = __builtin_shufflevector(a, b, static_cast<int>(lane & h ? LANES + lane : lane + h)...);
+    a = first;
+}
+
+// LANES vectors as the rows of a square, turned to its columns.
+template <int h = LANES / 2>
+inline void transpose(Floats* x) {
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i++)
+        if ((i & h) == 0) exchange<h>(x[i], x[i + h], std::make_index_sequence<LANES>());
+    if constexpr (h > 1) transpose<h / 2>(x);
 }
 
 inline float largest(Floats x) {

@@ -69,6 +69,32 @@ def test_linear_with_bfloat16_weight(rows):
         x @ values.T, abs=1e-5)
 
 
+@pytest.mark.parametrize("rows, inputs, outputs", [(33, 71, 50), (45, 129, 14), (123, 530, 601)])
+def test_products_of_rounded_factors(rows, inputs, outputs):
+    """Forward and backward as of factors that are rounded to bfloat16, where the machine multiplies these."""
+    x, dy, weight = draw(rows, inputs), draw(rows, outputs), Tensor(draw(outputs, inputs)).astype(ms.bfloat16)
+    w = weight.astype(ms.float32).asnumpy().astype(np.float64)
+    if load_library().multiplies_bfloat16():
+        a, b = (torch.tensor(factor).bfloat16().double().numpy() for factor in (x, dy))
+    else:
+        a, b = x.astype(np.float64), dy.astype(np.float64)
+    linear = CpuKernels(weights=ms.bfloat16).for_training().operators.linear
+    # Not by GradOperation, which rounds the weight's gradient at the end.
+    gradients = linear.bprop(Tensor(x), weight, None, None, Tensor(dy))
+    for mine, reference in zip([linear(Tensor(x), weight, None), *gradients[:2]], (a @ w.T, b @ w, b.T @ a)):
+        assert np.abs(mine.asnumpy() - reference).max() <= 2e-6 * np.abs(reference).max()
+
+
+def test_copy_rounded():
+    """To the nearest, ties to even, infinities too: torch's bits. NaN stays NaN."""
+    values = np.concatenate([draw(20000), np.float32([0, -0.0, np.inf, -np.inf, 1e-40, 3.4e38, 1 + 2 ** -8,
+                                                      1 + 3 * 2 ** -8, 1 - 2 ** -9, np.nan])])
+    target = Tensor(np.zeros(values.shape, np.float32)).astype(ms.bfloat16)
+    KERNELS.copy_rounded(target, Tensor(values))
+    bits, expected = target.view(ms.int16).asnumpy(), torch.tensor(values).bfloat16().view(torch.int16).numpy()
+    assert np.array_equal(bits[:-1], expected[:-1]) and np.isnan(target.astype(ms.float32).asnumpy()[-1])
+
+
 @pytest.mark.parametrize("rows, width", [(1, 5), (70, 40), (33, 513)])
 def test_rms_norm(rows, width):
     compare(lambda x, w: KERNELS.rms_norm(x, w, 1e-5),
