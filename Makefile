@@ -4,7 +4,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo demo-lora simulator test test-ascend test-16 test-web test-export test-docs test-versions test-mutation docs soak clean
+.PHONY: demo demo-lora simulator test test-ascend test-16 test-web test-export test-docs test-versions test-mutation docs soak soak-serve clean
 
 .venv/installed: setup.py
 	$(PYTHON) -m venv .venv
@@ -54,7 +54,7 @@ test: .venv/installed-dev simulator
 
 # All that runs on the simulated card; `make test` has a choice of it.
 test-ascend: .venv/installed-dev simulator
-	$(BIN)/python -m pytest -q -m "not wide and not soak" tests/ascend tests/simulator tests/distributed/test_*_card.py
+	$(BIN)/python -m pytest -q -m "not wide and not soak and not soak_serve" tests/ascend tests/simulator tests/distributed/test_*_card.py
 
 # The meshes that take too long for every change.
 test-16: .venv/installed-dev
@@ -104,6 +104,11 @@ test-mutation: .venv/installed-dev
 # Ten SIGKILLs at random moments of a run of four processes.
 soak: .venv/installed-dev
 	$(BIN)/python -m pytest -q -s -m soak tests
+
+# A server with two adapters under sixteen clients for half an hour; MINUTES=1 is a trial.
+MINUTES := 30
+soak-serve: .venv/installed-dev
+	$(BIN)/python -m pytest -q -s -m soak_serve --soak_minutes $(MINUTES) tests/serving
 
 clean:
 	rm -rf .venv demo build *.egg-info

@@ -21,6 +21,7 @@ MODELS = ("telechat_7b", "telechat_12b", "telechat_52b", "telechat2", "telechat2
 
 def pytest_addoption(parser):
     parser.addoption("--portable", action="store_true", help="models that this process makes have no operators for CPUs")
+    parser.addoption("--soak_minutes", type=float, default=30, help="how long the server's soak takes")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -191,23 +191,41 @@ class _Answer:
                 for choice in self.choices:
                     yield self._piece(head, choice, {"role": "assistant", "content": ""})
             while open_choices:
-                choice, text, reason, chances, part = await self.events.get()
-                if reason in _FAILURES:
-                    yield _event(_FAILURES[reason].body())
-                    return
-                for delta in deltas(part, len(parts[choice.index].calls)):
-                    yield self._piece(head, choice, delta)
-                parts[choice.index] = together(parts[choice.index], part)
-                if text or chances:
-                    yield self._piece(head, choice, {"content": text}, logprobs=self._logprobs(chances))
-                if reason is not None:
-                    open_choices -= 1
-                    yield self._piece(head, choice, {}, finish_reason(reason, parts[choice.index]))
+                pieces = []
+                for event in await self._next_events():
+                    if event.reason in _FAILURES:
+                        yield "".join([*pieces, _event(_FAILURES[event.reason].body())])
+                        return
+                    pieces += self._pieces(head, event, parts)
+                    open_choices -= event.reason is not None
+                if pieces:
+                    yield "".join(pieces)
             if self.ask.include_usage:
                 yield _event({**head, "choices": [], "usage": self._usage()})
             yield "data: [DONE]\n\n"
         finally:
             self.service.cancel(self.choices)
+
+    async def _next_events(self):
+        """All that is there, once something is: what came while the client was written to goes in one write.
+
+        A client that has gone away is known after one write to it, and asyncio complains about more of them.
+        """
+        events = [await self.events.get()]
+        while not self.events.empty():
+            events.append(self.events.get_nowait())
+        return events
+
+    def _pieces(self, head, event, parts):
+        """What an `Event` is in a stream; ``parts`` are the `AnswerParts` of each choice so far."""
+        choice, text, reason, chances, part = event
+        for delta in deltas(part, len(parts[choice.index].calls)):
+            yield self._piece(head, choice, delta)
+        parts[choice.index] = together(parts[choice.index], part)
+        if text or chances:
+            yield self._piece(head, choice, {"content": text}, logprobs=self._logprobs(chances))
+        if reason is not None:
+            yield self._piece(head, choice, {}, finish_reason(reason, parts[choice.index]))
 
     def _piece(self, head, choice, delta, reason=None, logprobs=None):
         content = {"delta": delta} if self.ask.chat else {"text": delta.get("content", "")}
