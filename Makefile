@@ -4,7 +4,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo demo-lora simulator test test-ascend test-16 test-web test-export test-docs test-versions test-mutation docs soak soak-serve clean
+.PHONY: demo demo-lora simulator test test-ascend test-16 test-web test-export test-docs test-versions test-mutation docs soak soak-serve bench-serving bench-llama-cpp clean
 
 .venv/installed: setup.py
 	$(PYTHON) -m venv .venv
@@ -109,6 +109,24 @@ soak: .venv/installed-dev
 MINUTES := 30
 soak-serve: .venv/installed-dev
 	$(BIN)/python -m pytest -q -s -m soak_serve --soak_minutes $(MINUTES) tests/serving
+
+# The server beside others of the same weights: transformers serve, and llama.cpp's server, which is built from the sources
+# that llama-cpp-python brings (some minutes).
+bench-serving: .venv/installed-dev
+	$(BIN)/python -m pip install --quiet 'transformers[serving]>=5.20,<6'
+	$(BIN)/python -m benchmarks.serving
+
+LLAMA_CPP := build/llama.cpp
+bench-llama-cpp: .venv/installed-dev $(LLAMA_CPP)/build/bin/llama-server
+	$(BIN)/python -m benchmarks.serving --peer llama.cpp
+
+$(LLAMA_CPP)/build/bin/llama-server: | .venv/installed-dev
+	mkdir -p $(LLAMA_CPP)
+	$(BIN)/python -m pip download --quiet --no-deps --no-binary llama-cpp-python --dest $(LLAMA_CPP) llama-cpp-python==0.3.36
+	tar -xzf $(LLAMA_CPP)/llama_cpp_python-0.3.36.tar.gz -C $(LLAMA_CPP) --strip-components=1
+	cmake -S $(LLAMA_CPP)/vendor/llama.cpp -B $(LLAMA_CPP)/build -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF \
+	    -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_OPENSSL=OFF
+	cmake --build $(LLAMA_CPP)/build --target llama-server -j 2
 
 clean:
 	rm -rf .venv demo build *.egg-info
