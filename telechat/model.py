@@ -50,7 +50,7 @@ class TeleChat(nn.Cell):
         dtype (str): of the weights: "float32", "bfloat16" or "float16".
         seed (int): of the random weights.
         tensors (callable): ``tensors(name, shape)`` → numpy array, where the weights are not to be
-            random: called once for each parameter, by its published name.
+            random: called once for each parameter, by its published name. A Tensor in ``dtype`` is given up to the model.
         kernels (str): "ascend", "cpu" or "portable" operations; None: what the device has.
         use_flash_attention, use_paged_attention (bool): False turns it off, True refuses a model that cannot have it;
             None: where it is.
@@ -70,7 +70,7 @@ class TeleChat(nn.Cell):
         tensors = tensors or functools.partial(initial_tensor, config, seed)
 
         def make(name, shape):
-            return weight_parameters(tensors(name, shape), self.dtype)  # it takes its name from the cells it sits in
+            return weight_parameters(tensors(name, shape), self.dtype, self.kernels)  # it takes its name from the cells it sits in
 
         self.transformer = Transformer(scope(make, "transformer"), config, self.kernels)
         self.lm_head = None
@@ -149,7 +149,7 @@ class TeleChat(nn.Cell):
                         use_paged_attention=None, lora=None):
         """Load a checkpoint directory (``config.json`` and ``model*.safetensors``).
 
-        Weights are converted to ``dtype`` one tensor at a time; ``lora``: the directory of a LoRA adapter, as the peft
+        Weights are converted to ``dtype`` a few rows at a time; ``lora``: the directory of a LoRA adapter, as the peft
         package saves it, that is added to them. The other arguments are the class's.
 
         Raises:
@@ -157,6 +157,7 @@ class TeleChat(nn.Cell):
         """
         from telechat.adapters.peft import open_checkpoint
         from telechat.checkpoint.layout import parameter_shapes
+        from telechat.checkpoint.reader import read_as
 
         as_dtype(dtype)
         reader = open_checkpoint(directory, lora)
@@ -165,7 +166,8 @@ class TeleChat(nn.Cell):
         with Progress("loading weights", len(reader.names), "tensors") as progress:
             def read(name, shape):
                 progress.advance()
-                return reader.read(name)
+                value = read_as(reader, name, dtype)
+                return Tensor.from_numpy(value) if isinstance(value, np.ndarray) else value
 
             return cls(config, dtype, tensors=read, kernels=kernels, use_flash_attention=use_flash_attention,
                        use_paged_attention=use_paged_attention)

@@ -1,5 +1,6 @@
 """Reading a checkpoint directory of ours, whole tensors or slices of them."""
 
+import math
 import os
 import shlex
 import sys
@@ -12,6 +13,9 @@ from telechat.checkpoint.safetensors_files import SafetensorsFiles, is_weight_fi
 from telechat.checkpoint.torch_files import torch_weight_files
 from telechat.config import TeleChatConfig
 from telechat.errors import InputError
+
+
+PART = 1 << 24  # bytes that are read at a time where a tensor is converted
 
 
 class CheckpointReader:
@@ -75,6 +79,34 @@ class CheckpointReader:
         """Raise InputError, listing the names, unless the tensors are those of `shapes` (name → shape)."""
         tensor_names.check_tensors(self._shapes, shapes, self.directory)
         dtypes.check_dtypes(self._files.dtypes, self.directory)
+
+
+def read_as(reader, name, dtype, index=None):
+    """A tensor, or its part ``[index]``, in another dtype: converted a few rows at a time, so that it is in memory once.
+
+    Args:
+        reader: a `CheckpointReader`, or what has its interface; a quantised product comes as it is.
+        name (str): the tensor's.
+        dtype (str): "float32", "float16" or "bfloat16".
+        index: as of `CheckpointReader.read`.
+
+    Raises:
+        InputError: as of `CheckpointReader.read` and `dtypes.cast`.
+    """
+    own, wanted = reader.dtype(name), dtypes.numpy_dtype(dtype)
+    if own == wanted or not isinstance(own, np.dtype):
+        return reader.read(name, index)
+    rows, *others = index or (slice(None),)
+    shape = reader.shape(name)
+    first, last, _ = rows.indices(shape[0])
+    step = max(PART // (own.itemsize * math.prod(shape[1:])), 1)
+    result = None
+    for row in range(first, last, step):
+        part = dtypes.cast(reader.read(name, (slice(row, min(row + step, last)), *others)), dtype, name)
+        if result is None:
+            result = np.empty((last - first, *part.shape[1:]), wanted)
+        result[row - first:row - first + len(part)] = part
+    return result
 
 
 def say_unwrapped(directory, matched):

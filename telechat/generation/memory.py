@@ -80,8 +80,8 @@ def inference_memory(config, dtype, prompt, prompts=1, slots=0, length=0, logits
         block = sum(math.prod(shape) for name, shape in shapes.items() if ".h.0." in name)
         work += max(largest, _CASTS * block) // processes
     work += 2 * length * config.head_dim  # rotary tables
-    # While weights are read, one is there as the file has it and converted, besides itself.
-    work = max(work * FLOAT32, 2 * largest * FLOAT32)
+    # While a process reads its part of the weights, one is there twice.
+    work = max(work * FLOAT32, largest * width // processes)
     local = processes if local is None else local
     return {"weights": local * weight_bytes(config, width, processes),
             "key-value cache": local * cache_bytes(config, 1, slots * length if cached is None else cached, FLOAT32, processes),

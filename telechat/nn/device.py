@@ -36,10 +36,21 @@ def device_zeros(shape, dtype):
     return ops.zeros(shape, dtype)
 
 
-def device_parameter(array, dtype, name=None):
-    """A Parameter in the device's memory, made of an array in ``dtype``."""
-    parameter = Parameter(Tensor.from_numpy(np.ascontiguousarray(array)).astype(dtype), name=name)
-    return move_to_device(parameter)
+def device_parameter(value, dtype, name=None):
+    """A Parameter in the device's memory, in ``dtype``.
+
+    value (array or Tensor): an array is copied; a Tensor in ``dtype`` is given up, and on a CPU its memory is the
+    Parameter's.
+    """
+    if not on_cpu():
+        tensor = value if isinstance(value, Tensor) else Tensor.from_numpy(np.ascontiguousarray(value))
+        return move_to_device(Parameter(tensor.astype(dtype), name=name))
+    array = value.asnumpy() if isinstance(value, Tensor) else np.array(value, copy=value.dtype == ms.dtype_to_nptype(dtype))
+    if array.dtype != ms.dtype_to_nptype(dtype):
+        # Not by MindSpore, which keeps for itself what memory it converts in.
+        array = array.astype(np.float32, copy=False).astype(ms.dtype_to_nptype(dtype))
+    # A Parameter copies its Tensor, unless nobody else refers to it; arguments by their names count.
+    return Parameter(Tensor.from_numpy(array), name)
 
 
 def move_to_device(parameter):

@@ -8,6 +8,7 @@ import mindspore as ms
 from telechat.adapters.peft import open_checkpoint
 from telechat.adapters.unmerged import AdapterSet
 from telechat.checkpoint.layout import parameter_shapes
+from telechat.checkpoint.reader import read_as
 from telechat.model import TeleChat, as_dtype
 from telechat.nn.device import device_tensor
 from telechat.nn.inference import use_inference_kernels
@@ -81,7 +82,8 @@ def load_tensor_parallel(directory, dtype, mesh, parallel, kernels=None, lora=No
     config = reader.config
     check_mesh(config, parallel)
     reader.check(parameter_shapes(config))
-    stage = build_stage(config, dtype, mesh, parallel, reader.read, kernels, use_paged_attention=use_paged_attention)
+    stage = build_stage(config, dtype, mesh, parallel, lambda name, part: read_as(reader, name, dtype, part), kernels,
+                        use_paged_attention=use_paged_attention)
     return TensorParallelModel(stage, mesh.tensor)
 
 

@@ -11,7 +11,8 @@ from safetensors.numpy import save_file
 from telechat.checkpoint import safetensors_files
 from telechat.checkpoint.dtypes import numpy_dtype
 from telechat.checkpoint.layout import parameter_shapes
-from telechat.checkpoint.reader import CheckpointReader
+from telechat.checkpoint.reader import CheckpointReader, read_as
+from telechat.checkpoint.writer import write_checkpoint
 from telechat.config import TeleChatConfig
 from telechat.errors import InputError
 
@@ -113,6 +114,32 @@ def test_large_tensors_are_read_in_parts(directory, tensors, monkeypatch):
     assert max(tensor.nbytes for tensor in tensors.values()) > 1000
     for name, tensor in tensors.items():
         assert np.array_equal(reader.read(name), tensor)
+
+
+@pytest.mark.parametrize("index", [None, (slice(3, 90), slice(None)), (slice(5, 95), slice(2, 7))])
+def test_tensors_are_converted_in_parts(tmp_path, monkeypatch, index):
+    """Nothing but the result is ever there whole; its bits are those of the whole tensor's conversion."""
+    config = TeleChatConfig(vocab_size=50_000, hidden_size=32, n_layer=1, n_head=4, ffn_hidden_size=48)
+    draw = np.random.default_rng(0)
+    tensors = {name: draw.standard_normal(shape, np.float32) for name, shape in parameter_shapes(config).items()}
+    write_checkpoint(tmp_path, config, tensors.items())
+    reader, name = CheckpointReader(tmp_path), "transformer.word_embeddings.weight"
+    monkeypatch.setattr("telechat.checkpoint.reader.PART", 100_000)
+    tracemalloc.start()
+    found = read_as(reader, name, "bfloat16", index)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    expected = tensors[name][index or ()].astype(numpy_dtype("bfloat16"))
+    assert found.dtype == expected.dtype and np.array_equal(found.view(np.uint16), expected.view(np.uint16))
+    assert peak < found.nbytes + 1_000_000 < tensors[name].nbytes
+    assert np.array_equal(read_as(reader, name, "float32", index), tensors[name][index or ()])
+
+
+def test_a_conversion_that_overflows(tmp_path):
+    config = TeleChatConfig(vocab_size=64, hidden_size=32, n_layer=1, n_head=4, ffn_hidden_size=48)
+    write_checkpoint(tmp_path, config, ((name, np.full(shape, 7e4, np.float32)) for name, shape in parameter_shapes(config).items()))
+    with pytest.raises(InputError, match="beyond the range of float16; use bfloat16 or float32"):
+        read_as(CheckpointReader(tmp_path), "lm_head.weight", "float16")
 
 
 @pytest.mark.parametrize("part", [1 << 20, 7])

@@ -55,7 +55,8 @@ def test_the_work_of_a_prompt(shape, dtype, numbers):
 
 
 def test_a_tensor_is_there_twice_while_it_is_read():
-    assert inference_memory(small_config(vocab_size=96_000), "float32", 1)["work"] == 2 * 4 * 96_000 * 32
+    assert inference_memory(small_config(vocab_size=96_000, hidden_size=512), "float32", 1)["work"] == 4 * 96_000 * 512
+    assert inference_memory(small_config(vocab_size=96_000, hidden_size=512), "float32", 1, processes=2)["work"] == 2 * 4 * 96_000 * 256
 
 
 def test_lower_weights_are_advised_where_weights_are_most(monkeypatch):
