@@ -13,6 +13,7 @@ enum DType : int32_t {  // aclDataType's values
 };
 
 size_t size_of(DType type);  // in bytes; fails on a type without a whole number of them
+int64_t bits_of(DType type);  // of an element; 4 for int4, two of which are in a byte
 const char *name_of(DType type);
 inline bool is_float(DType t) { return t == FLOAT32 || t == FLOAT16 || t == BFLOAT16 || t == FLOAT64; }
 

@@ -130,10 +130,9 @@ Tensor resolve(const Tensor &tensor, const std::string &what) {
     (reach < 0 ? low : high) += reach;
   }
   if (low < 0) fail("%s begins before its memory", what.c_str());
-  const int64_t size = size_of(tensor.type);
+  const int64_t bits = bits_of(tensor.type), begin = low * bits / 8, end = ((high + 1) * bits + 7) / 8;
   Tensor resolved = tensor;
-  char *first = static_cast<char *>(tensor.data) + low * size;
-  resolved.data = static_cast<char *>(resolve(first, (high - low + 1) * size, what)) - low * size;
+  resolved.data = static_cast<char *>(resolve(static_cast<char *>(tensor.data) + begin, end - begin, what)) - begin;
   return resolved;
 }
 

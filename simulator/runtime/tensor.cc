@@ -27,6 +27,8 @@ size_t size_of(DType type) {
   fail("%s (aclDataType %d) has no elements of a whole number of bytes", name_of(type), int(type));
 }
 
+int64_t bits_of(DType type) { return type == INT4 ? 4 : 8 * size_of(type); }
+
 int64_t product(const Shape &shape) {
   return std::accumulate(shape.begin(), shape.end(), int64_t(1), std::multiplies<int64_t>());
 }

@@ -59,7 +59,8 @@ def choose_kernels(config, dtype, kernels=None, use_flash_attention=None, use_pa
         say_once(f"decoding by portable operations: {not_paged}")
     _refuse_unless(use_paged_attention, "use_paged_attention", not_paged)
     return Kernels(dtype, fused=True, flash=not obstacle and use_flash_attention is not False,
-                   paged=not not_paged and use_paged_attention is not False, keep_prob=1 - config.attention_dropout)
+                   paged=not not_paged and use_paged_attention is not False, keep_prob=1 - config.attention_dropout,
+                   quantised=has_inference_kernels())
 
 
 def _refuse_unless(wanted, name, obstacle):

@@ -14,6 +14,7 @@ from mindspore import Tensor, ops
 from telechat.errors import InputError
 from telechat.nn import ascend_kernels as ascend
 from telechat.nn import portable_kernels as portable
+from telechat.nn import quantised_matmul
 from telechat.nn.blockwise_attention import BlockwiseAttention, causal_blocks, dropout_blocks, is_long
 from telechat.nn.cache_kernels import CacheKernels
 from telechat.nn.device import device_tensor, on_cpu
@@ -21,7 +22,7 @@ from telechat.nn.dropout import dropout_mask
 from telechat.nn.flash_tensors import flash_tensors
 from telechat.nn.notes import say_once
 from telechat.nn.positions import causal_mask
-from telechat.nn.quantised import dequantise, in_order
+from telechat.nn.quantised import dequantise, in_order, is_portable, portable_tensors
 
 ROWS_AT_ONCE = 2048
 # Logits made at a time in training, as rows × vocabulary. On a CPU 16 MB in float32, so that a chunk stays near the
@@ -55,13 +56,15 @@ class Kernels(CacheKernels):
             (B, S, heads, D) then, else as (B, heads, S, D).
         paged (bool): decoding by ReshapeAndCache and PagedAttention.
         keep_prob (float): 1 − the rate of attention dropout.
+        quantised (bool): products with quantised weights by WeightQuantBatchMatmul, which has no gradient.
     """
 
     in_graphs = True  # whether what is done to gradients goes through compiled graphs, which hold on to them
 
-    def __init__(self, dtype=ms.float32, fused=False, flash=False, paged=False, keep_prob=1.0):
+    def __init__(self, dtype=ms.float32, fused=False, flash=False, paged=False, keep_prob=1.0, quantised=False):
         super().__init__(dtype, flash, paged)
         self.fused = fused
+        self.quantised = quantised
         self.keep_prob = keep_prob
         self.for_cpu = not fused and on_cpu()  # with what only MindSpore's CPU backend needs
         self.blockwise_attention = BlockwiseAttention()
@@ -104,9 +107,21 @@ class Kernels(CacheKernels):
             return self.quantised_linear(x, weight, bias)
         return ascend.linear(x, weight, bias) if self.fused else portable.linear(x, weight, bias)
 
+    def quantised_tensors(self, weight):
+        """A `QuantisedWeight`'s values and scales as `quantised_linear` takes them, two Tensors on the host."""
+        if self.quantised:
+            obstacle = quantised_matmul.obstacle(weight, self.dtype)
+            if obstacle is None:
+                return quantised_matmul.tensors(weight, self.dtype)
+            say_once(f"quantised weights are dequantised for each product: {obstacle}")
+        return portable_tensors(weight)
+
     def quantised_linear(self, x, weight, bias=None):
-        """`linear` with the tuple of a quantised weight, which is dequantised for this product alone."""
-        return self.linear(in_order(x, weight), dequantise(weight, x.shape[1]), bias)
+        """`linear` with the tuple of a quantised weight; one that no operation takes is dequantised for this product alone."""
+        x = in_order(x, weight)
+        if is_portable(weight):
+            return self.linear(x, dequantise(weight, x.shape[1]), bias)
+        return self.add_bias(quantised_matmul.quantised_matmul(x, weight[0], weight[1]), bias)
 
     def add_bias(self, x, bias):
         """x (N, H) + bias (H,); x where bias is None."""

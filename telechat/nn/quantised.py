@@ -1,9 +1,10 @@
 """Weights of 8 or 4 bits with a scale for each group of inputs: W[o, i] = scale[o, group of i] · value[o, i].
 
-What a product is made with is a tuple of tensors, its packed values, float32 scales (out, groups) and, where groups are not
-runs of inputs, the order of inputs in which they are. Packed values are int8 (out, in) for 8 bits; for 4 bits uint8
-(out, in / 2, filled up to whole chunks), a chunk of 128 inputs being 16 little-endian words of 32 bits: bits 4k to 4k + 3
-of word w hold input 16·k + w, plus 8. So a vector of words gives one of weights for each of eight shifts.
+What a product is made with is a tuple of tensors: values, scales and, where groups are not runs of inputs, the order of
+inputs in which they are. Where a device has no operation of its own for them (quantised_matmul.py), scales are float32 (out,
+groups) and values int8 (out, in) for 8 bits; for 4 bits uint8 (out, in / 2, filled up to whole chunks), a chunk of 128
+inputs being 16 little-endian words of 32 bits: bits 4k to 4k + 3 of word w hold input 16·k + w, plus 8. So a vector of words
+gives one of weights for each of eight shifts.
 """
 
 import dataclasses
@@ -57,16 +58,27 @@ class QuantisedWeight:
         return words.astype("<u4").view(np.uint8).reshape(outputs, -1)
 
 
-def weight_parameters(value, dtype):
-    """What a product is made with: a Parameter in ``dtype`` of an array, or the tuple of a `QuantisedWeight`."""
+def weight_parameters(value, dtype, kernels=None):
+    """What a product is made with: a Parameter in ``dtype`` of an array, or the tuple of a `QuantisedWeight`.
+
+    kernels (Kernels): those that will compute with it; None: as this module's docstring has it.
+    """
     if not isinstance(value, QuantisedWeight):
         return device_parameter(value, dtype)
-    arrays = (value.packed(), value.scales.astype(np.float32), value.order)
-    return tuple(_frozen(array) for array in arrays if array is not None)
+    tensors = portable_tensors(value) if kernels is None else kernels.quantised_tensors(value)
+    if value.order is not None:
+        tensors += (Tensor.from_numpy(value.order),)
+    return tuple(move_to_device(Parameter(tensor, requires_grad=False)) for tensor in tensors)
 
 
-def _frozen(array):
-    return move_to_device(Parameter(Tensor.from_numpy(np.ascontiguousarray(array)), requires_grad=False))
+def portable_tensors(weight):
+    """A `QuantisedWeight`'s values and scales as this module's docstring has them, on the host."""
+    return Tensor.from_numpy(weight.packed()), Tensor.from_numpy(np.ascontiguousarray(weight.scales, np.float32))
+
+
+def is_portable(weight):
+    """Whether a product's tuple is as this module's docstring has it; operations of a device have scales in their dtype."""
+    return weight[1].dtype == ms.float32
 
 
 def as_arguments(weight):

@@ -123,7 +123,7 @@ def build_stage(config, dtype, mesh, parallel, read, kernels=None, use_flash_att
         if is_vocabulary(name) and len(array) < rows:
             array = np.concatenate([array, np.zeros((rows - len(array), *array.shape[1:]), array.dtype)])
         slices[name] = part
-        parameter = weight_parameters(array, dtype)
+        parameter = weight_parameters(array, dtype, kernels)
         if not isinstance(parameter, tuple):  # a quantised weight is nothing that is trained
             parameter.name = name
             parameters[name] = parameter

@@ -3,7 +3,10 @@
 import numpy as np
 import pytest
 
+from simulator import report
 from telechat import Generator, SamplingParams, TeleChat, TeleChatConfig
+from telechat.checkpoint.layout import parameter_shapes
+from telechat.checkpoint.products import is_product
 from tests.conftest import MODELS
 
 # One of them in every run of the tests, the others by `make test-ascend`.
@@ -72,18 +75,48 @@ def test_greedy_answers_in_float32_are_the_official_ones(card, reference):
     assert found["parts"] < 1e-5
 
 
+@pytest.fixture
+def quantised(shared, tmp_path):
+    """quantised(bits) → a directory of ours with the official products of so many bits, and their numbers."""
+    def convert(bits):
+        from telechat.checkpoint.convert import torch_to_ms
+
+        official = shared / f"reference/gptq_12b_{bits}bit_tiny"
+        torch_to_ms(official, tmp_path / "ms")
+        return str(tmp_path / "ms"), np.load(official / "golden.npz")
+    return convert
+
+
 @pytest.mark.ascend
 @pytest.mark.parametrize("bits", [4, 8])
-def test_quantised_weights_answer(card, shared, tmp_path, bits):
+def test_quantised_weights_answer(card, quantised, bits):
     """Dequantised in the graph, product by product: the official tokens in float32."""
-    from telechat.checkpoint.convert import torch_to_ms
-
-    official = shared / f"reference/gptq_12b_{bits}bit_tiny"
-    golden = np.load(official / "golden.npz")
-    torch_to_ms(official, tmp_path / "ms")
+    directory, golden = quantised(bits)
     prompts, wanted = golden["prompt_ids"].tolist(), golden["greedy_ids"].tolist()
-    found = card("generation", str(tmp_path / "ms"), prompts, 12, "float32")
+    found = card("generation", directory, prompts, 12, "float32")
     assert found["answers"] == [ids[len(prompt):len(prompt) + 12] for prompt, ids in zip(prompts, wanted)]
+
+
+@pytest.mark.parametrize("bits, dtype", [(4, "bfloat16"), *(pytest.param(*case, marks=pytest.mark.ascend) for case in (
+    (4, "float16"), (8, "bfloat16"), (8, "float16")))])
+def test_weights_stay_quantised_on_the_card(card, quantised, tmp_path, bits, dtype):
+    """Every product of a block is a WeightQuantBatchMatmul, and no other operation sees a tensor of a weight's shape."""
+    directory, golden = quantised(bits)
+    prompts = golden["prompt_ids"].tolist()
+    found = card("adapted", directory, [None, None], prompts, dtype, SIM_LOG=str(tmp_path / "log"))
+    model = TeleChat.from_pretrained(directory)
+    config = model.config
+    ids = np.array([[*prompt, 5] for prompt in prompts], np.int32)
+    expected = model(ids).asnumpy()[:, -2:].transpose(1, 0, 2)
+    # Activations and scales are rounded to the dtype; the scales of the file are float16.
+    assert far(found["logits"], expected) < (0.04 if dtype == "bfloat16" else 0.005)
+    launched = [event for event in report.read(str(tmp_path / "log")) if event.kind == "launch"]
+    products = [event for event in launched if event.name == "aclnnWeightQuantBatchMatmulV2"]
+    assert len(products) == 2 * 6 * config.n_layer  # of the prompts, and of a token
+    assert all(f"weight int{bits} (" in event.details for event in products)
+    shapes = [shape for name, shape in parameter_shapes(config).items() if is_product(name)]
+    texts = {f"({a},{b})" for a, b in [*shapes, *(shape[::-1] for shape in shapes)] if a != b}
+    assert len(texts) == 4 and not any(text in event.details for text in texts for event in launched if event not in products)
 
 
 @pytest.mark.ascend

@@ -59,6 +59,18 @@ class Float:
     value: float
 
 
+@dataclass
+class Int4:
+    """A tensor of int4 (rows, columns), numbers from -8 to 7, two in a byte; ``turned``: given as its transpose."""
+
+    numbers: torch.Tensor
+    turned: bool = False
+
+    def bytes(self):
+        bits = self.numbers.to(torch.uint8) & 15
+        return bits[:, ::2] | bits[:, 1::2] << 4
+
+
 def empty(*shape, dtype=torch.float32):
     """An `Out` of this shape."""
     return Out(torch.zeros(shape, dtype=dtype))
@@ -151,8 +163,20 @@ class Card:
             sizes(tensor.shape), ctypes.c_uint64(tensor.dim()), DTYPES[tensor.dtype], sizes(tensor.stride()),
             ctypes.c_int64(tensor.storage_offset()), 2, sizes([elements]), ctypes.c_uint64(1), address), contents
 
+    def int4(self, value, memory):
+        """An aclTensor of an `Int4`."""
+        packed = value.bytes().contiguous()
+        shape, strides = list(value.numbers.shape), [value.numbers.shape[1], 1]
+        if value.turned:
+            shape, strides = shape[::-1], strides[::-1]
+        address, _ = self.memory(packed, memory)
+        return self.library.aclCreateTensor(sizes(shape), ctypes.c_uint64(2), 29, sizes(strides), ctypes.c_int64(0), 2,
+                                            sizes([value.numbers.numel()]), ctypes.c_uint64(1), address)
+
     def argument(self, value, memory, results):
         library = self.library
+        if isinstance(value, Int4):
+            return ctypes.c_void_p(self.int4(value, memory))
         if isinstance(value, (torch.Tensor, Out)):
             handle, contents = self.tensor(value.tensor if isinstance(value, Out) else value, memory)
             if isinstance(value, Out):
