@@ -4,12 +4,14 @@ import collections
 import contextlib
 import math
 
+import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
 
 from telechat.checkpoint.layout import parameter_shapes
 from telechat.generation import graphs
-from telechat.generation.graphs import AdaptedFeedForward, Decode, DecodeBlocks, ExtendAttention, Logits, PrefillAttention
+from telechat.generation.graphs import (AdaptedFeedForward, Decode, DecodeBlocks, DecodeOnCard, ExtendAttention, Logits,
+                                         PrefillAttention)
 from telechat.nn.block import OF_ATTENTION
 from telechat.nn.block_graphs import FeedForward
 from telechat.nn.blockwise_attention import BlockMasks
@@ -58,6 +60,8 @@ class GraphSteps:
         self._logits = Logits(model)
         self._decode = Decode(model, max_length)
         self._decode_blocks = DecodeBlocks(model, max_length)
+        self._on_card = {}  # shapes of arguments → `DecodeOnCard`
+        self._sent = ()  # what may be on its way to the card
         self._weight_bytes = 4 * sum(map(math.prod, parameter_shapes(model.config).values()))
         self._compiled = set()  # what `decode` has been compiled for: (slots, blocks of one, batch size)
         self._wanted = collections.Counter()  # how often a smaller one would have done that is not among them
@@ -70,9 +74,11 @@ class GraphSteps:
         self.cache, self._groups, self._adapted_groups = cache, [], []
         layers = self.model.config.n_layer
         groups = [range(first, min(first + LAYERS_A_GRAPH, layers)) for first in range(0, layers, LAYERS_A_GRAPH)]
-        if cache is not None and (layers > LAYERS_A_GRAPH or self.model.kernels.paged):
+        if cache is None or self.model.kernels.paged:
+            return
+        if layers > LAYERS_A_GRAPH:
             self._groups = [self._tensors(group) for group in groups]
-        if cache is not None and self._adapters is not None:
+        if self._adapters is not None:
             self._adapted_groups = [self._tensors(group, self._adapters.layers) for group in groups]
 
     def _tensors(self, layers, factors=None):
@@ -216,16 +222,31 @@ class GraphSteps:
     def _decode_rows(self, tokens, positions, places, table, columns):
         """`decode` of a batch as it is compiled."""
         kernels = self.model.kernels
+        if kernels.paged:
+            return self._decode_on_card(tokens, positions, places.reshape(-1), table, columns)
         x, groups = Tensor(tokens[:, None]), self._groups if columns is None else self._adapted_groups
         if groups or not self.model.embeds_in_graphs:
             x = self.model.embed(x)
         index = kernels.cache_index(places, self._key_value_heads, self.cache.table.block_size)
-        lengths = Tensor(positions + 1) if kernels.paged else None
         positions, table = Tensor(positions), Tensor(table)
         if not groups:
             caches = [tensor for layer in self.cache.layers for tensor in layer]
             return self._decode(x, positions, index, table, *caches).asnumpy()
         delta = ops.zeros_like(x)
         for tensors in groups:
-            x, delta = self._decode_blocks(x, delta, positions, index, table, lengths, columns, *tensors)
+            x, delta = self._decode_blocks(x, delta, positions, index, table, None, columns, *tensors)
         return self._logits(x, delta).asnumpy()
+
+    def _decode_on_card(self, tokens, positions, places, table, columns):
+        """`_decode_rows` by one graph, which is given all on the card: a host tensor would make it wait at each."""
+        self._sent = tuple(map(Tensor, (tokens, positions, places, table, positions + 1)))
+        x, *where = (tensor.to(ms.get_context("device_target"), non_blocking=True) for tensor in self._sent)
+        if not self.model.embeds_in_graphs:
+            x = self.model.embed(x)
+        layers = self.cache.layers
+        tensors = [tensor for layer, (_, _, *caches) in enumerate(layers)
+                   for tensor in (*caches, *(() if columns is None else self._adapters.layers[layer]))]
+        shape = table.shape, layers[0][-1].shape, columns is None
+        if shape not in self._on_card:
+            self._on_card[shape] = DecodeOnCard(self._decode_blocks, self.model)
+        return self._on_card[shape](x, *where, columns, *tensors).asnumpy()

@@ -124,14 +124,19 @@ class DecodeBlocks(nn.Cell):
         where = self.where(positions, index, table, batch_valid_length, tensors[CACHES - 1])
         size = BLOCK_TENSORS if columns is None else BLOCK_TENSORS + FACTORS
         for first in range(0, len(tensors), size):
-            weights = tensors[first + CACHES:first + BLOCK_TENSORS]
-            if columns is not None:
-                norm1, query, key_value, dense, dense_bias, norm2, gate, up, down, down_bias = weights
-                query, key_value, dense, gate, up, down = with_adapters(
-                    (query, key_value, dense, gate, up, down), columns, tensors[first + BLOCK_TENSORS:first + size])
-                weights = (norm1, query, key_value, dense, dense_bias, norm2, gate, up, down, down_bias)
+            weights = adapted(tensors[first + CACHES:first + BLOCK_TENSORS], columns,
+                              tensors[first + BLOCK_TENSORS:first + size])
             x, delta = self.functions.decode(x, delta, *where, tensors[first:first + CACHES], weights)
         return x, delta
+
+
+def adapted(weights, columns, factors):
+    """All of `Block.weights` with LoRA adapters, as `with_adapters` takes these; unchanged where columns is None."""
+    if columns is None:
+        return weights
+    norm1, query, key_value, dense, dense_bias, norm2, gate, up, down, down_bias = weights
+    query, key_value, dense, gate, up, down = with_adapters((query, key_value, dense, gate, up, down), columns, factors)
+    return norm1, query, key_value, dense, dense_bias, norm2, gate, up, down, down_bias
 
 
 class Decode(DecodeBlocks):
@@ -154,4 +159,41 @@ class Decode(DecodeBlocks):
         for layer, block in enumerate(self.model.transformer.h):
             x, delta = block.functions.decode(x, delta, *where, caches[CACHES * layer:CACHES * (layer + 1)],
                                               block.weights())
+        return self.model.head(x + delta)
+
+
+class DecodeOnCard(nn.Cell):
+    """One new token a sequence through the whole model, paged: one graph for one shape of its arguments.
+
+    What a token takes of the host is, for a few layers, a microsecond for each launch and several for each call and each
+    argument (benchmarks/more.md). So there is one call; weights are no arguments, but Parameters, which MindSpore looks up
+    once; and the phase lets it run what was compiled first without looking at the arguments: hence one shape.
+
+    Args:
+        blocks (DecodeBlocks): computes.
+        model (TeleChat or TensorParallelModel): whose they are.
+    """
+
+    def __init__(self, blocks, model):
+        super().__init__(auto_prefix=False)
+        self.blocks = blocks
+        self.model = model
+        self.weights = tuple(block.weights() for block in model.transformer.h)
+        self.phase = "increment"  # what MindSpore calls a step that brings one more token
+
+    @ms.jit
+    def construct(self, x, positions, index, table, batch_valid_length, columns, *tensors):
+        """x: tokens, int32 (B,), or their embeddings (B, H) → float32 logits (B, V).
+
+        positions, index, table, batch_valid_length, columns: as of `DecodeBlocks`; tensors: for each block the caches of
+        its keys and its values and, if there are columns, the factors of adapters.
+        """
+        size = 2 if columns is None else 2 + FACTORS
+        where = self.blocks.where(positions, index, table, batch_valid_length, tensors[1])
+        x = self.model.embed(x) if x.dtype == ms.int32 else x
+        delta = None
+        for layer, weights in enumerate(self.weights):
+            caches = tensors[size * layer:size * layer + 2]
+            factors = tensors[size * layer + 2:size * layer + size]
+            x, delta = self.blocks.functions.decode(x, delta, *where, caches + caches, adapted(weights, columns, factors))
         return self.model.head(x + delta)

@@ -17,12 +17,15 @@ def test_a_training_step(card, tmp_path):
 
 
 def test_a_token(card, tmp_path):
-    """At most 14 kernels a layer; the host reads once, and sends token, position, length and block tables alone."""
+    """At most 14 kernels a layer and 6 more; the host waits once, to read, and sends token, position, place, block table and
+    length alone."""
     log = tmp_path / "log"
     save_small_model(tmp_path / "model", hidden_size=64, n_layer=3)
     card("generation", str(tmp_path / "model"), [[4, 5, 6, 7, 8], [9, 10]], 8, "bfloat16", SIM_LOG=str(log))
     found = report(read(str(log)))
     assert found.unit == "token" and found.count >= 4
     assert 8 < sum(found.layer_forward.values()) <= 14, found.layer_forward
+    assert sum(found.kernels.values()) <= 3 * 14 + 6, found.kernels
+    assert found.synchronisations == 1
     assert found.copies["device to host"][0] == 1
-    assert found.copies["host to device"][1] <= 256
+    assert found.copies["host to device"] == (5, 5 * 2 * 4)
