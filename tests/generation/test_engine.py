@@ -12,14 +12,11 @@ from telechat.nn.kernels import Kernels
 from tests.test_model import small_config
 
 
-@pytest.mark.parametrize("layers, paged, calls", [
-    (8, False, []), (8, True, [8]), (2, True, [2]), (19, False, [8, 8, 3]), (19, True, [8, 8, 3]),
-])
-def test_calls_of_a_step(monkeypatch, layers, paged, calls):
+@pytest.mark.parametrize("layers, calls", [(8, []), (19, [8, 8, 3])])
+def test_calls_of_a_step(layers, calls):
     """No call: the whole model in one graph. A graph is compiled for each number of layers that a call has."""
-    monkeypatch.setattr(Kernels, "require_device", lambda kernels: None)
     model = TeleChat(small_config(n_layer=layers))
-    model.set_kernels(Kernels(paged=paged))
+    model.set_kernels(Kernels())
     engine = Engine(model, 64)
     engine.reserve(1, 64)
     groups, layers = engine._steps._groups, engine._cache.layers
