@@ -6,6 +6,7 @@ config: tied head, biases, rotary tables, and the muP multipliers of embeddings 
 """
 
 import functools
+import math
 import zlib
 
 import mindspore as ms
@@ -14,6 +15,7 @@ from mindspore import Tensor, nn
 
 from telechat.config import TeleChatConfig
 from telechat.errors import InputError
+from telechat.memory_check import release_freed
 from telechat.nn.block import Block
 from telechat.nn.kernel_choice import choose_kernels
 from telechat.nn.layers import Embedding, Linear, RMSNorm, scope, set_kernels
@@ -21,6 +23,7 @@ from telechat.nn.positions import sequence_tables
 from telechat.nn.quantised import weight_parameters
 from telechat.progress import Progress
 
+LARGE = 1 << 25  # numbers of a tensor, before which what was freed is given back to the system
 DTYPES = {"float32": ms.float32, "bfloat16": ms.bfloat16, "float16": ms.float16}
 
 
@@ -166,11 +169,15 @@ class TeleChat(nn.Cell):
         with Progress("loading weights", len(reader.names), "tensors") as progress:
             def read(name, shape):
                 progress.advance()
+                if math.prod(shape) > LARGE:
+                    release_freed()
                 value = read_as(reader, name, dtype)
                 return Tensor.from_numpy(value) if isinstance(value, np.ndarray) else value
 
-            return cls(config, dtype, tensors=read, kernels=kernels, use_flash_attention=use_flash_attention,
-                       use_paged_attention=use_paged_attention)
+            model = cls(config, dtype, tensors=read, kernels=kernels, use_flash_attention=use_flash_attention,
+                        use_paged_attention=use_paged_attention)
+        release_freed()
+        return model
 
     def save_pretrained(self, directory):
         """Write ``config.json`` and safetensors under the published 12B's names, atomically.

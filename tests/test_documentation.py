@@ -4,6 +4,8 @@ That its commands run as well is seen by tests/test_documented_commands.py, in m
 """
 
 import argparse
+import contextlib
+import io
 import math
 import re
 import shlex
@@ -118,6 +120,39 @@ def test_every_model_fits_its_mesh(row, capsys):
     model = TeleChatConfig.from_dict(RunConfig.load(config).published_model)
     count = sum(map(math.prod, parameter_shapes(model).values()))
     assert f"{count:,}" == parameters and f"{2 * count / 1e9:.1f} GB" == weights
+
+
+# Rows of README's table of one card in their order: what is done there, and with how many bits.
+ONE_CARD = {"full": None, "lora": None, "lora8": 8, "lora4": 4, "gen": None, "gen8": 8, "gen4": 4}
+LORA_52B = ["lora={rank: 16}", "batch_size=8", "micro_batches=8", "sequence_length=1024", "parallel.tensor=1",
+            "parallel.pipeline=1", "parallel.recompute=true"]
+
+
+def one_card(what, size):
+    """A cell of that table, by tools/estimate.py."""
+    bits = [] if ONE_CARD[what] is None else ["--bits", str(ONE_CARD[what]), "--group_size", "64" if size == "52b" else "128"]
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        if what.startswith("gen"):
+            config = ROOT.parent / "shared/data" / f"telechat_{size}.config.json"
+            load_tool("estimate").main(["--generation", "--model_config", str(config), "--batch_size", "8", "--max_length", "2048",
+                                        *bits])
+        else:
+            lora = what != "full" and size != "52b"
+            config = ROOT / "configs" / f"{'lora' if lora else 'finetune'}_{size}.yaml"
+            load_tool("estimate").main(["--device", "ascend", "--config", str(config), *bits,
+                                        *(LORA_52B if what != "full" and size == "52b" else [])])
+    peak = float(re.search(r"^memory +about ([\d,.]+) GB", said.getvalue(), re.MULTILINE)[1].replace(",", ""))
+    return f"{peak:,.1f} GB" if peak < 100 else f"{peak:,.0f} GB"
+
+
+@pytest.mark.parametrize("page, start", [("README.md", "| for one card, in 16 bits"), ("README_zh.md", "| 单卡，16 位")])
+def test_the_table_of_one_card_is_what_the_estimate_says(page, start, shared):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    lines = text[text.index(start):].split("\n\n")[0].splitlines()[2:]
+    assert len(lines) == len(ONE_CARD)
+    for what, line in zip(ONE_CARD, lines):
+        assert [cell.strip() for cell in line.strip("|").split("|")[1:]] == [one_card(what, size) for size in ("7b", "12b", "52b")], what
 
 
 def expected_peak(said):

@@ -15,8 +15,6 @@ from telechat.cli import ArgumentParser, path_argument, run  # noqa: E402
 from telechat.errors import InputError  # noqa: E402
 from telechat.fields import byte_size  # noqa: E402
 
-_SHOWN = 20  # meshes that --search lists
-
 
 def parse_arguments(argv):
     parser = ArgumentParser(description="Memory, communication and speed of a run, before there are cards. "
@@ -46,6 +44,9 @@ def parse_arguments(argv):
                         help="of --generation: tokens of each, prompt and answer; default: what the model was made for")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="bfloat16",
                         help="of --generation; default: bfloat16")
+    parser.add_argument("--bits", type=int, help="8 or 4: as if tools/quantize.py had quantised the model; with a lora "
+                                                 "in the run, or --generation")
+    parser.add_argument("--group_size", type=int, default=128, help="of --bits; default: 128")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="any key of the YAML file")
     arguments = parser.parse_intermixed_args(argv)
     about_cards = (arguments.cards, arguments.card_memory, arguments.card_tflops) != (None, None, None)
@@ -84,11 +85,22 @@ def read_model(arguments, config):
 
     source = arguments.model_config or config.load_checkpoint
     if source is not None:
-        return TeleChatConfig.from_pretrained(source)
+        return TeleChatConfig.from_pretrained(source, quantised=True)
     described = config.model or config.published_model
     if described is None:
         raise InputError("no model: give --model_config its config.json, or --load_checkpoint its directory")
     return TeleChatConfig.from_dict(described)
+
+
+def quantised(arguments, model):
+    """The model's config, with products of --bits where they are given."""
+    if arguments.bits is None:
+        return model
+    from telechat.quantization.checkpoint import with_settings
+    from telechat.quantization.quantise import check_request
+
+    check_request(model, arguments.bits, arguments.group_size)
+    return with_settings(model, {"quant_method": "gptq", "bits": arguments.bits, "group_size": arguments.group_size})
 
 
 def read_run(arguments):
@@ -98,7 +110,9 @@ def read_run(arguments):
 
     flags = {} if arguments.load_checkpoint is None else {"load_checkpoint": arguments.load_checkpoint}
     config = RunConfig.load(arguments.config, arguments.overrides, flags)
-    model, length = read_model(arguments, config), config.sequence_length
+    model, length = quantised(arguments, read_model(arguments, config)), config.sequence_length
+    if config.lora is None and "quantization_config" in model.extra:
+        raise InputError("products of 4 or 8 bits are not trained themselves; add lora, for an adapter beside them")
     if length is None:
         raise InputError(f"{arguments.config}: sequence_length is not set; add sequence_length=2048 or what "
                          "the dataset was preprocessed with")
@@ -120,6 +134,7 @@ def wants_mesh(arguments, parallel):
 def choose_mesh(config, model, workload, hardware, cards):
     """The run on the best mesh that --search finds, else the one that needs least memory."""
     from telechat.parallel.estimate_speed import search
+    from telechat.training.estimate_lines import settings
 
     fitting, others = search(model, cards, workload, hardware)
     if not fitting + others:
@@ -143,61 +158,6 @@ def check_run(model, config, workload):
                 config.parallel)
 
 
-def gigabytes(size):
-    return f"{size / 1e9:9.3f} GB"
-
-
-def describe_run(model, config, workload):
-    from telechat.checkpoint.layout import parameter_shapes
-    from telechat.parallel.estimate import elements
-    from telechat.parallel.estimate_speed import cards_of
-    from telechat.parallel.plan import stage_layers
-
-    parallel, count = config.parallel, elements(parameter_shapes(model).values())
-    layers = ", ".join(str(len(layers)) for layers in stage_layers(model, parallel))
-    on = [name for name in ("sequence_parallel", "shard_optimizer", "recompute") if getattr(parallel, name)]
-    mesh = [f"tensor {parallel.tensor}", f"pipeline {parallel.pipeline} (layers {layers})",
-            f"data {parallel.data}"]
-    tokens = config.batch_size * workload.sequence_length
-    return [f"model       {count:,} parameters, {model.n_layer} layers of {model.hidden_size}, "
-            f"{config.train.dtype}",
-            f"mesh        {cards_of(parallel)} card(s): {', '.join(mesh + on)}",
-            f"batch       {config.batch_size} sequences of {workload.sequence_length:,} = {tokens:,} tokens "
-            f"a step, micro_batches {workload.micro_batches}"]
-
-
-def describe_memory(model, parallel, workload, hardware):
-    from telechat.parallel.estimate import activation_bytes
-    from telechat.parallel.estimate_peak import stage_memory
-    from telechat.training.memory import memory_lines
-
-    stages = [stage_memory(model, parallel, workload, stage) for stage in range(parallel.pipeline)]
-    peaks = [memory.peak for memory in stages]
-    stage = peaks.index(max(peaks))
-    memory = stages[stage]
-    lines = ["", f"Memory of a rank in stage {stage}, the fullest: {memory.parameters:,} parameters, on "
-                 f"{'a CPU' if workload.on_cpu else 'an Ascend card'}", *memory_lines(memory)]
-    if parallel.pipeline > 1:
-        lines.append("  peak of each stage: " + ", ".join(f"{peak / 1e9:.1f}" for peak in peaks) + " GB")
-    lines.append("  activations with other settings:")
-    for recompute in (False, True):
-        for sequence in (False, True) if parallel.tensor > 1 else (False,):
-            if sequence and workload.tokens(parallel) % parallel.tensor:
-                continue
-            other = dataclasses.replace(parallel, recompute=recompute, sequence_parallel=sequence)
-            size = activation_bytes(model, other, workload, stage)
-            lines.append(f"    {gigabytes(size)}  {'with' if recompute else 'without'} recompute, "
-                         f"{'with' if sequence else 'without'} sequence_parallel")
-    if workload.on_cpu:
-        return [*lines, "  not counted: fragmentation, buffers of collectives"]
-    if memory.peak <= hardware.card_memory:
-        verdict = f"fits into {hardware.card_memory / 1e9:g} GB"
-    else:
-        verdict = f"DOES NOT FIT into {hardware.card_memory / 1e9:g} GB; try --search"
-    return lines + [f"  {verdict}; not counted: what a card holds before a program begins, and the room that its operators "
-                    "take to work in"]
-
-
 def describe_generation(arguments, hardware):
     """Lines: what each process holds at most while it answers."""
     from telechat.config import TeleChatConfig
@@ -206,7 +166,7 @@ def describe_generation(arguments, hardware):
     from telechat.parallel.parallel_config import ParallelConfig
     from telechat.parallel.plan import check_mesh
 
-    model = TeleChatConfig.from_pretrained(arguments.model_config or arguments.load_checkpoint)
+    model = quantised(arguments, TeleChatConfig.from_pretrained(arguments.model_config or arguments.load_checkpoint, quantised=True))
     length = model.training_seqlen if arguments.max_length is None else arguments.max_length
     slots, cards = arguments.batch_size, arguments.cards or 1
     for flag, value in (("batch_size", slots), ("max_length", length)):
@@ -226,70 +186,6 @@ def describe_generation(arguments, hardware):
     return [*lines, f"  {verdict} into {hardware.card_memory / 1e9:g} GB; not counted: what a card holds before a program begins"]
 
 
-def describe_traffic(model, parallel, workload):
-    from telechat.parallel.estimate_speed import traffic
-
-    stages = [traffic(model, parallel, workload, stage) for stage in range(parallel.pipeline)]
-    sent = [sum(item.sent_bytes for item in items) for items in stages]
-    stage = sent.index(max(sent))
-    if not stages[stage]:
-        return ["", "Communication: none, it is one card"]
-    lines = ["", f"Communication of a rank in stage {stage} in a step",
-             f"  {'purpose':34}{'operation':16}{'ranks':>12} {'calls':>8}  whole tensors   sent (ring)"]
-    for item in stages[stage]:
-        ranks = f"{item.group} {item.size}"
-        lines.append(f"  {item.purpose:34}{item.operation:16}{ranks:>12} {item.calls:8,}   "
-                     f"{gigabytes(item.tensor_bytes)}  {gigabytes(item.sent_bytes)}")
-    return lines
-
-
-def describe_speed(model, parallel, workload, hardware):
-    from telechat.parallel.estimate_speed import predict, step_flops
-    from telechat.parallel.pipeline import bubble_fraction
-
-    flops = f"FLOPs of a step  {step_flops(model, workload):.4g}, all cards together, nothing computed twice"
-    if workload.on_cpu:
-        return ["", flops]
-    prediction = predict(model, parallel, workload, hardware)
-    return ["",
-            flops,
-            f"bubble           {bubble_fraction(parallel.pipeline, workload.micro_batches):.1%}",
-            f"predicted        {prediction.tokens_per_second:,.0f} tokens/s a card, {prediction.seconds:.2f} "
-            f"s a step, of it {prediction.communicating:.1%} communication, {prediction.waiting:.1%} waiting "
-            f"for other stages; {prediction.utilization:.1%} of the cards' FLOPs"]
-
-
-def describe_search(model, cards, workload, hardware):
-    from telechat.parallel.estimate_speed import search
-    from telechat.parallel.pipeline import bubble_fraction
-
-    memory = f"{hardware.card_memory / 1e9:g} GB"
-    fitting, others = search(model, cards, workload, hardware)
-    if not fitting:
-        least = f"; the least is {others[0].peak / 1e9:.1f} GB with {settings(others[0])}" if others else \
-            f": none divides the model and batch_size {workload.batch_size}"
-        raise InputError(f"no mesh of {cards} cards fits into {memory} a card{least}")
-    lines = [f"{len(fitting)} mesh(es) of {cards} cards fit into {memory} a card, each with its fastest "
-             "settings; predicted tokens/s a card, peak memory, bubble"]
-    for candidate in fitting[:_SHOWN]:
-        bubble = bubble_fraction(candidate.parallel.pipeline, candidate.micro_batches)
-        lines.append(f"{candidate.prediction.tokens_per_second:8,.0f}  {candidate.peak / 1e9:6.1f} GB  "
-                     f"{bubble:6.1%}  {settings(candidate)}")
-    if others:
-        lines.append(f"{len(others)} more do not fit, the smallest with {others[0].peak / 1e9:.1f} GB")
-    return lines
-
-
-def settings(candidate):
-    """As they are given on the command line."""
-    parallel = candidate.parallel
-    values = [f"parallel.{name}={getattr(parallel, name)}" for name in ("tensor", "pipeline", "data")]
-    values.append(f"micro_batches={candidate.micro_batches}")
-    values += [f"parallel.{name}={str(getattr(parallel, name)).lower()}"
-               for name in ("sequence_parallel", "shard_optimizer", "recompute")]
-    return " ".join(values)
-
-
 def main(argv=None):
     arguments = parse_arguments(argv)
     hardware = read_hardware(arguments)
@@ -299,7 +195,10 @@ def main(argv=None):
     config, model, length = read_run(arguments)
 
     from telechat.nn.kernels import on_cpu
+    from telechat.training.estimate_lines import (describe_memory, describe_run, describe_search, describe_speed,
+                                                  describe_traffic)
     from telechat.training.memory import workload_of
+
     workload = workload_of(model, config, length, on_cpu() if arguments.device is None else arguments.device == "cpu")
     if arguments.search:
         parallel = config.parallel

@@ -44,7 +44,7 @@ def card_memory(config, dtype, slots, length, processes=1):
     if flash_obstacle(kind, config.head_dim) is not None:
         prompt += _SCORES * FLOAT32 * config.n_head // processes * length ** 2
     token = (paged_workspace(dtype, length) if paged else 0) + 2 * slots * config.vocab_size * FLOAT32
-    parts = {"weights": weight_bytes(config, width, processes),
+    parts = {"weights": weight_bytes(config, width, processes, width),
              "key-value cache": cache_bytes(config, slots, tokens, width, processes),
              "kernels": INTERNAL_KERNELS, "work": max(prompt, token)}
     if processes > 1:

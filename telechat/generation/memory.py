@@ -40,10 +40,11 @@ def cache_bytes(config, slots, length, width, processes=1):
     return 2 * config.n_layer * slots * length * config.num_key_value_heads * config.head_dim * width // processes
 
 
-def weight_bytes(config, width, processes=1):
-    """Bytes of one process's weights, quantised ones as they are; what every process holds whole, the norms, is a trifle."""
+def weight_bytes(config, width, processes=1, scale=FLOAT32):
+    """Bytes of one process's weights, quantised ones as they are, with scales of so many bytes; what every process holds
+    whole, the norms, is a trifle."""
     settings = settings_of(config)
-    return sum(product_bytes(shape, settings) if settings and is_product(name) else math.prod(shape) * width
+    return sum(product_bytes(shape, settings, scale) if settings and is_product(name) else math.prod(shape) * width
                for name, shape in parameter_shapes(config).items()) // processes
 
 

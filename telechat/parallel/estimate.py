@@ -14,6 +14,8 @@ import typing
 from telechat.parallel.plan import block_shape, local_slices, stage_layers, vocabulary_rows
 
 FLOAT32 = 4
+# Copies of the largest product's weight that dequantising it makes in a graph, at the graph's fullest.
+_DEQUANTISED = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Workload:
     adapter: dict = None  # name → shape of a layer's adapter, float32, where it is trained and all weights are frozen
     adapter_dropout: int = 0  # columns of its dropout masks
     flash: bool = False  # attention by FlashAttentionScore, which makes no scores (nn/flash_attention.py)
+    product_bytes: typing.Callable = None  # product_bytes(shape) of a quantised product; None: they are not
 
     @property
     def gradient_bytes(self):
@@ -103,6 +106,22 @@ def stage_parts(model, parallel, stage):
     return StageParts([vocabulary] if first or (last and tied) else [], block,
                       len(stage_layers(model, parallel)[stage]),
                       ([(hidden,)] if last else []) + ([vocabulary] if last and not tied else []))
+
+
+def weight_bytes(parts, workload):
+    """Bytes of the working weights of `StageParts`."""
+    total = parts.parameters * workload.weight_bytes
+    if workload.product_bytes is not None:
+        products = [shape for shape in parts.block if len(shape) == 2]
+        total += parts.layers * sum(workload.product_bytes(shape) - workload.weight_bytes * math.prod(shape) for shape in products)
+    return total
+
+
+def dequantised_bytes(parts, workload):
+    """What is there of quantised products as float32 weights while a layer's graphs compute with them."""
+    if workload.product_bytes is None:
+        return 0
+    return _DEQUANTISED * FLOAT32 * max(math.prod(shape) for shape in parts.block)
 
 
 def trained_parts(model, parallel, workload, stage):

@@ -7,7 +7,7 @@ operators take no room to work in: tests/ascend/test_memory.py holds the whole t
 import math
 import os
 
-from telechat.parallel.estimate import (FLOAT32, activation_bytes, elements, is_cut, layer_activations, score_elements,
+from telechat.parallel.estimate import (FLOAT32, activation_bytes, dequantised_bytes, elements, is_cut, layer_activations, score_elements,
                                         stage_parts, trained_parts)
 from telechat.parallel.mesh import Mesh
 from telechat.parallel.plan import block_shape, vocabulary_rows
@@ -60,6 +60,7 @@ class CardStep:
         self.whole_hidden = workload.tokens(parallel) * model.hidden_size * wide
         self.inner = workload.tokens(parallel) * share.ffn_hidden_size * wide
         self.layer = layer_activations(model, parallel, workload)
+        self.dequantised = dequantised_bytes(self.parts, workload)
         self.scores = 0 if workload.flash else FLOAT32 * score_elements(model, parallel, workload)
 
     @property
@@ -127,11 +128,11 @@ class CardStep:
         """Of a layer's backward pass, which with recomputation begins with its forward pass."""
         again = self.layer - 2 * self.inner if self.parallel.recompute else 0
         inner = (_BACKWARD_INNER + 2 * self.parallel.recompute) * self.inner
-        return max(inner, _BACKWARD_SCORES * self.scores) + again + self.dropout() + 2 * self.hidden
+        return max(inner, _BACKWARD_SCORES * self.scores) + again + self.dropout() + 2 * self.hidden + self.dequantised
 
     def forward_work(self):
         """Of a layer's forward pass."""
-        return max(_FORWARD_INNER * self.inner, _FORWARD_SCORES * self.scores) + self.dropout() + 2 * self.hidden
+        return max(_FORWARD_INNER * self.inner, _FORWARD_SCORES * self.scores) + self.dropout() + 2 * self.hidden + self.dequantised
 
     def update_work(self):
         """AdamW works in place; a gradient is brought to float32 and clipped."""

@@ -2,7 +2,7 @@
 
 import math
 
-from telechat.parallel.estimate import (FLOAT32, activation_bytes, elements, layer_activations, score_elements,
+from telechat.parallel.estimate import (FLOAT32, activation_bytes, dequantised_bytes, elements, layer_activations, score_elements,
                                         stage_parts, trained_parts)
 from telechat.parallel.plan import block_shape, vocabulary_rows
 
@@ -75,7 +75,7 @@ class CpuStep:
         """Of a layer's backward pass, its gradients included."""
         model, parallel, workload = self.model, self.parallel, self.workload
         block = self.groups[1]
-        work = _block_work(model, parallel, workload, elements(self.parts.block))
+        work = _block_work(model, parallel, workload, elements(self.parts.block)) + dequantised_bytes(self.parts, workload)
         if parallel.recompute:  # all but gate and up, which the backward graph makes for itself
             inner = block_shape(model, parallel.tensor).ffn_hidden_size
             work += self.layer - 2 * workload.tokens(parallel) * inner * workload.activation_bytes

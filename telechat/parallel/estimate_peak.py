@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from telechat.parallel.estimate import FLOAT32, optimizer_bytes
+from telechat.parallel.estimate import FLOAT32, dequantised_bytes, optimizer_bytes, weight_bytes
 from telechat.parallel.estimate_card import CardStep
 from telechat.parallel.estimate_cpu import CpuStep
 
@@ -42,7 +42,7 @@ def stage_memory(model, parallel, workload, stage):
     """
     step = (CpuStep if workload.on_cpu else CardStep)(model, parallel, workload, stage)
     frozen = workload.adapter is not None
-    weights = step.parts.parameters * workload.weight_bytes + (step.trained.parameters * FLOAT32 if frozen else 0)
+    weights = weight_bytes(step.parts, workload) + (step.trained.parameters * FLOAT32 if frozen else 0)
     optimizer = optimizer_bytes(step.trained, parallel, FLOAT32 if frozen else workload.weight_bytes)
     phase, (activations, gradients, work) = max(
         ((name, moment) for name, moments in step.phases().items() for moment in moments), key=lambda item: sum(item[1]))

@@ -129,8 +129,8 @@ def settings_of(config):
     return settings if isinstance(settings, dict) else None
 
 
-def product_bytes(shape, settings):
-    """Bytes of a quantised product in memory: its values, and a float32 scale for each group."""
+def product_bytes(shape, settings, scale=np.dtype(np.float32).itemsize):
+    """Bytes of a quantised product in memory: its values, and a scale of so many bytes for each group."""
     outputs, inputs = shape
     group = inputs if settings["group_size"] == -1 else settings["group_size"]
-    return outputs * inputs * settings["bits"] // 8 + outputs * -(-inputs // group) * np.dtype(np.float32).itemsize
+    return outputs * inputs * settings["bits"] // 8 + outputs * -(-inputs // group) * scale

@@ -13,6 +13,7 @@ from telechat.parallel.estimate import FLOAT32, Workload
 from telechat.parallel.estimate_peak import stage_memory
 from telechat.parallel.mesh import mesh_shape
 from telechat.parallel.parallel_config import process_count
+from telechat.quantization.checkpoint import product_bytes, settings_of
 from telechat.training.lora_run import resolve_lora
 from telechat.training.step import head_rows
 
@@ -51,9 +52,11 @@ def workload_of(model, run, sequence_length, on_cpu=False):
         dropped = sum(shape[1] for name, shape in adapter.items() if ".lora_A." in name) if lora.dropout else 0
     flash = not on_cpu and run.train.kernels != "portable" and run.train.use_flash_attention is not False \
         and flash_obstacle(as_dtype(run.train.dtype), model.head_dim) is None
+    quantised = settings_of(model)
+    products = None if quantised is None else functools.partial(product_bytes, settings=quantised)
     return Workload(sequence_length, run.batch_size, run.train.micro_batches, width,
                     FLOAT32 if on_cpu else width, rows, run.train.mask_padding, scores,
-                    kernels.ROWS_AT_ONCE if on_cpu else None, on_cpu, own, adapter, dropped, flash)
+                    kernels.ROWS_AT_ONCE if on_cpu else None, on_cpu, own, adapter, dropped, flash, products)
 
 
 def stage_memories(model, run, sequence_length):

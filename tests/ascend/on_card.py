@@ -176,20 +176,40 @@ def training_memory(values):
     from telechat.config import TeleChatConfig
     from telechat.parallel.mesh import Mesh
     from telechat.parallel.stage import build_stage, read_random
+    from telechat.adapters.trained import TrainedAdapter, read_initial
+    from telechat.quantization.checkpoint import with_settings
     from telechat.training import optimizer
+    from telechat.training.lora_run import resolve_lora
     from telechat.training.memory import fullest_rank
     from telechat.training.run_config import RunConfig
     from telechat.training.trainer import Trainer
 
     optimizer.CHECKED_UPDATES = 0  # operators that do nothing change no weights
-    config = TeleChatConfig.from_dict(values.pop("model"))
-    run = RunConfig.from_dict(values)
-    stage = build_stage(config, run.train.dtype, Mesh.single(), run.parallel, read_random(config, 0))
-    trainer = Trainer(stage, run.train, run.parallel)
+    config, bits = TeleChatConfig.from_dict(values.pop("model")), values.pop("bits", None)
+    run, read, adapter = RunConfig.from_dict(values), read_random(config, 0), None
+    if bits is not None:
+        config = with_settings(config, {"bits": bits, "group_size": 128})
+        read = quantised_random(config, bits, read)
+    stage = build_stage(config, run.train.dtype, Mesh.single(), run.parallel, read)
+    lora = resolve_lora(run, config)
+    if lora is not None:
+        adapter = TrainedAdapter(config, lora, range(config.n_layer), read_initial(config, lora, 0))
+    trainer = Trainer(stage, run.train, run.parallel, adapter=adapter)
     ids = np.random.default_rng(0).integers(4, config.vocab_size, (run.batch_size, run.sequence_length + 1))
     for _ in range(3):
         trainer.train_step(ids, ids)
     return fullest_rank(config, run, run.sequence_length).peak
+
+
+def quantised_random(config, bits, read):
+    """``read`` of `build_stage` with the products rounded to the nearest of ``bits`` bits."""
+    from telechat.checkpoint.products import is_product
+    from telechat.quantization.rounding import round_to_nearest
+
+    def quantised(name, part):
+        array = read(name, part)
+        return round_to_nearest(array, bits, 128).weight(bits, name) if is_product(name) else array
+    return quantised
 
 
 def generation_memory(fields, dtype, slots, length):

@@ -14,6 +14,9 @@ RUNS = {
                                                      dtype="bfloat16"),
     "bfloat16, no flash attention": dict(model=SMALL, sequence_length=1024, batch_size=2, dtype="bfloat16",
                                          use_flash_attention=False),
+    "an adapter": dict(model=SMALL, sequence_length=512, batch_size=2, dtype="bfloat16", lora=dict(rank=16)),
+    "an adapter beside 4 bits": dict(model=SMALL, sequence_length=512, batch_size=2, dtype="bfloat16", lora=dict(rank=16), bits=4),
+    "an adapter beside 8 bits": dict(model=SMALL, sequence_length=512, batch_size=2, dtype="bfloat16", lora=dict(rank=16), bits=8),
 }
 USUAL = "bfloat16"
 

@@ -138,6 +138,8 @@ def test_on_this_machine_the_figure_is_that_of_training_and_its_parts_add_up(too
     (["parallel.tensr=2"], ["parallel.tensr", "parallel.tensor"]),
     (["--model_config", "absent.json"], ["absent.json"]),
     (["--config", "absent.yaml"], ["absent.yaml"]),
+    (["--bits", "4"], ["products of 4 or 8 bits are not trained themselves; add lora"]),
+    (["--bits", "3", "lora={rank: 2}"], ["--bits must be 8 or 4, not 3"]),
     (["--search", "--cards", "7", "batch_size=3", "micro_batches=3"], ["7 cards", "batch_size 3"]),
 ])
 def test_bad_input_is_one_sentence(model_file, tool, change, words):
@@ -169,3 +171,20 @@ def test_the_configs_know_their_published_models(size, shared):
     expected = RunConfig.load(ROOT / "configs" / f"finetune_{size}.yaml").published_model
     assert {name: getattr(published, name) for name in expected} == expected
     assert parameter_shapes(TeleChatConfig.from_dict(expected)) == parameter_shapes(published)
+
+
+@pytest.mark.parametrize("device", ["ascend", "cpu"])
+def test_quantised_products_in_answering(model_file, tmp_path, capsys, device):
+    """--bits is what a directory says that tools/quantize.py has written; weights are what a process then holds."""
+    from telechat.generation.memory import weight_bytes
+
+    values = {**json.loads(model_file.read_text()), "quantization_config": dict(quant_method="gptq", bits=4, group_size=32)}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    said = []
+    for arguments in (["--model_config", str(model_file), "--bits", "4", "--group_size", "32"], ["--model_config", str(tmp_path / "config.json")]):
+        load_tool("estimate").main(["--generation", "--device", device, "--max_length", "100", *arguments])
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]
+    model = TeleChatConfig.from_pretrained(tmp_path / "config.json", quantised=True)
+    expected = weight_bytes(model, 2, scale=2 if device == "ascend" else 4)
+    assert float(re.search(r"([\d.]+) GB  weights", said[0])[1]) == pytest.approx(expected / 1e9, abs=0.005)
