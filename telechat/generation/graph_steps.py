@@ -4,7 +4,6 @@ import collections
 import contextlib
 import math
 
-import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
 
@@ -16,7 +15,7 @@ from telechat.nn.block import OF_ATTENTION
 from telechat.nn.block_graphs import FeedForward
 from telechat.nn.blockwise_attention import BlockMasks
 from telechat.nn.blockwise_block import PrefillAttentionByBlocks
-from telechat.nn.device import device_tensor
+from telechat.nn.device import Sender, device_tensor
 from telechat.progress import Progress, track
 
 SMALLEST_PREFILL = 32
@@ -61,7 +60,7 @@ class GraphSteps:
         self._decode = Decode(model, max_length)
         self._decode_blocks = DecodeBlocks(model, max_length)
         self._on_card = {}  # shapes of arguments → `DecodeOnCard`
-        self._sent = ()  # what may be on its way to the card
+        self._send = Sender()
         self._weight_bytes = 4 * sum(map(math.prod, parameter_shapes(model.config).values()))
         self._compiled = set()  # what `decode` has been compiled for: (slots, blocks of one, batch size)
         self._wanted = collections.Counter()  # how often a smaller one would have done that is not among them
@@ -239,8 +238,7 @@ class GraphSteps:
 
     def _decode_on_card(self, tokens, positions, places, table, columns):
         """`_decode_rows` by one graph, which is given all on the card: a host tensor would make it wait at each."""
-        self._sent = tuple(map(Tensor, (tokens, positions, places, table, positions + 1)))
-        x, *where = (tensor.to(ms.get_context("device_target"), non_blocking=True) for tensor in self._sent)
+        x, *where = map(self._send, (tokens, positions, places, table, positions + 1))
         if not self.model.embeds_in_graphs:
             x = self.model.embed(x)
         layers = self.cache.layers
@@ -249,4 +247,6 @@ class GraphSteps:
         shape = table.shape, layers[0][-1].shape, columns is None
         if shape not in self._on_card:
             self._on_card[shape] = DecodeOnCard(self._decode_blocks, self.model)
-        return self._on_card[shape](x, *where, columns, *tensors).asnumpy()
+        logits = self._on_card[shape](x, *where, columns, *tensors).asnumpy()
+        self._send.clear()
+        return logits

@@ -39,16 +39,24 @@ class Attention(nn.Cell):
         super().__init__()
         self.functions = functions
 
+    def construct(self, *arguments):
+        """`forward`, and in the place of sums that there are not: None."""
+        middle, q, k, v, attended, *log_sums = self.forward(*arguments)
+        return middle, q, k, v, log_sums[0] if log_sums else None, attended
+
     @ms.jit
-    def construct(self, x, cos, sin, mask, shift, documents, drop_attention, drop_dense,
-                  norm, query, key_value, dense, dense_bias, *lora):
-        """x (rows, H) → the same behind attention, and what `backward` starts from."""
+    def forward(self, x, cos, sin, mask, shift, documents, drop_attention, drop_dense,
+                norm, query, key_value, dense, dense_bias, *lora):
+        """x (rows, H) → the same behind attention, and what `backward` starts from, the sums at the end if any.
+
+        A graph that returned a None would send that to a card, and wait for it.
+        """
         f = self.functions
         of_qkv, of_dense = f.cut_attention(lora)
         q, k, v = f.heads(*f.project_qkv(x, norm, query, key_value, *of_qkv), cos, sin)
         attended, log_sums = f.kernels.attention_in_training(q, k, v, mask, shift, documents, f.scale, drop_attention)
-        return (f.project_attention(x, attended, dense, dense_bias, drop_dense, *of_dense),
-                q, k, v, log_sums, attended)
+        results = f.project_attention(x, attended, dense, dense_bias, drop_dense, *of_dense), q, k, v, attended
+        return results if log_sums is None else results + (log_sums,)
 
     @ms.jit
     def backward(self, dmiddle, x, q, k, v, log_sums, attended, cos, sin, mask, shift, documents, drop_attention,

@@ -31,6 +31,28 @@ def device_tensor(value, dtype=None):
     return tensor if dtype is None or tensor.dtype == dtype else tensor.astype(dtype)
 
 
+class Sender:
+    """Brings small arrays to the device without waiting for it, which a graph does at each argument in host memory.
+
+    What is on its way stays in the host's memory as long as the Sender, until `clear`.
+    """
+
+    def __init__(self):
+        self._sent = []
+
+    def __call__(self, array):
+        """A Tensor of an array; on a CPU all is there."""
+        tensor = Tensor(array)
+        if on_cpu():
+            return tensor
+        self._sent.append(tensor)
+        return tensor.to(ms.get_context("device_target"), non_blocking=True)
+
+    def clear(self):
+        """To be called when the device has been read since."""
+        self._sent.clear()
+
+
 def device_zeros(shape, dtype):
     """Zeros in the device's memory."""
     return ops.zeros(shape, dtype)

@@ -27,9 +27,6 @@ def use_inference_kernels():
     name, kept_out = _KEPT_OUT
     others = [kernel for kernel in os.environ.get(name, "").split(",") if kernel and kernel not in kept_out]
     os.environ[name] = ",".join([*kept_out, *others])
-    # Graphs run in the thread that calls them, which waits for every token anyway: threads that hand work to each other
-    # spin meanwhile (benchmarks/more.md). Read when the first graph runs.
-    os.environ.setdefault("MS_DEV_HOST_BLOCKING_RUN", "1")
     ms.set_context(jit_config={"jit_level": "O0", "infer_boost": "on"})
     _state["on"] = True
 

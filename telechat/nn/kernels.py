@@ -32,10 +32,10 @@ LOGITS_ON_CPU, LOGITS_ON_CARD = 2 ** 22, 2 ** 27
 _gradient = ops.GradOperation(get_all=True, sens_param=True)
 
 
-if on_cpu():
-    # Graphs run in the thread that calls them. Else two threads of MindSpore's take turns in spinning while they
-    # wait, and take a tenth of two cores (benchmarks/tried.md). It is read when the first graph runs.
-    os.environ.setdefault("MS_DEV_HOST_BLOCKING_RUN", "1")
+# Graphs run in the thread that calls them. Else threads of MindSpore's hand work to each other and spin while they wait:
+# on two cores that takes a tenth of a CPU's work (benchmarks/tried.md), and on a card a step's launches take three times
+# as long (benchmarks/more.md). It is read when the first graph runs.
+os.environ.setdefault("MS_DEV_HOST_BLOCKING_RUN", "1")
 
 
 def device_name():

@@ -7,7 +7,6 @@ import os
 import time
 
 import yaml
-from mindspore import Tensor
 
 from telechat.checkpoint.safetensors_files import weight_digests
 from telechat.data.model_template import check_generation
@@ -18,7 +17,7 @@ from telechat.lost_output import drop_lost_output
 from telechat.model import as_dtype
 from telechat.nn.kernel_choice import choose_kernels
 from telechat.parallel.agreement import together
-from telechat.parallel.collectives import all_reduce, barrier, gather_objects
+from telechat.parallel.collectives import barrier, gather_objects
 from telechat.parallel.mesh import Mesh, scheduler_address
 from telechat.parallel.plan import check_batch, check_mesh
 from telechat.parallel.stage import Stage
@@ -180,7 +179,7 @@ class TrainingRun:
                 begin = time.perf_counter()
                 first = trainer.step == first_step
                 with Progress(f"step {trainer.step + 1}{', compiling' if first else ''}", trainer.layer_passes, "layers") as done:
-                    result = trainer.train_step(*batch, each_layer=done.advance)
+                    result = trainer.train_step(*batch, each_layer=done.advance, stop=lambda: stop.received)
                 tokens = batch[0].shape[0] * (batch[0].shape[1] - 1)
                 report.step(trainer.step, result, tokens, time.perf_counter() - begin)
                 if self.profiler:
@@ -190,7 +189,8 @@ class TrainingRun:
                     raise Diverged(f"stopped at step {trainer.step}: {skipped} steps in a row had a loss or gradient "
                                    "that is not finite; lower learning_rate or check the data, then " +
                                    (f"--resume from {path}" if path else "start again: nothing has been saved yet"))
-                stopping = self._any(stop.received)
+                # All processes stop at one step: what came after they told each other waits for the next one.
+                stopping = result.stop or (self.mesh.world.size == 1 and stop.received)
                 last = trainer.step == config.train.total_steps
                 save = last or stopping or (config.save_steps and trainer.step % config.save_steps == 0)
                 if self._evaluates(trainer.step, save):
@@ -257,12 +257,6 @@ class TrainingRun:
         dataset = self.evaluation or self.dataset
         return SampleAnswers(self.config.output_dir, trainer.model, self.tokenizer, dataset,
                              self.evaluation is not None, trainer.step)
-
-    def _any(self, flag):
-        """Whether any process has the flag set; the same answer on all, so that all stop at one step."""
-        if self.mesh.world.size == 1:
-            return flag
-        return bool(all_reduce(Tensor([float(flag)]), self.mesh.world).asnumpy()[0])
 
     def _trainer(self, info):
         model = build_model(self)

@@ -6,6 +6,7 @@ import numpy as np
 from mindspore import Tensor, ops
 
 from telechat.nn.block_passes import NO_LORA, BlockPasses
+from telechat.nn.device import Sender
 from telechat.nn.dropout import ATTENTION_OUTPUT, EMBEDDING_OUTPUT, FEED_FORWARD_OUTPUT, LORA_INPUT, Place
 from telechat.nn.graphs import Accumulate, FrozenHeadLoss
 from telechat.nn.lora import PRODUCTS
@@ -31,6 +32,7 @@ class _Part:
     """What a micro-batch leaves between its forward and its backward pass."""
 
     input_ids: np.ndarray
+    ids: Tensor  # the same in a row, on the device; None in all but the first stage
     tables: tuple  # cos, sin, and the three of `Kernels.attention_tensors`
     place: tuple  # (step, number of the first sequence in the whole batch): which dropout masks are drawn
     kept: list = dataclasses.field(default_factory=list)  # of each layer: its input, what its backward pass starts from
@@ -66,6 +68,7 @@ class StageCompute:
         self.head_loss = head_loss_for(stage, mesh.tensor)
         self.frozen_head_loss = None if adapter is None or self.head_loss is None else FrozenHeadLoss(self.head_loss)
         self.add = Accumulate(self.kernels)
+        self.send = Sender()
         self._positions = {}
         self._parts = {}
         self._gradients = None
@@ -87,9 +90,10 @@ class StageCompute:
         Returns:
             Tensor: (rows, H); rows are B·S, or this rank's part of them in sequence parallelism.
         """
-        job = _Part(input_ids, self._tables(input_ids, documents), place)
+        job = _Part(input_ids, self.send(input_ids.reshape(-1)) if self.stage.first else None,
+                    self._tables(input_ids, documents), place)
         if self.stage.first:
-            x = self.embed(Tensor(input_ids.reshape(-1)), self._embedding_drop(job) if train else None,
+            x = self.embed(job.ids, self._embedding_drop(job) if train else None,
                            self.stage.word_embeddings.weight.data)
         for index, (layer, block) in enumerate(zip(self.stage.layers, self.stage.blocks)):
             drops = self._drops(job, layer) if train else (None, None, None)
@@ -160,8 +164,7 @@ class StageCompute:
         if self.adapter is not None:
             return None
         weight = self.stage.word_embeddings.weight.data
-        ids = Tensor(job.input_ids.reshape(-1))
-        self._accumulate(0, [self.embed.backward(dx, ids, self._embedding_drop(job), weight)])
+        self._accumulate(0, [self.embed.backward(dx, job.ids, self._embedding_drop(job), weight)])
         return None
 
     def take_gradients(self):
@@ -275,7 +278,7 @@ class StageCompute:
             weights = np.zeros(size, np.float32)
             rows[:len(chosen)], chunk_labels[:len(chosen)] = chosen, flat[chosen]
             weights[:len(chosen)] = token_weight
-            yield Tensor(rows), Tensor(chunk_labels), Tensor(weights)
+            yield tuple(map(self.send, (rows, chunk_labels, weights)))
 
 
 def _positions_within(documents):

@@ -33,7 +33,7 @@ class StepResult:
     ``loss`` is the mean cross entropy over the counted tokens, ``grad_norm`` the global norm before
     clipping, ``tokens`` the number of counted tokens; ``skipped`` where a loss or gradient was not
     finite and nothing was changed. In float16 ``loss_scale`` is the scale it was computed with, after
-    ``overflows`` attempts with larger ones.
+    ``overflows`` attempts with larger ones. ``stop``: whether any process was asked to stop.
     """
 
     loss: float
@@ -43,6 +43,7 @@ class StepResult:
     skipped: bool = False
     loss_scale: float = None
     overflows: int = 0
+    stop: bool = False
 
 
 class Trainer:
@@ -97,7 +98,7 @@ class Trainer:
         """How many times a step goes through a layer here: forwards and back, for each micro-batch."""
         return 2 * len(self.stage.layers) * self.config.micro_batches
 
-    def train_step(self, input_ids, labels, documents=None, each_layer=None):
+    def train_step(self, input_ids, labels, documents=None, each_layer=None, stop=lambda: False):
         """One step on one batch, cut into ``micro_batches`` on each data-parallel rank.
 
         Args:
@@ -107,6 +108,7 @@ class Trainer:
             documents (array): int (B, S), which conversation each token belongs to, equal numbers side by
                 side; None: every token sees all before it.
             each_layer (callable): called after each layer's forward and backward pass; None: nobody is told.
+            stop (callable): whether this process is asked to stop; what it says goes with the loss to all others.
 
         Returns:
             StepResult, the same on every process.
@@ -122,7 +124,7 @@ class Trainer:
         weight = 1.0 / max(tokens, 1)
         overflows = 0
         while True:
-            loss, norm, gradients, scale = self._gradients(inputs, targets, documents, weight)
+            loss, norm, asked, gradients, scale = self._gradients(inputs, targets, documents, weight, stop)
             # The same batch again with a smaller scale, so that an overflow loses no data.
             if math.isfinite(norm) or not math.isfinite(loss) or self.loss_scale is None:
                 break
@@ -136,10 +138,11 @@ class Trainer:
         if finite and self.loss_scale is not None:
             self.loss_scale.succeed()
         self.step += 1
-        return StepResult(loss, norm, rate, tokens, not finite, None if self.loss_scale is None else scale, overflows)
+        return StepResult(loss, norm, rate, tokens, not finite, None if self.loss_scale is None else scale, overflows,
+                          asked > 0)
 
-    def _gradients(self, inputs, targets, documents, weight):
-        """Loss, norm, gradients times the loss scale, and that scale."""
+    def _gradients(self, inputs, targets, documents, weight, stop):
+        """Loss, norm, how many processes are to stop, gradients times the loss scale, and that scale."""
         scale = 1.0 if self.loss_scale is None else self.loss_scale.value
         data = self.mesh.data
         first = data.rank * len(inputs) * len(inputs[0])  # of the whole batch's sequences
@@ -149,8 +152,9 @@ class Trainer:
                               self.stage.config.hidden_size,
                               lambda part: self.compute.loss_and_gradient(part, targets[part], weight * scale))
         gradients = self.optimizer.reduce(self._complete(self.compute.take_gradients()))
-        loss, square = self._totals(losses, self.optimizer.squares(gradients, self._counts))
-        return loss / scale, math.sqrt(square) / scale, gradients, scale
+        loss, square, asked = self._totals(losses, self.optimizer.squares(gradients, self._counts), float(stop()))
+        self.compute.send.clear()
+        return loss / scale, math.sqrt(square) / scale, asked, gradients, scale
 
     def evaluate(self, batches):
         """Mean loss over the counted tokens of ``batches``, each the arguments of `train_step`; no dropout."""
@@ -161,6 +165,7 @@ class Trainer:
             documents = self._own_documents(documents[0] if documents else None, inputs)
             for ids, wanted, numbers in zip(*self._own_parts(inputs, targets), documents):
                 total += self._evaluate(ids, wanted, numbers)
+        self.compute.send.clear()
         if not tokens:
             raise InputError("the evaluation data holds no token that counts")
         return self._sum_over_world(total if self.mesh.tensor.rank == 0 else 0.0)[0] / tokens
@@ -236,16 +241,17 @@ class Trainer:
             return False
         return self.stage.first or not name.endswith("word_embeddings.weight")
 
-    def _totals(self, losses, squares):
-        """The sums of all losses and of all squares of gradients over all processes.
+    def _totals(self, losses, squares, flag):
+        """The sums of all losses, of all squares of gradients and of a number over all processes.
 
         On CPU in float64; on a card in float32 and by one read of the device, the only one in a step.
         """
         if self.mesh.tensor.rank > 0:
             losses = []
         if on_cpu():
-            return self._sum_over_world(float(sum(map(total, losses))), float(sum(map(total, squares))))
+            return self._sum_over_world(float(sum(map(total, losses))), float(sum(map(total, squares))), flag)
         sums = [ops.concat(vectors).sum() if vectors else device_zeros((), ms.float32) for vectors in (losses, squares)]
+        sums.append(self.compute.send(np.array(flag, np.float32)))
         return all_reduce(ops.stack(sums), self.mesh.world).asnumpy().astype(np.float64).tolist()
 
     def _sum_over_world(self, *values):

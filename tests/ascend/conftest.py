@@ -71,7 +71,7 @@ class Parts:
         x, half = bfloat16(self.rows, 64), Attention(self.functions)
         heads = [bfloat16(self.batch, self.length, heads, 16) for heads in (4, 2, 2)]
         # The gradient, x, queries, keys, values, no probabilities, attention's result.
-        return (half, x, *last), (Method(half, "backward"), x, x, *heads, None, x, *last)
+        return (Method(half, "forward"), x, *last), (Method(half, "backward"), x, x, *heads, None, x, *last)
 
     def feed_forward(self, recompute=False):
         """The same of its second half, for all rows at once."""

@@ -5,15 +5,18 @@ from tests.conftest import save_small_model
 
 
 def test_a_training_step(card, tmp_path):
-    """At most 16 kernels a layer forward; the host reads once, and sends ids, targets, weights and scalars alone."""
+    """At most 16 kernels a layer forward and 34 backward; the host waits once, to read, and sends ids, targets, weights and
+    scalars alone."""
     log = tmp_path / "log"
     card("steps", 5, "bfloat16", SIM_LOG=str(log))
     found = report(read(str(log)))
     assert (found.unit, found.count) == ("step", 3)
     assert 10 < sum(found.layer_forward.values()) <= 16, found.layer_forward
+    assert 20 < sum(found.layer_backward.values()) <= 34, found.layer_backward
+    assert found.synchronisations == 1
     assert found.copies["device to host"][0] == 1
-    # Ids, targets and their weights are 3 × 64 × 4 bytes.
-    assert found.copies["host to device"][1] < 2 * 3 * 64 * 4
+    # Ids, rows that count, their targets and weights; whether to stop; two scalars of the update.
+    assert found.copies["host to device"] == (7, 4 * 64 * 4 + 3 * 4)
 
 
 def test_a_token(card, tmp_path):

@@ -53,7 +53,7 @@ for name, sequence_parallel in (("tensor", False), ("sequence", True)):
     heads = [ones(2, ROWS // 2, count, 16) for count in (2, 1, 1)]  # of queries, keys, values
     attention, feed_forward = Attention(functions), FeedForward(functions)
     last = (*tables, None, None, *weights[:5])
-    forward = [export(attention, x, *last), export(Method(feed_forward, "forward_rows"), x, None, *weights[5:])]
+    forward = [export(Method(attention, "forward"), x, *last), export(Method(feed_forward, "forward_rows"), x, None, *weights[5:])]
     backward = [export(Method(feed_forward, "backward_rows"), x, x, inner, inner, None, *weights[5:]),
                 export(Method(attention, "backward"), x, x, *heads, None, half, *last)]
     results[name] = {
