@@ -106,7 +106,7 @@ def refuse_foreign_config(path, values, quantised=False):
 def _refuse_quantised(directory, method):
     ours = method == "GPTQ"
     raise InputError(f"{directory} holds quantised weights{' (' + method + ')' if method else ''}, "
-                     f"which {'only answer and are evaluated' if ours else 'cannot be read'}; "
+                     f"which {'only answer, are evaluated and have adapters trained beside them' if ours else 'cannot be read'}; "
                      "give the directory of the same model in float16, bfloat16 or float32"
                      + (", or make one of these: tools/convert.py torch-to-ms --dequantize" if ours else ""))
 

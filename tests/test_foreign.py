@@ -19,7 +19,7 @@ CONFIG = dict(vocab_size=56, hidden_size=48, n_layer=1, n_head=3, ffn_hidden_siz
 LFS = "is a Git LFS pointer, a note of where the file is and not the file itself; fetch it with `git lfs pull`"
 ADAPTER = "is a LoRA adapter (PEFT), the changes to a model and not the model; merge it into its base model first"
 QUANTISED = "holds quantised weights ({}), which cannot be read; give the directory of the same model in float16"
-GPTQ = "holds quantised weights (GPTQ), which only answer and are evaluated; give the directory of the same model in float16"
+GPTQ = "holds quantised weights (GPTQ), which only answer, are evaluated and have adapters trained beside them; give the directory of the same model in float16"
 FAMILY = "is of another model family ({}), not of TeleChat; give the directory of a TeleChat-1, TeleChat2 or TeleChat3 model"
 WEIGHTS = {"lm_head.weight": np.zeros((56, 48), "f4")}
 

@@ -9,8 +9,11 @@ would be copied at every call.
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, ops
+from mindspore.common.np_dtype import bfloat16
 
 from telechat.errors import InputError
+
+_NUMPY = {ms.float32: np.float32, ms.float16: np.float16, ms.bfloat16: bfloat16}
 
 
 def on_cpu():
@@ -67,10 +70,11 @@ def device_parameter(value, dtype, name=None):
     if not on_cpu():
         tensor = value if isinstance(value, Tensor) else Tensor.from_numpy(np.ascontiguousarray(value))
         return move_to_device(Parameter(tensor.astype(dtype), name=name))
-    array = value.asnumpy() if isinstance(value, Tensor) else np.array(value, copy=value.dtype == ms.dtype_to_nptype(dtype))
-    if array.dtype != ms.dtype_to_nptype(dtype):
+    wanted = np.dtype(_NUMPY[dtype])
+    array = value.asnumpy() if isinstance(value, Tensor) else np.array(value, copy=value.dtype == wanted)
+    if array.dtype != wanted:
         # Not by MindSpore, which keeps for itself what memory it converts in.
-        array = array.astype(np.float32, copy=False).astype(ms.dtype_to_nptype(dtype))
+        array = array.astype(np.float32, copy=False).astype(wanted)
     # A Parameter copies its Tensor, unless nobody else refers to it; arguments by their names count.
     return Parameter(Tensor.from_numpy(array), name)
 

@@ -1,7 +1,7 @@
 """The model that a run trains: what it is, and its weights, read or drawn."""
 
+from telechat.adapters.peft import open_checkpoint
 from telechat.checkpoint.layout import parameter_shapes
-from telechat.checkpoint.reader import CheckpointReader
 from telechat.config import TeleChatConfig
 from telechat.errors import InputError
 from telechat.model import TeleChat
@@ -18,9 +18,10 @@ def read_model_config(config, source):
     Raises:
         InputError: no model is named, or it is described wrongly.
     """
+    adapts = config.lora is not None or config.load_lora is not None
     if source is not None:
-        return TeleChatConfig.from_pretrained(source)
-    if config.lora or config.load_lora:
+        return TeleChatConfig.from_pretrained(source, quantised=adapts)
+    if adapts:
         raise InputError("lora adds an adapter to a model; give --load_checkpoint the model's directory")
     if config.model is None:
         raise InputError("load_checkpoint is not set; give --load_checkpoint a checkpoint directory, "
@@ -37,7 +38,7 @@ def build_model(run):
             return TeleChat.from_pretrained(source, train.dtype, **wanted)
         return TeleChat(config, train.dtype, train.seed, **wanted)
     if source:
-        reader = CheckpointReader(source)
+        reader = open_checkpoint(source)
         reader.check(parameter_shapes(config))
         read = reader.read
     else:

@@ -28,6 +28,7 @@ from telechat.nn.dropout import LORA_INPUT, Place, dropout_mask
 from telechat.nn.lora import PRODUCTS
 from telechat.parallel.estimate_peak import stage_memory
 from telechat.parallel.parallel_config import ParallelConfig
+from telechat.quantization.quantise import quantise
 from telechat.training.memory import workload_of
 from telechat.training.run import TrainingRun
 from telechat.training.run_config import RunConfig
@@ -242,23 +243,43 @@ def test_a_new_adapter_begins_as_pefts_does():
     assert not read(name.replace("lora_A", "lora_B"), (slice(None), slice(None))).any()
 
 
-@pytest.mark.parametrize("kernels", ["cpu", "portable"])
-def test_beside_quantised_products_training_is_that_beside_the_dequantised_ones(shared, tmp_path, kernels):
-    """QLoRA (arXiv:2305.14314): base weights of 4 bits stay packed; the converter rounds the dequantised ones to float16."""
-    lora, steps, models = LoraConfig(rank=4), [], []
+@pytest.mark.parametrize("kernels, bits, dtype, tolerance", [("cpu", 4, "float32", 1e-3), ("portable", 8, "float32", 1e-3),
+                                                             ("cpu", 4, "bfloat16", 1e-2), ("cpu", 8, "bfloat16", 1e-2)])
+def test_beside_quantised_products_training_is_that_beside_the_dequantised_ones(shared, tmp_path, kernels, bits, dtype, tolerance):
+    """QLoRA (arXiv:2305.14314): the base's products stay packed; the converter rounds the dequantised ones to float16."""
+    lora, steps, models, recipe = LoraConfig(rank=4), [], [], dataclasses.replace(RECIPE, dtype=dtype)
     for name, dequantize in (("packed", False), ("whole", True)):
-        torch_to_ms(shared / "reference/gptq_12b_4bit_tiny", tmp_path / name, dequantize=dequantize)
-        models.append(TeleChat.from_pretrained(tmp_path / name, kernels=kernels if name == "packed" else None))
+        torch_to_ms(shared / f"reference/gptq_12b_{bits}bit_tiny", tmp_path / name, dequantize=dequantize)
+        models.append(TeleChat.from_pretrained(tmp_path / name, dtype, kernels=kernels if name == "packed" else None))
         config = models[-1].config
         adapter = TrainedAdapter(config, lora, range(config.n_layer), read_initial(config, lora, 0))
-        trainer = Trainer(models[-1], RECIPE, adapter=adapter)
+        trainer = Trainer(models[-1], recipe, adapter=adapter)
         ids = np.random.default_rng(0).integers(0, config.vocab_size, (3, 2, 24))
         steps.append([[result.loss, result.grad_norm] for result in (trainer.train_step(batch, batch) for batch in ids)])
-    assert np.allclose(*steps, rtol=1e-3, atol=0) and steps[0][0] != steps[0][2]
+    assert np.allclose(*steps, rtol=tolerance, atol=0) and steps[0][0] != steps[0][2]
     sizes = [sum(parameter.nbytes for parameter in model.transformer.h.get_parameters()) for model in models]
-    assert sizes[0] < 0.2 * sizes[1]
+    assert sizes[0] < bits / (28 if dtype == "float32" else 14) * sizes[1]
     with pytest.raises(InputError, match="quantised and cannot be trained themselves; train an adapter beside them"):
-        Trainer(models[0], RECIPE)
+        Trainer(models[0], recipe)
+
+
+def test_a_run_beside_quantised_products(tmp_path):
+    """tools/train.py's own run on a directory of tools/quantize.py, broken off and gone on with, bit for bit."""
+    save_small_model(tmp_path / "model")
+    quantise(tmp_path / "model", tmp_path / "q", 4, 16, say=lambda line: None)
+    preprocess([Source(str(ROOT / "samples/conversations.jsonl"))], Tokenizer.from_pretrained(tmp_path / "model"),
+               str(tmp_path / "data"), 64)
+    values = {"train_dataset": str(tmp_path / "data"), "load_checkpoint": str(tmp_path / "q"), "output_dir": str(tmp_path / "a"),
+              "total_steps": 2, "save_steps": 1, "lora": {"rank": 2, "alpha": 4}, "learning_rate": 1e-2}
+    TrainingRun(RunConfig.from_dict(values)).run()
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    shutil.rmtree(tmp_path / "b/checkpoint-000002")
+    shutil.rmtree(tmp_path / "b/final", ignore_errors=True)
+    TrainingRun(RunConfig.from_dict({**values, "output_dir": str(tmp_path / "b")}), resume=True).run()
+    adapters = [load_file(tmp_path / name / "checkpoint-000002/adapter_model.safetensors") for name in "ab"]
+    assert all(np.array_equal(value, adapters[1][name]) for name, value in adapters[0].items())
+    with pytest.raises(InputError, match="which only answer, are evaluated and have adapters trained beside them"):
+        TrainingRun(RunConfig.from_dict({**values, "lora": None, "output_dir": str(tmp_path / "c")}))
 
 
 def test_the_estimate_of_the_12b_recipe_is_of_what_is_held():

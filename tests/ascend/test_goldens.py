@@ -7,6 +7,8 @@ from simulator import report
 from telechat import Generator, SamplingParams, TeleChat, TeleChatConfig
 from telechat.checkpoint.layout import parameter_shapes
 from telechat.checkpoint.products import is_product
+from tests.adapter_files import write_adapter
+from tests.ascend import on_card
 from tests.conftest import MODELS
 
 # One of them in every run of the tests, the others by `make test-ascend`.
@@ -117,6 +119,23 @@ def test_weights_stay_quantised_on_the_card(card, quantised, tmp_path, bits, dty
     shapes = [shape for name, shape in parameter_shapes(config).items() if is_product(name)]
     texts = {f"({a},{b})" for a, b in [*shapes, *(shape[::-1] for shape in shapes)] if a != b}
     assert len(texts) == 4 and not any(text in event.details for text in texts for event in launched if event not in products)
+
+
+@pytest.mark.ascend
+@pytest.mark.parametrize("bits", [4, 8])
+def test_an_adapter_trains_beside_quantised_weights(card, quantised, tmp_path, bits):
+    """The trace of a CPU in float32; there it is that beside the dequantised weights (tests/adapters/test_training.py)."""
+    directory, golden = quantised(bits)
+    model = TeleChat.from_pretrained(directory)
+    adapter = write_adapter(tmp_path / "adapter", model.config, 4, size=0.05)
+    random = np.random.default_rng(0)
+    ids = random.integers(4, model.config.vocab_size, (3, 2, 24)).astype(np.int32)
+    np.savez(tmp_path / "batches.npz", train_input_ids=ids, train_labels=ids)
+    arguments = [directory, str(adapter), str(tmp_path / "batches.npz")]
+    wanted = np.array(on_card.adapter_training(*arguments, ["float32"])["float32"])
+    results = card("adapter_training", *arguments, ["float32", "bfloat16"])
+    assert np.abs(np.array(results["float32"]) / wanted - 1).max() < 1e-4
+    assert np.abs(np.array(results["bfloat16"])[:, 0] / wanted[:, 0] - 1).max() < 0.02
 
 
 @pytest.mark.ascend

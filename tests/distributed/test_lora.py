@@ -22,6 +22,7 @@ TWO = [
     (dict(tensor=2, sequence_parallel=True), 1, "telechat3"),
     (dict(pipeline=2, recompute=True), 2, "telechat_7b"),
     (dict(data=2, shard_optimizer=True), 1, "telechat_12b"),
+    (dict(tensor=2), 1, "gptq_12b_4bit"),  # QLoRA: each process has its part of the quantised products
 ]
 FOUR = [(dict(tensor=2, pipeline=2), 2, "telechat_12b"), (dict(data=2, tensor=2, shard_optimizer=True), 1, "telechat3"),
         (dict(tensor=4, sequence_parallel=True), 1, "telechat_52b")]

@@ -179,7 +179,7 @@ def test_without_calibration(checkpoint, tmp_path, capsys):
     (["--calibration", "{empty}"], "{empty} holds no line of JSON"),
     (["--calibration", "{one}"], "the calibration holds one sequence, and it takes two"),
     (["--output_dir", "{checkpoint}"], "{checkpoint} is both input and output; give another output directory"),
-    (["--load_checkpoint", "{quantised}"], "{quantised} holds quantised weights (GPTQ), which only answer and are evaluated"),
+    (["--load_checkpoint", "{quantised}"], "{quantised} holds quantised weights (GPTQ), which only answer, are evaluated and have adapters trained beside them"),
 ])
 def test_bad_input(change, said, checkpoint, calibration, tmp_path):
     places = {"checkpoint": checkpoint, "empty": tmp_path / "empty.jsonl", "one": tmp_path / "one.jsonl", "quantised": tmp_path / "q"}

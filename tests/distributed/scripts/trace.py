@@ -11,10 +11,9 @@ import sys
 import numpy as np
 
 from telechat.adapters.lora_config import LoraConfig
+from telechat.adapters.peft import open_checkpoint
 from telechat.adapters.trained import TrainedAdapter, read_initial
 from telechat.checkpoint.layout import parameter_shapes
-from telechat.checkpoint.reader import CheckpointReader
-from telechat.config import TeleChatConfig
 from telechat.parallel.mesh import Mesh
 from telechat.parallel.parallel_config import ParallelConfig
 from telechat.parallel.plan import check_mesh
@@ -27,9 +26,9 @@ from telechat.training.training_state import list_checkpoints, restore, save_tra
 def run(case):
     parallel, train = ParallelConfig(**case["parallel"]), TrainConfig(**case["train"])
     mesh = Mesh.create(parallel)
-    config = TeleChatConfig.from_pretrained(case["checkpoint"])
+    reader = open_checkpoint(case["checkpoint"])
+    config = reader.config
     check_mesh(config, parallel)
-    reader = CheckpointReader(case["checkpoint"])
     reader.check(parameter_shapes(config))
     stage, adapter = build_stage(config, train.dtype, mesh, parallel, reader.read), None
     if "lora" in case:
