@@ -189,8 +189,7 @@ class TrainingRun:
                     raise Diverged(f"stopped at step {trainer.step}: {skipped} steps in a row had a loss or gradient "
                                    "that is not finite; lower learning_rate or check the data, then " +
                                    (f"--resume from {path}" if path else "start again: nothing has been saved yet"))
-                # All processes stop at one step: what came after they told each other waits for the next one.
-                stopping = result.stop or (self.mesh.world.size == 1 and stop.received)
+                stopping = result.stop
                 last = trainer.step == config.train.total_steps
                 save = last or stopping or (config.save_steps and trainer.step % config.save_steps == 0)
                 if self._evaluates(trainer.step, save):

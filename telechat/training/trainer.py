@@ -108,7 +108,8 @@ class Trainer:
             documents (array): int (B, S), which conversation each token belongs to, equal numbers side by
                 side; None: every token sees all before it.
             each_layer (callable): called after each layer's forward and backward pass; None: nobody is told.
-            stop (callable): whether this process is asked to stop; what it says goes with the loss to all others.
+            stop (callable): whether this process is asked to stop; what it says goes with the loss to all others, so that all
+                stop at one step. What comes after that waits for the next step.
 
         Returns:
             StepResult, the same on every process.
@@ -139,7 +140,7 @@ class Trainer:
             self.loss_scale.succeed()
         self.step += 1
         return StepResult(loss, norm, rate, tokens, not finite, None if self.loss_scale is None else scale, overflows,
-                          asked > 0)
+                          asked > 0 or (self.mesh.world.size == 1 and stop()))
 
     def _gradients(self, inputs, targets, documents, weight, stop):
         """Loss, norm, how many processes are to stop, gradients times the loss scale, and that scale."""
@@ -251,6 +252,8 @@ class Trainer:
         if on_cpu():
             return self._sum_over_world(float(sum(map(total, losses))), float(sum(map(total, squares))), flag)
         sums = [ops.concat(vectors).sum() if vectors else device_zeros((), ms.float32) for vectors in (losses, squares)]
+        if self.mesh.world.size == 1:
+            return (*ops.stack(sums).asnumpy().astype(np.float64).tolist(), flag)
         sums.append(self.compute.send(np.array(flag, np.float32)))
         return all_reduce(ops.stack(sums), self.mesh.world).asnumpy().astype(np.float64).tolist()
 

@@ -31,10 +31,6 @@ def float32(*shape):
     return Tensor(np.ones(shape, np.float32))
 
 
-def int32(*shape):
-    return Tensor(np.ones(shape, np.int32))
-
-
 class Method(nn.Cell):
     """A compiled method that is not construct."""
 

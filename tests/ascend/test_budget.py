@@ -4,19 +4,30 @@ from simulator.report import read, report
 from tests.conftest import save_small_model
 
 
+PRODUCTS = ("aclnnMm", "aclnnAddmm", "aclnnMatmul", "aclnnBatchMatMul", "InternalMatMul")
+
+
+def check_products(events):
+    """All products are of bfloat16 tensors."""
+    products = [event.details for event in events if event.kind == "launch" and event.name in PRODUCTS]
+    assert products and all("bfloat16" in details and "float32" not in details for details in products)
+
+
 def test_a_training_step(card, tmp_path):
     """At most 16 kernels a layer forward and 34 backward; the host waits once, to read, and sends ids, targets, weights and
     scalars alone."""
     log = tmp_path / "log"
     card("steps", 5, "bfloat16", SIM_LOG=str(log))
-    found = report(read(str(log)))
+    events = read(str(log))
+    check_products(events)
+    found = report(events)
     assert (found.unit, found.count) == ("step", 3)
     assert 10 < sum(found.layer_forward.values()) <= 16, found.layer_forward
     assert 20 < sum(found.layer_backward.values()) <= 34, found.layer_backward
     assert found.synchronisations == 1
     assert found.copies["device to host"][0] == 1
-    # Ids, rows that count, their targets and weights; whether to stop; two scalars of the update.
-    assert found.copies["host to device"] == (7, 4 * 64 * 4 + 3 * 4)
+    # Ids, rows that count, their targets and weights; two scalars of the update.
+    assert found.copies["host to device"] == (6, 4 * 64 * 4 + 2 * 4)
 
 
 def test_a_token(card, tmp_path):
@@ -25,10 +36,13 @@ def test_a_token(card, tmp_path):
     log = tmp_path / "log"
     save_small_model(tmp_path / "model", hidden_size=64, n_layer=3)
     card("generation", str(tmp_path / "model"), [[4, 5, 6, 7, 8], [9, 10]], 8, "bfloat16", SIM_LOG=str(log))
-    found = report(read(str(log)))
+    events = read(str(log))
+    check_products(events)
+    found = report(events)
     assert found.unit == "token" and found.count >= 4
     assert 8 < sum(found.layer_forward.values()) <= 14, found.layer_forward
     assert sum(found.kernels.values()) <= 3 * 14 + 6, found.kernels
     assert found.synchronisations == 1
     assert found.copies["device to host"][0] == 1
     assert found.copies["host to device"] == (5, 5 * 2 * 4)
+    assert found.copies["device to device"] == (0, 0), "no cache is copied"
