@@ -49,8 +49,9 @@ def paged_attention(query, key_cache, value_cache, table, lengths, scale):
         query (Tensor): (B, n·D), float16 or bfloat16; n a multiple of m.
         key_cache, value_cache (Tensor): (blocks, block size, m, D) in query's dtype.
         table (Tensor): int32 (B, blocks of a sequence), which blocks hold it, in order.
-        lengths (Tensor): int32 (B,). The kernel looks its values up on the host by a name: in a graph this must
-            be an argument called batch_valid_length itself, not something computed from one.
+        lengths (Tensor): int32 (B,), in a graph an argument called batch_valid_length. The kernel reads it on the card.
+            (ATB's, which MindSpore takes where MS_INTERNAL_DISABLE_CUSTOM_KERNEL_LIST names PagedAttention, looks that
+            name up on the host, and finds nothing where the tensor was sent to the card before.)
         scale (float): usually D^(−1/2).
 
     Returns:
