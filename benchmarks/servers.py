@@ -61,17 +61,45 @@ class Running:
 def write_models(folder, size):
     """Random weights of a size (a key of `SIZES`) with the sample tokenizer, below ``folder`` (Path) in three forms, each once.
 
+    Greedy answers hold whole characters alone: transformers 5.24 breaks a stream off at bytes that are none.
+
     Returns:
         (Path, Path, Path): ours, a LlamaForCausalLM directory, and a GGUF file, all float32.
     """
     ours, llama, gguf = folder / size, folder / f"{size}-llama", folder / f"{size}.gguf"
     if not ours.is_dir():
-        run_child("workspace", "write_weights", dict(fields=dict(SIZES[size], vocab_size=VOCABULARY), directory=str(ours)))
-        shutil.copy(ROOT / "samples" / "tokenizer.model", ours)
+        run_child("servers", "write_weights", dict(fields=dict(SIZES[size], vocab_size=VOCABULARY), directory=str(ours)))
     for kind, target, flags in (("to-llama", llama, ["--output_dir", llama]), ("to-gguf", gguf, ["--output", gguf, "--type", "f32"])):
         if not target.exists():
             _convert([kind, "--mindspore_path", ours, *flags])
     return ours, llama, gguf
+
+
+def write_weights(fields, directory):
+    """In a child: the library's random weights, but for 0 in the head's rows of bytes and control tokens.
+
+    A logit of 0 is never the largest of a thousand random ones, so that none of these is drawn greedily.
+    """
+    from telechat import Tokenizer
+    from telechat.checkpoint.layout import parameter_shapes
+    from telechat.checkpoint.writer import write_checkpoint
+    from telechat.config import TeleChatConfig
+    from telechat.model import initial_tensor
+
+    config = TeleChatConfig(**fields)
+    tokenizer = Tokenizer.from_pretrained(str(ROOT / "samples" / "tokenizer.model"))
+    silent = [token for token in range(config.vocab_size) if not tokenizer.decode([token], skip_control_tokens=True).strip("\ufffd")]
+
+    def tensors():
+        for name, shape in parameter_shapes(config).items():
+            tensor = initial_tensor(config, 0, name, shape)
+            if name == "lm_head.weight":
+                tensor[silent] = 0
+            yield name, tensor
+
+    write_checkpoint(directory, config, tensors())
+    shutil.copy(ROOT / "samples" / "tokenizer.model", directory)
+    return {}
 
 
 def _convert(arguments):
@@ -95,7 +123,7 @@ def sides(models, sequences, length):
               "{port}", "--max_batch", count, "--max_length", str(length)]),
         Side("transformers", llama,
              [os.path.join(scripts, "transformers"), "serve", llama, "--continuous-batching", "--device", "cpu", "--dtype",
-              "float32", "--cb-num-blocks", str(sequences * length // PAGE), "--cb-max-batch-tokens", "512", "--host",
+              "float32", "--cb-num-blocks", str(sequences * length // PAGE), "--cb-max-batch-tokens", "2048", "--host",
               "127.0.0.1", "--port", "{port}"]),
         Side("llama.cpp", "llama.cpp",
              [str(LLAMA_SERVER), "--model", gguf, "--alias", "llama.cpp", "--parallel", count, "--ctx-size",
