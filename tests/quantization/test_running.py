@@ -17,8 +17,11 @@ from telechat.config import TeleChatConfig
 from telechat.generation.memory import weight_bytes
 from telechat.inspection import describe_checkpoint
 from telechat.nn.cpu.build import load_library
+from telechat.nn.kernel_choice import cpu_obstacle
 from telechat.nn.quantised import QuantisedWeight, dequantise, in_order, weight_parameters
 from telechat.quantization.gptq import unpacked
+from tests.adapter_files import write_adapter
+from tests.ascend import on_card
 from tests.quantization import gptq_writer
 
 pytest.importorskip("torch", reason="conversion needs torch: install the extra `convert`")
@@ -208,6 +211,20 @@ def test_what_cannot_be_computed_is_refused(bits):
     product.zeros[1, 3] -= 1
     with pytest.raises(InputError, match="^w is quantised asymmetrically"):
         product.weight(bits, "w")
+
+
+def test_adapters_answer_beside_quantised_weights(official, converted, tmp_path, kernels, monkeypatch):
+    """Rows with an adapter and without in one call: the logits of the dequantised weights with the adapter added, but for the
+    rounding of those to float16, which the converter does."""
+    torch_to_ms(official, tmp_path / "whole", dtype="float32", dequantize=True)
+    adapter = write_adapter(tmp_path / "adapter", TeleChatConfig.from_pretrained(tmp_path / "whole"), 4, size=0.05)
+    prompts = [list(range(5, 16)), list(range(40, 60))]
+    monkeypatch.setattr("telechat.nn.kernel_choice.cpu_obstacle", cpu_obstacle if kernels == "cpu" else lambda dtype: "off")
+    found = np.array(on_card.adapted(converted, [adapter, None], prompts, "float32")["logits"])
+    for row, lora in enumerate((adapter, None)):
+        expected = TeleChat.from_pretrained(tmp_path / "whole", lora=lora)(np.array([[*prompts[row], 5]])).asnumpy()[0, -2:]
+        assert np.abs(found[:, row] - expected).max() < 2e-3 * np.abs(expected).max()
+        assert np.abs(found[:, 1 - row] - expected).max() > 0.1 * np.abs(expected).max()
 
 
 def test_what_inspect_says(converted, bits):
