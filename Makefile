@@ -68,7 +68,8 @@ test-web: .venv/installed-dev
 	$(BIN)/python -m pip install --quiet 'playwright>=1.40,<2'
 	$(BIN)/python -m pytest -q -m web tests
 
-# The exports in the libraries that they are for: transformers and llama.cpp, which is built from source (some minutes).
+# The exports in the libraries that they are for: transformers and llama.cpp, which is built from source (some minutes);
+# and what quantising costs the demo model.
 test-export: .venv/installed-dev
 	test -e demo/run/final/config.json || $(MAKE) --no-print-directory demo
 	CMAKE_ARGS="-DLLAVA_BUILD=OFF" $(BIN)/python -m pip install --quiet --no-binary llama-cpp-python 'llama-cpp-python>=0.3.9,<0.4'

@@ -1,5 +1,8 @@
 """The official models' numbers on the simulated card: MindSpore's real Ascend back end, this library's own path."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -9,7 +12,7 @@ from telechat.checkpoint.layout import parameter_shapes
 from telechat.checkpoint.products import is_product
 from tests.adapter_files import write_adapter
 from tests.ascend import on_card
-from tests.conftest import MODELS
+from tests.conftest import MODELS, ROOT, save_small_model
 
 # One of them in every run of the tests, the others by `make test-ascend`.
 USUAL = "telechat_12b"
@@ -156,3 +159,24 @@ def test_telechat2_with_grouped_heads_decodes_paged_and_guesses_ahead(card, tmp_
     assert answers[1] == answers[0]
     same = [sum(ours == theirs for ours, theirs in zip(*pair)) for pair in zip(answers[0], expected)]
     assert np.mean(same) >= 0.6 * count, same
+
+
+@pytest.mark.ascend
+@pytest.mark.parametrize("bits, group", [(4, 32), (8, -1)])
+def test_the_tool_answers_with_what_the_other_tool_has_quantised(tmp_path, bits, group):
+    """generate.py on the card with a directory of quantize.py, in groups and with a scale a row; the CPU's first token."""
+    from simulator.environment import environment, unavailable
+    from telechat.quantization.quantise import quantise
+
+    if unavailable():
+        pytest.skip(unavailable())
+    save_small_model(tmp_path / "model", hidden_size=64, ffn_hidden_size=96, initializer_range=0.3)
+    quantise(tmp_path / "model", tmp_path / "q", bits, group, say=lambda line: None)
+    command = [sys.executable, "tools/generate.py", "--load_checkpoint", str(tmp_path / "q"), "--predict_data", "你好",
+               "--temperature", "0", "--max_new_tokens", "1"]
+    answers = [subprocess.run([*command, "--dtype", dtype], env=where, cwd=ROOT, capture_output=True, text=True, timeout=300)
+               for dtype, where in (("float32", None), ("float16", environment(SIM_LOG=str(tmp_path / "log"))))]
+    assert [answer.returncode for answer in answers] == [0, 0], answers[1].stderr[-2000:]
+    assert answers[0].stdout == answers[1].stdout
+    products = [event for event in report.read(str(tmp_path / "log")) if event.name == "aclnnWeightQuantBatchMatmulV2"]
+    assert products and all(f"weight int{bits} (" in event.details for event in products)
