@@ -63,6 +63,7 @@ class TeleChat(nn.Cell):
     """
 
     own_heads = slice(None)  # which heads are computed here: all
+    shared = None  # what is shared with processes that hold the rest: there are none
 
     def __init__(self, config, dtype="float32", seed=0, tensors=None, kernels=None, use_flash_attention=None,
                  use_paged_attention=None):

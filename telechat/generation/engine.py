@@ -48,8 +48,9 @@ class Engine:
         self._fixed = fixed_tables_length(config) if functions.rotary else math.inf
         self._tables = decoding_tables(config, max_length) if functions.rotary else None
         step = None
-        if not functions.is_surrounded:
-            step = model.kernels.decode_step(config, None if functions.rotary else alibi_slopes(config.n_head))
+        if not functions.is_surrounded or model.shared is not None:
+            slopes = None if functions.rotary else alibi_slopes(config.n_head)[model.own_heads]
+            step = model.kernels.decode_step(config, slopes, model.shared)
         self._steps = (GraphSteps(model, max_length, 1 + guesses, adapters) if step is None
                        else OperatorSteps(model, step, self._tables, adapters))
 

@@ -117,6 +117,10 @@ class CacheKernels(nn.Cell):
         attend = ascend.cached_attention if self.paged else cached.cached_attention
         return attend(query, key_value, rotation, caches, places, scale)
 
-    def decode_step(self, config, slopes):
-        """An operator for a whole model with all its weights here: `DecodeStep`; None for none."""
+    def decode_step(self, config, slopes, shared=None):
+        """An operator for a whole model or a process's part of it: a `DecodeStep` of these arguments; None for none."""
         return None
+
+    def shared_bytes(self, processes):
+        """Bytes of the memory that `decode_step` needs to be shared by so many processes; 0 where it gives none."""
+        return 0

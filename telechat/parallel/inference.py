@@ -16,18 +16,21 @@ from telechat.nn.kernel_choice import cpu_obstacle
 from telechat.nn.kernels import on_cpu
 from telechat.nn.notes import say_once
 from telechat.parallel.agreement import together
-from telechat.parallel.collectives import GatherRows
+from telechat.parallel.collectives import GatherRows, gather_objects
 from telechat.parallel.mesh import Mesh
 from telechat.parallel.parallel_config import ParallelConfig, process_count
 from telechat.parallel.plan import check_mesh, local_slices, own_heads
+from telechat.parallel.shared_memory import share_memory
 from telechat.parallel.stage import build_stage
 from telechat.parallel.vocabulary import embed_for
 
 
-class _Blocks(nn.Cell):
-    def __init__(self, blocks):
+class _Transformer(nn.Cell):
+    def __init__(self, stage):
         super().__init__(auto_prefix=False)
-        self.h = nn.CellList(blocks, auto_prefix=False)
+        self.word_embeddings = stage.word_embeddings
+        self.h = nn.CellList(stage.blocks, auto_prefix=False)
+        self.ln_f = stage.ln_f
 
     def construct(self, x):
         return x
@@ -41,6 +44,9 @@ class TensorParallelModel(nn.Cell):
     Args:
         stage (Stage): all layers, cut over ``tensor``.
         tensor (Group): the tensor-parallel ranks.
+
+    Attributes:
+        shared (tuple): as `Kernels.decode_step` takes it, where one operator computes the whole share; None elsewhere.
     """
 
     embeds_in_graphs = False  # a collective is part of it
@@ -50,24 +56,23 @@ class TensorParallelModel(nn.Cell):
         self.config = stage.config
         self.kernels = stage.kernels
         self.compute_dtype = stage.compute_dtype
-        self.transformer = _Blocks(stage.blocks)
-        self.ln_f = stage.ln_f
+        self.transformer = _Transformer(stage)
         self.head_weight = stage.head_weight
         self.own_heads = own_heads(stage.config, tensor)
         self._embed = embed_for(stage, tensor, sequence_parallel=False)
-        self._embedding = stage.word_embeddings.weight
         self._gather = GatherRows(tensor)
+        self.shared = None
 
     def construct(self, x):
         return x
 
     def embed(self, input_ids):
         """int32 (B, S) → (B·S, H), the same on every rank."""
-        return self._embed(input_ids.reshape(-1), None, self._embedding)
+        return self._embed(input_ids.reshape(-1), None, self.transformer.word_embeddings.weight)
 
     def head(self, x):
         """(N, H) after the last block → float32 logits (N, V), the same on every rank."""
-        logits = self.kernels.linear(self.ln_f(x), self.head_weight).astype(ms.float32)
+        logits = self.kernels.linear(self.transformer.ln_f(x), self.head_weight).astype(ms.float32)
         logits = self._gather(logits.transpose(1, 0)).transpose(1, 0)[:, :self.config.vocab_size]
         return logits if self.config.logits_scale == 1 else logits * self.config.logits_scale
 
@@ -110,7 +115,17 @@ def load_for_inference(directory, dtype, lora=None, use_paged_attention=None):
     print(mesh.describe(), file=sys.stderr, flush=True)  # the first one's output is the answer's alone
     model = together(lambda: load_tensor_parallel(directory, dtype, mesh, parallel, lora=lora,
                                                   use_paged_attention=use_paged_attention), mesh.world)
+    model.shared = _shared(model, mesh.world) if on_cpu() else None
     return model, mesh.world
+
+
+def _shared(model, world):
+    """`TensorParallelModel.shared`: on one host, with the operators for CPUs on all processes."""
+    size = model.kernels.shared_bytes(world.size)
+    if not all(gather_objects(size, world)):
+        return None
+    memory = share_memory(size, world)
+    return None if memory is None else (memory, world.rank, world.size)
 
 
 def adapters_beside(model, adapters, world):

@@ -6,12 +6,15 @@
 #include "cached_attention.h"
 #include "pool.h"
 #include "rows.h"
+#include "shared.h"
 
-// The layout is that of decoding.py's ctypes structures.
+// The layout is that of decoding.py's ctypes structures. Where processes share the model, heads, key_value_heads, inner and
+// the rows of embedding and head, from first_token on, are those of this one.
 struct DecodeSizes {
-    int64_t batch, layers, hidden, heads, key_value_heads, head_dim, inner, vocabulary, block_size, table_width, outputs,
-        type, rank;
+    int64_t batch, layers, hidden, heads, key_value_heads, head_dim, inner, vocabulary, first_token, rows, block_size,
+        table_width, outputs, type, rank;
     float epsilon, input_mult, logits_scale;
+    Shared shared;
 };
 
 namespace {
@@ -120,16 +123,29 @@ extern "C" __attribute__((visibility("default"))) void decode(
     float *key_value = attended + batch * queries, *gate = key_value + batch * pairs, *up = gate + batch * s.inner;
     LowRank adapters{columns, s.rank, batch, factors, columns == nullptr ? nullptr : scratch(5, 2 * batch * s.rank)};
     const Weight table{embedding, type};
-    for (int64_t b = 0; b < batch; b++)
-        for (int64_t i = 0; i < hidden; i++) x[b * hidden + i] = table.at(tokens[b] * hidden + i) * s.input_mult;
-    // Adds a finished part of a product, what adapters add to it, and its bias, to the residual.
-    auto add_to_residual = [&](float* part, Weight bias, int product) {
-        return [=](int, int64_t first, int64_t width) {
-            adapters.grow(product, 0, first, width, part, hidden);
-            for (int64_t b = 0; b < batch; b++)
-                for (int64_t i = first; i < first + width; i++)
-                    x[b * hidden + i] += part[b * hidden + i] + (bias ? bias.at(i) : 0.0f);
-        };
+    const bool alone = s.shared.memory == nullptr;
+    for (int64_t b = 0; b < batch; b++) {
+        const int64_t row = tokens[b] - s.first_token;
+        const bool here = row >= 0 && row < s.rows;
+        for (int64_t i = 0; i < hidden; i++) x[b * hidden + i] = here ? table.at(row * hidden + i) * s.input_mult : 0.0f;
+    }
+    if (!alone) add_up(s.shared, x, batch * hidden);  // of each row one process has it, the others zeros
+    // Adds columns of a product and its bias to the residual.
+    auto add_to_residual = [&](const float* product, Weight bias, int64_t first, int64_t width) {
+        for (int64_t b = 0; b < batch; b++)
+            for (int64_t i = first; i < first + width; i++)
+                x[b * hidden + i] += product[b * hidden + i] + (bias ? bias.at(i) : 0.0f);
+    };
+    // A product of input (batch, inputs), what adapters add to it, and its bias, added to the residual.
+    auto residual_product = [&](const float* input, int64_t inputs, Weight weight, Weight bias, int product, float* result) {
+        adapters.shrink(input, inputs, product, 0);
+        products(input, batch, inputs, &weight, &hidden, 1, &result, [&](int, int64_t first, int64_t width) {
+            adapters.grow(product, 0, first, width, result, hidden);
+            if (alone) add_to_residual(result, bias, first, width);
+        });
+        if (alone) return;
+        add_up(s.shared, result, batch * hidden);
+        add_to_residual(result, bias, 0, hidden);
     };
     for (int64_t layer = 0; layer < s.layers; layer++, layers += PER_LAYER, quantised += PRODUCTS) {
         if (columns != nullptr) adapters.factors = factors + layer * 2 * PRODUCTS;
@@ -164,11 +180,7 @@ extern "C" __attribute__((visibility("default"))) void decode(
                           tables + sequences[b] * s.table_width, h / group, slopes == nullptr ? 0 : slopes[h],
                           attended + b * queries + h * dim);
         });
-        const Weight dense = weight(DENSE), down = weight(DOWN);
-        float* const delta = normed;
-        adapters.shrink(attended, queries, PLACE[DENSE], 0);
-        products(attended, batch, queries, &dense, &hidden, 1, &delta,
-                 add_to_residual(delta, vector(DENSE_BIAS), PLACE[DENSE]));
+        residual_product(attended, queries, weight(DENSE), vector(DENSE_BIAS), PLACE[DENSE], normed);
         norms(x, batch, hidden, vector(NORM2), s.epsilon, normed);
         const Weight gated[] = {weight(GATE), weight(UP)};
         for (int i = 0; i < 2; i++) adapters.shrink(normed, hidden, PLACE[GATE] + i, i);
@@ -185,14 +197,21 @@ extern "C" __attribute__((visibility("default"))) void decode(
                     store_first(g, part / (1.0f + exponential(-part)) * other, width - i);
                 }
         });
-        adapters.shrink(gate, s.inner, PLACE[DOWN], 0);
-        products(gate, batch, s.inner, &down, &hidden, 1, &delta, add_to_residual(delta, vector(DOWN_BIAS), PLACE[DOWN]));
+        residual_product(gate, s.inner, weight(DOWN), vector(DOWN_BIAS), PLACE[DOWN], normed);
     }
     for (int64_t row = 0; row < s.outputs; row++)
         rms_norm_rows(x + outputs[row] * hidden, 1, hidden, {norm, type}, s.epsilon, normed + row * hidden);
     const Weight output{head, type};
-    products(normed, s.outputs, hidden, &output, &s.vocabulary, 1, &logits, [&](int, int64_t first, int64_t width) {
+    // The last process's rows may reach past the vocabulary.
+    const int64_t own = std::max<int64_t>(0, std::min(s.rows, s.vocabulary - s.first_token));
+    float* own_logits = alone ? logits : scratch(3, s.outputs * own);
+    products(normed, s.outputs, hidden, &output, &own, 1, &own_logits, [&](int, int64_t first, int64_t width) {
         for (int64_t b = 0; b < s.outputs; b++)
-            for (int64_t i = first; i < first + width; i++) logits[b * s.vocabulary + i] *= s.logits_scale;
+            for (int64_t i = first; i < first + width; i++) own_logits[b * own + i] *= s.logits_scale;
     });
+    if (alone) return;
+    std::fill(logits, logits + s.outputs * s.vocabulary, 0.0f);
+    for (int64_t b = 0; b < s.outputs; b++)
+        std::copy(own_logits + b * own, own_logits + (b + 1) * own, logits + b * s.vocabulary + s.first_token);
+    add_up(s.shared, logits, s.outputs * s.vocabulary);
 }

@@ -10,13 +10,20 @@ from telechat.nn.cpu.build import load_library
 TYPES = {ms.float32: 0, ms.bfloat16: 1}  # of weights, as the operator numbers them
 
 
+class _Shared(ctypes.Structure):
+    """Shared in shared.h."""
+
+    _fields_ = [("memory", ctypes.c_void_p), ("rank", ctypes.c_int64), ("processes", ctypes.c_int64)]
+
+
 class _Sizes(ctypes.Structure):
     """DecodeSizes in decode.cpp."""
 
     _fields_ = [(name, ctypes.c_int64) for name in ("batch", "layers", "hidden", "heads", "key_value_heads", "head_dim",
-                                                    "inner", "vocabulary", "block_size", "table_width", "outputs", "type",
-                                                    "rank")]
+                                                    "inner", "vocabulary", "first_token", "rows", "block_size",
+                                                    "table_width", "outputs", "type", "rank")]
     _fields_ += [(name, ctypes.c_float) for name in ("epsilon", "input_mult", "logits_scale")]
+    _fields_ += [("shared", _Shared)]
 
 
 class _Quantisation(ctypes.Structure):
@@ -26,21 +33,34 @@ class _Quantisation(ctypes.Structure):
 
 
 _PRODUCTS = (1, 2, 3, 6, 7, 8)  # places of a block's products in `Block.weights`
+_QUERY, _GATE = 1, 6
+
+
+def shared_bytes(processes):
+    """Bytes of the memory through which so many processes add up what each has of a model's activations."""
+    size = load_library().shared_bytes
+    size.restype = ctypes.c_int64
+    return size(ctypes.c_int64(processes))
 
 
 class DecodeStep:
-    """A model whose weights are all here, over a cache in blocks.
+    """A model over a cache in blocks, whose weights are all here or cut over processes (telechat/parallel/plan.py).
 
     What a token gets does not depend on which others are computed in the same call, to the bit.
 
     Args:
-        config (TeleChatConfig): its sizes.
-        slopes (array): ALiBi's, float32 (heads,), or None.
+        config (TeleChatConfig): of the whole model.
+        slopes (array): ALiBi's of the heads here, float32 (heads,), or None.
+        shared (tuple): memory of `shared_bytes`, writable and zeros at first, this process's rank and how many there are;
+            all of them make the same calls. None: there is one.
     """
 
-    def __init__(self, config, slopes):
+    def __init__(self, config, slopes, shared=None):
         self.config = config
-        self.slopes = slopes
+        self.slopes = None if slopes is None else np.ascontiguousarray(slopes, np.float32)
+        self._memory, self._rank, processes = shared or (None, 0, 1)
+        address = None if shared is None else ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
+        self._shared = _Shared(address, self._rank, processes)
         self._decode = load_library().decode
         self._decode.restype = None
 
@@ -56,7 +76,8 @@ class DecodeStep:
                 a sequence stand together and rise.
             rotation (tuple): the tokens' cos and sin, float32 arrays (N, D), or None where ALiBi is used.
             outputs (list): which of the tokens logits are wanted of.
-            embedding, norm, head (Tensor): weights (V, H), (H,), (V, H); all weights of one dtype.
+            embedding, norm, head (Tensor): weights (V, H), (H,), (V, H), or V/processes rows of embedding and head, rounded
+                up; all weights of one dtype.
             blocks (list): for each layer what `Block.weights` gives.
             caches (list): for each layer keys and values, float32 (blocks, m, block size, D).
             adapters (tuple): which columns of LoRA's factors each token takes, float32 (N, R) of 0 and 1, and for each
@@ -67,18 +88,19 @@ class DecodeStep:
             array: float32 (len(outputs), V).
         """
         config, dim = self.config, self.config.head_dim
-        shape = caches[0][0].shape
-        sizes = _Sizes(len(tokens), len(blocks), config.hidden_size, config.n_head, config.num_key_value_heads, dim,
-                       config.ffn_hidden_size, head.shape[0], shape[2], table.shape[1], len(outputs),
-                       TYPES[embedding.dtype], 0 if adapters is None else adapters[0].shape[1],
-                       config.layer_norm_epsilon, config.input_mult, config.logits_scale)
+        _, key_value_heads, block_size, _ = caches[0][0].shape
+        sizes = _Sizes(len(tokens), len(blocks), config.hidden_size, _outputs(blocks[0][_QUERY]) // dim, key_value_heads,
+                       dim, _outputs(blocks[0][_GATE]), config.vocab_size, self._rank * head.shape[0], head.shape[0],
+                       block_size, table.shape[1], len(outputs), TYPES[embedding.dtype],
+                       0 if adapters is None else adapters[0].shape[1],
+                       config.layer_norm_epsilon, config.input_mult, config.logits_scale, self._shared)
         columns, factors = adapters or (None, [])
         columns = None if columns is None else np.ascontiguousarray(columns, np.float32)
         factors = [_address(factor) for layer in factors for factor in layer]
         quantised = (_Quantisation * (len(_PRODUCTS) * len(blocks)))(*(_quantisation(block[place]) for block in blocks
                                                                        for place in _PRODUCTS))
         addresses = [_address(tensor) for block, pair in zip(blocks, caches) for tensor in (*block, *pair)]
-        logits = np.empty((len(outputs), head.shape[0]), np.float32)
+        logits = np.empty((len(outputs), config.vocab_size), np.float32)
         whole = [np.ascontiguousarray(array, np.int32) for array in (sequences, table, tokens, positions)]
         cos_sin = (None, None) if rotation is None else [np.ascontiguousarray(part, np.float32) for part in rotation]
         outputs = np.ascontiguousarray(outputs, np.int32)
@@ -87,6 +109,11 @@ class DecodeStep:
                      (ctypes.c_void_p * len(addresses))(*addresses), quantised, _pointer(columns),
                      (ctypes.c_void_p * len(factors))(*factors), _pointer(logits))
         return logits
+
+
+def _outputs(weight):
+    """Rows of a weight, which may be quantised."""
+    return (weight[0] if isinstance(weight, tuple) else weight).shape[0]
 
 
 def _address(tensor):

@@ -6,7 +6,7 @@ from mindspore import Tensor
 
 from telechat.nn.alibi import alibi_slopes
 from telechat.nn.cpu.build import default_threads, load_library
-from telechat.nn.cpu.decoding import DecodeStep
+from telechat.nn.cpu.decoding import DecodeStep, shared_bytes
 from telechat.nn.cpu.operators import NOTHING, Operators, dropout_masks, run_now
 from telechat.nn.dropout import threshold
 from telechat.nn.kernels import Kernels
@@ -143,8 +143,11 @@ class CpuKernels(Kernels):
         attended = self.attention_over_cache(query, keys, values, written, table, positions, slopes, scale)
         return self.merge_heads(attended)
 
-    def decode_step(self, config, slopes):
-        return DecodeStep(config, slopes)
+    def decode_step(self, config, slopes, shared=None):
+        return DecodeStep(config, slopes, shared)
+
+    def shared_bytes(self, processes):
+        return shared_bytes(processes)
 
     def token_cross_entropy(self, logits, labels, weights):
         return self.operators.cross_entropy(logits, labels, weights)

@@ -16,14 +16,6 @@ namespace {
 
 constexpr int LOOKS = 4000;  // before a thread sleeps, some 40 to 100 µs
 
-inline void pause_briefly() {
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    asm volatile("yield");
-#endif
-}
-
 class Pool {
 public:
     explicit Pool(int threads) {

@@ -14,6 +14,15 @@ void parallel(int64_t count, const Task& task) {
                  const_cast<Task*>(&task));
 }
 
+// What a thread does that looks for work and finds none.
+inline void pause_briefly() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+}
+
 int thread_count();
 
 // Memory of the calling thread that lasts until its next call with the same `slot`; 64-byte aligned.
