@@ -16,6 +16,7 @@ two tokens are close, and are counted. Ends with status 1 where transformers' ar
 import argparse
 import asyncio
 import dataclasses
+import importlib.util
 import json
 import pathlib
 import random
@@ -27,7 +28,7 @@ import time
 import numpy as np
 
 from benchmarks.measure import ROOT, check_equal
-from benchmarks.servers import running, sides, write_models
+from benchmarks.servers import LLAMA_SERVER, running, sides, write_models
 from telechat.data.conversation import read_conversations
 
 REQUESTS, AT_ONCE, LENGTH = 64, 16, 1024
@@ -205,6 +206,10 @@ def main(argv=None):
     parser.add_argument("--quick", action="store_true", help="16 requests, one round, no goals")
     parser.add_argument("--scratch", type=pathlib.Path, help="a folder for weights and logs, which stay there")
     arguments = parser.parse_args(argv)
+    if arguments.peer == "llama.cpp" and not LLAMA_SERVER.exists():
+        parser.error(f"{LLAMA_SERVER.relative_to(ROOT)} is not there; make bench-llama-cpp builds it")
+    if arguments.peer == "transformers" and importlib.util.find_spec("fastapi") is None:
+        parser.error("transformers serve needs more packages; pip install 'transformers[serving]'")
     requests = make_requests(AT_ONCE if arguments.quick else REQUESTS, seed=0)
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.scratch or pathlib.Path(temporary)

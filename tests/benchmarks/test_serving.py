@@ -65,3 +65,10 @@ def test_requests_are_the_same_every_time():
     assert requests == serving.make_requests(64, seed=0) != serving.make_requests(64, seed=1)
     assert all(serving.ANSWERS[0] <= most <= serving.ANSWERS[1] for _, most in requests)
     assert len({text for text, _ in requests}) == 64 and max(len(text) for text, _ in requests) > 300
+
+
+def test_a_server_that_is_not_built(monkeypatch, capsys):
+    monkeypatch.setattr(serving, "LLAMA_SERVER", serving.ROOT / "build" / "nothing")
+    with pytest.raises(SystemExit):
+        serving.main(["--peer", "llama.cpp"])
+    assert "build/nothing is not there; make bench-llama-cpp builds it" in capsys.readouterr().err
