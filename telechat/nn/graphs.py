@@ -159,10 +159,20 @@ class Update(nn.Cell):
         self.kernels = kernels
 
     def construct(self, *arguments):
-        # Ascend's AdamW reads its scalars on the host. A graph has its inputs on the card and fetches each of them back,
-        # five times a parameter, waiting each time; outside a graph they never leave the host.
-        in_graph = self.kernels.in_graphs and not self.kernels.fused
-        return self.update_in_graph(*arguments) if in_graph else self.update(*arguments)
+        if self.kernels.fused:
+            return self.update_each(*arguments)
+        return self.update_in_graph(*arguments) if self.kernels.in_graphs else self.update(*arguments)
+
+    def update_each(self, clip, step, rate, beta1, beta2, epsilon, decay, no_decay, *tensors):
+        """For a card, which does all in one order. clip None: gradients are taken as they are.
+
+        Outside a graph: Ascend's AdamW reads its scalars on the host. A graph has its inputs on the card and fetches each of
+        them back, five times a parameter, waiting each time.
+        """
+        count = len(tensors) // 4
+        for parameter, *state, gradient in zip(*(tensors[start:start + count] for start in range(0, 4 * count, count))):
+            self.kernels.adamw(parameter, *state, gradient, clip, step, rate, beta1, beta2, epsilon,
+                               decay if parameter.ndim > 1 else no_decay)
 
     @ms.jit
     def update_in_graph(self, *arguments):

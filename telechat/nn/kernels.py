@@ -298,10 +298,10 @@ class Kernels(CacheKernels):
     def adamw(self, parameter, first_moment, second_moment, gradient, clip, step, rate, beta1, beta2, epsilon, decay):
         """One step of torch's AdamW (arXiv:1711.05101) in place on float32 tensors of one shape.
 
-        The gradient, of any float dtype, is multiplied by ``clip`` first. Scalars behind it are those of
-        `adamw_scalars`. Returns something to depend on.
+        The gradient, of any float dtype, is multiplied by ``clip`` first, on Ascend unless that is None. Scalars behind it are those of `adamw_scalars`. Returns something to depend on.
         """
-        gradient = gradient.astype(ms.float32) * clip
+        if clip is not None:
+            gradient = gradient.astype(ms.float32) * clip
         step_by = ascend.adamw if self.fused else portable.adamw
         return step_by(parameter, first_moment, second_moment, gradient, step, rate, beta1, beta2, epsilon, decay)
 

@@ -96,7 +96,8 @@ class AdamW:
         if rate and self._unchecked:
             self._unchecked -= 1
             check = UpdateCheck(self, gradients)
-        scalars = [Tensor(clip / scale, ms.float32),
+        unchanged = clip == scale and self._kernels.fused
+        scalars = [None if unchanged else Tensor(clip / scale, ms.float32),
                    *self._kernels.adamw_scalars(self.updates, rate, config.betas, config.eps, config.weight_decay)]
         done = [self._update(*scalars, *masters, *first, *second, *grads)
                 for masters, first, second, grads in zip(self.masters, self.first, self.second, gradients) if masters]

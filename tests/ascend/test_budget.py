@@ -1,6 +1,6 @@
 """What a training step and a token launch, copy and wait for, from the simulated card's log (simulator/report.py)."""
 
-from simulator.report import read, report
+from simulator.report import cut, read, report
 from tests.conftest import save_small_model
 
 
@@ -26,8 +26,12 @@ def test_a_training_step(card, tmp_path):
     assert 20 < sum(found.layer_backward.values()) <= 34, found.layer_backward
     assert found.synchronisations == 1
     assert found.copies["device to host"][0] == 1
-    # Ids, rows that count, their targets and weights; two scalars of the update.
-    assert found.copies["host to device"] == (6, 4 * 64 * 4 + 2 * 4)
+    # Ids, rows that count, their targets and weights; the update's step.
+    assert found.copies["host to device"] == (5, 4 * 64 * 4 + 4)
+    launches = [event.name for event in cut(events)[1][-1] if event.kind == "launch"]
+    updates = launches[launches.index("aclnnApplyAdamWV2"):]
+    assert updates.count("aclnnApplyAdamWV2") == 3 * 10 + 3, "10 tensors a layer, embedding, last norm and head"
+    assert set(updates) == {"aclnnApplyAdamWV2", "aclnnCast"} and len(updates) < 2 * 33, "MindSpore casts the gradients"
 
 
 def test_a_token(card, tmp_path):
