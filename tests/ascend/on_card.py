@@ -123,6 +123,36 @@ def adapted(directory, adapters, prompts, dtype):
     return {"kernels": model.kernels.describe(), "logits": np.stack([logits, more]).tolist()}
 
 
+def serving(directory, requests, dtype, slots, blocks, chunk, speculate):
+    """What a server's batch answers on a cache of so many blocks, and what it counted.
+
+    requests (list): [prompt, adapter or None, keyword arguments of SamplingParams] each.
+    """
+    from telechat.nn.inference import use_inference_kernels
+
+    use_inference_kernels()
+    from telechat import SamplingParams, TeleChat
+    from telechat.adapters.peft import Adapter
+    from telechat.generation.batch import Batch
+    from telechat.generation.engine import Engine
+    from telechat.parallel.inference import adapters_beside
+    from telechat.parallel.mesh import Group
+
+    model = TeleChat.from_pretrained(directory, dtype)
+    made = {name: Adapter(name, model.config) for _, name, _ in requests if name}
+    beside = adapters_beside(model, made, Group(None, (0,), 0, 1)) if made else None
+    engine = Engine(model, 288, guesses=speculate, adapters=beside)
+    engine.reserve(slots, 288, blocks)
+    batch, answers = Batch(engine, chunk, speculate), [[] for _ in requests]
+    for key, (prompt, adapter, settings) in enumerate(requests):
+        batch.add(key, prompt, SamplingParams(**settings), adapter=adapter)
+    while len(batch):
+        for step in batch.prefill() + batch.decode():
+            answers[step.key].append(step.token)
+    return {"kernels": model.kernels.describe(), "answers": answers, "preemptions": batch.preemptions, "right": batch.right,
+            "hits": engine.table.hits, "free": engine.available, "block": engine.block_size}
+
+
 def features(names, dtype):
     """Three steps with each of `FEATURES`: [loss, norm] of each, and the loss scale after them."""
     return {name: feature(name, dtype) for name in names}
