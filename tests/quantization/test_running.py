@@ -181,6 +181,8 @@ def test_operator_for_cpus(bits, rows, outputs, inputs, groups, act_order):
     plain = QuantisedWeight(weight.bits, weight.values, weight.scales).dequantised()
     ordered = in_order(x, (None, None, Tensor(weight.order))) if act_order else x
     assert np.array_equal(found, kernels.linear(ordered, Tensor(plain), bias).asnumpy())
+    packed, scales = weight_parameters(weight, ms.float32)[:2]
+    assert np.array_equal(kernels.operators.dequantise(packed, scales, x).asnumpy(), plain)
     expected = x.asnumpy().astype(np.float64) @ weight.dequantised().T.astype(np.float64) + bias.asnumpy()
     assert np.abs(found - expected).max() < 2e-6 * np.abs(expected).max() * np.sqrt(inputs)
 

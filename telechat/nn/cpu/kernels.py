@@ -2,7 +2,7 @@
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor
+from mindspore import Tensor, ops
 
 from telechat.nn.alibi import alibi_slopes
 from telechat.nn.cpu.build import default_threads, load_library
@@ -10,6 +10,7 @@ from telechat.nn.cpu.decoding import DecodeStep, shared_bytes
 from telechat.nn.cpu.operators import NOTHING, Operators, dropout_masks, run_now
 from telechat.nn.dropout import threshold
 from telechat.nn.kernels import Kernels
+from telechat.nn.quantised import in_order
 
 
 class CpuKernels(Kernels):
@@ -50,7 +51,8 @@ class CpuKernels(Kernels):
 
     def quantised_linear(self, x, weight, bias=None):
         if self.trains:  # the operator has no gradient
-            return super().quantised_linear(x, weight, bias)
+            x = in_order(x, weight)
+            return self.linear(x, self.operators.dequantise(weight[0], weight[1], ops.stop_gradient(x)), bias)
         order = weight[2] if len(weight) == 3 else NOTHING
         return self.operators.quantised_linear(x, weight[0], weight[1], order, NOTHING if bias is None else bias)
 

@@ -77,6 +77,19 @@ OPERATOR(quantised_linear) {
     return 0;
 }
 
+// A weight of 8 bits (int8) or 4 (uint8), its scales (out, groups), and x (N, in) → float32 (out, in), as it is packed.
+OPERATOR(dequantise) {
+    const int64_t outputs = in.size(1, 0), inputs = in.size(2, 1);
+    const bool four = std::strstr(in.dtypes[0], "uint8") != nullptr;
+    const Quantisation how{in.floats(1), nullptr, in.size(1, 1), four ? 4 : 8};
+    parallel((outputs + TASK_ROWS - 1) / TASK_ROWS, [&](int64_t task) {
+        const int64_t first = task * TASK_ROWS;
+        dequantise_rows(in.data[0], how, inputs, first, std::min(TASK_ROWS, outputs - first),
+                        in.floats(3) + first * inputs);
+    });
+    return 0;
+}
+
 // dy (N, out), weight (out, in) → dx (N, in).
 OPERATOR(linear_input_gradient) {
     const int64_t rows = in.size(0, 0), outputs = in.size(0, 1), inputs = in.size(1, 1);

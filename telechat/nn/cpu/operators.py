@@ -30,6 +30,10 @@ def _product_shape(x, weight, *others):
     return [x[0], weight[0]]
 
 
+def _weight_of(packed, scales, x):
+    return [packed[0], x[1]]
+
+
 def _input_shape(dy, weight, rounded):
     return [dy[0], weight[1]]
 
@@ -126,6 +130,20 @@ class Linear(nn.Cell):
         return self.input_gradient(dout, weight, self.rounded), self.weight_gradient(dout, x, self.rounded), dbias
 
 
+class Dequantise(nn.Cell):
+    """The float32 weight (out, in) of packed values and scales (../quantised.py), for x (N, in); it has no gradient."""
+
+    def __init__(self):
+        super().__init__()
+        self.dequantise = _operator("dequantise", _weight_of)
+
+    def construct(self, packed, scales, x):
+        return self.dequantise(packed, scales, x)
+
+    def bprop(self, packed, scales, x, out, dout):
+        return packed, scales, ops.zeros_like(x)
+
+
 class RmsNorm(nn.Cell):
     """RMSNorm of x (N, H), float32, with weight (H,)."""
 
@@ -219,7 +237,7 @@ class Operators(nn.Cell):
         self.linear, self.rms_norm, self.swiglu = Linear(rounded), RmsNorm(), Swiglu()
         self.rotate, self.split_key_value, self.attend = Rotate(), SplitKeyValue(), Attend()
         self.merge_key_value = self.split_key_value.merge
-        self.quantised_linear = _operator("quantised_linear", _product_shape)
+        self.quantised_linear, self.dequantise = _operator("quantised_linear", _product_shape), Dequantise()
         self.write_cache = _operator("write_cache", _one)
         self.cached_attention = _operator("cached_attention", _first)
         self.cross_entropy = _operator("cross_entropy", _loss_shapes, 2)
