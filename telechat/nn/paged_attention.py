@@ -13,6 +13,8 @@ from telechat.errors import InputError
 LARGEST_HEAD = 256
 LARGEST_BLOCK = 16384  # head size · tokens
 USUAL_BLOCK = 128  # tokens
+BLOCKS = (16, 32, 64, 128)  # tokens that a block may have
+LARGEST_GROUP = 128  # query heads of a key-value head
 _reshape_and_cache = auto_generate.ReshapeAndCache()
 
 
@@ -22,6 +24,9 @@ def obstacle(config, dtype):
         return f"paged attention takes float16 and bfloat16, not {str(dtype).lower()}"
     if config.head_dim % 16 or config.head_dim > LARGEST_HEAD:
         return f"paged attention takes heads of a multiple of 16 up to {LARGEST_HEAD}, not {config.head_dim}"
+    if config.n_head // config.num_key_value_heads > LARGEST_GROUP:
+        return (f"paged attention takes up to {LARGEST_GROUP} heads for a key-value head, not "
+                f"{config.n_head // config.num_key_value_heads}")
     if config.position_embedding == "alibi":
         return "PagedAttention takes no ALiBi"
     return None
@@ -87,6 +92,8 @@ def _check_cache(keys, values, dtype):
         _refuse("key_cache", f"must have heads of a multiple of 16 up to {LARGEST_HEAD}, not {dim}")
     if size * dim > LARGEST_BLOCK:
         _refuse("key_cache", f"must have blocks of at most {LARGEST_BLOCK // dim} tokens for heads of {dim}, not {size}")
+    if size not in BLOCKS:
+        _refuse("key_cache", f"must have blocks of {', '.join(map(str, BLOCKS))} tokens, not {size}")
 
 
 @ops.constexpr
@@ -107,6 +114,9 @@ def _check_query(query, dtype, table, table_dtype, lengths, lengths_dtype, cache
         _refuse("query", f"must be {cache_dtype} as the cache is, not {dtype}")
     if len(query) != 2 or query[1] % cache[3] or query[1] // cache[3] % cache[2]:
         _refuse("query", f"must be (sequences, n·{cache[3]}), n a multiple of {cache[2]}, not {tuple(query)}")
+    if query[1] // cache[3] // cache[2] > LARGEST_GROUP:
+        _refuse("query", f"must have at most {LARGEST_GROUP} heads for each of the cache's, not "
+                         f"{query[1] // cache[3] // cache[2]}")
     if table_dtype != ms.int32 or len(table) != 2 or table[0] != query[0]:
         _refuse("table", f"must be int32 ({query[0]}, blocks), not {table_dtype} {tuple(table)}")
     if lengths_dtype != ms.int32 or tuple(lengths) != (query[0],):

@@ -170,6 +170,25 @@ def feature(name, dtype):
     return trace(Trainer(model, train), [(ids, ids, DOCUMENTS if packed else None)] * 3)
 
 
+def overflows(scales):
+    """For each first loss scale in float16: [loss, norm, scale, overflows, skipped] of two steps, then what a step that is
+    not finite changes: whether it was skipped, updates, the scale, and how many weights."""
+    from telechat import TeleChat, TeleChatConfig, TrainConfig, Trainer
+
+    ids, results = np.random.default_rng(0).integers(4, 96, (2, 33)), []
+    for scale in scales:
+        train = TrainConfig(learning_rate=1e-2, lr_schedule="constant", total_steps=4, dtype="float16", loss_scale=scale)
+        trainer = Trainer(TeleChat(TeleChatConfig(**SIZES), "float16"), train)
+        taken = [trainer.train_step(ids, ids) for _ in range(2)]
+        results.append([[step.loss, step.grad_norm, step.loss_scale, step.overflows, step.skipped] for step in taken])
+    weights = trainer.stage.parameters
+    next(iter(weights.values())).set_data(ms.Tensor(np.full((96, 64), np.inf, np.float16)))
+    before = {name: weight.asnumpy().copy() for name, weight in weights.items()}
+    step = trainer.train_step(ids, ids)
+    changed = sum(not np.array_equal(before[name], weight.asnumpy(), equal_nan=True) for name, weight in weights.items())
+    return results, [step.skipped, trainer.optimizer.updates, trainer.loss_scale.value, changed]
+
+
 def steps(count, dtype):
     """Losses of training steps on 2 sequences of 32 tokens, nothing clipped; a budget is counted from the log."""
     from telechat import TeleChat, TeleChatConfig, TrainConfig, Trainer

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.ascend.on_card import FEATURES, feature
+from tests.ascend.on_card import FEATURES, feature, overflows
 
 PLAIN = [name for name in FEATURES if "dropout" not in name]
 
@@ -31,6 +31,21 @@ def test_dropout_is_drawn_by_place(card):
         losses = np.array(first[name])[:, 0]
         assert np.isfinite(losses).all() and losses[-1] < losses[0]
         assert abs(losses[0] / without[0][0] - 1) < 0.5
+
+
+@pytest.mark.ascend
+def test_an_overflow_in_float16_backs_off(card):
+    """The scale is halved until the gradients fit, the batch is not lost, and nothing else changes; as on a CPU."""
+    scales = [2.0 ** 24, 2.0 ** 8]
+    (overflowed, calm), unfinished = card("overflows", scales)
+    on_cpu = overflows(scales)
+    for found, expected in zip((overflowed, calm), on_cpu[0], strict=True):
+        for step, other in zip(found, expected, strict=True):
+            assert step[:2] == pytest.approx(other[:2], rel=0.01) and not step[4]
+    assert overflowed[0][3] > 0 and overflowed[0][2] == 2.0 ** (24 - overflowed[0][3]) and overflowed[1][3] == 0
+    assert [step[2:] for step in calm] == [[2.0 ** 8, 0, False]] * 2
+    assert overflowed[0][:2] == pytest.approx(calm[0][:2], rel=2e-3)
+    assert unfinished == [True, 2, 2.0 ** 8, 0] == on_cpu[1]
 
 
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.ascend)])

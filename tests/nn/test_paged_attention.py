@@ -23,6 +23,8 @@ WRITE = dict(key_cache=(HALF, *CACHE), value_cache=(HALF, *CACHE), key=(HALF, 5,
     ("key_cache", dict(key_cache=(HALF, 6, 128, 2, 160), value_cache=(HALF, 6, 128, 2, 160)), "at most 102 tokens for heads of 160"),
     ("key_cache", dict(key_cache=(HALF, 6, 16, 2, 320), value_cache=(HALF, 6, 16, 2, 320)), "up to 256, not 320"),
     ("key_cache", dict(key_cache=(HALF, 6, 16, 2, 24), value_cache=(HALF, 6, 16, 2, 24)), "multiple of 16 up to 256, not 24"),
+    ("key_cache", dict(key_cache=(HALF, 6, 48, 2, 160), value_cache=(HALF, 6, 48, 2, 160)), "blocks of 16, 32, 64, 128 tokens, not 48"),
+    ("query", dict(query=(HALF, 3, 258 * 160)), "at most 128 heads for each of the cache's, not 129"),
     ("key_cache", dict(key_cache=(ms.float32, *CACHE)), "must be float16 or bfloat16, not Float32"),
     ("value_cache", dict(value_cache=(HALF, 6, 64, 1, 160)), "must have key_cache's shape"),
     ("query", dict(query=(ms.float16, 3, 640)), "must be BFloat16 as the cache is"),
@@ -54,3 +56,5 @@ def test_what_a_model_cannot_have():
     assert obstacle(small_config(hidden_size=64), ms.bfloat16) is None
     assert "not float32" in obstacle(small_config(hidden_size=64), ms.float32)
     assert "not 24" in obstacle(small_config(hidden_size=96), ms.float16)
+    many = small_config(hidden_size=129 * 16, n_head=129, num_key_value_heads=1)
+    assert "up to 128 heads for a key-value head, not 129" in obstacle(many, ms.bfloat16)

@@ -122,3 +122,26 @@ def test_the_blocks_that_telechat_chooses_are_taken_and_larger_ones_are_not(both
     chosen = [f"paged 3 8 8 {dim} {block_size(dim)} 1" for dim in heads]
     beyond = [f"paged 3 8 8 {dim} {2 * block_size(dim)} 1" for dim in heads] + [f"paged 3 8 8 {LARGEST_HEAD + 16} 16 1"]
     assert agree(both, chosen + beyond) == {**dict.fromkeys(chosen, True), **dict.fromkeys(beyond, False)}
+
+
+@pytest.mark.parametrize("heads, kv_heads, dim, block, taken", [
+    (8, 2, 128, 64, True), (8, 8, 128, 128, True), (8, 8, 160, 64, True), (8, 8, 256, 64, True), (128, 1, 64, 16, True),
+    (8, 8, 160, 128, False), (8, 8, 256, 128, False), (8, 8, 24, 64, False), (8, 8, 272, 32, False), (8, 8, 128, 48, False),
+    (8, 8, 128, 8, False), (8, 8, 16, 256, False), (129, 1, 128, 64, False)])
+def test_binding_and_kernel_refuse_the_same_caches(both, heads, kv_heads, dim, block, taken):
+    """Each limit of PagedAttention, asked of the wheel's library, of the simulator and of telechat's binding."""
+    import mindspore as ms
+
+    from telechat.errors import InputError
+    from telechat.nn import paged_attention as binding
+
+    question = f"paged 3 {heads} {kv_heads} {dim} {block} 1"
+    assert agree(both, [question]) == {question: taken}
+    cache = (8, block, kv_heads, dim)
+    try:
+        binding._check_cache(cache, cache, ms.bfloat16)
+        binding._check_query((2, heads * dim), ms.bfloat16, (2, 4), ms.int32, (2,), ms.int32, cache, ms.bfloat16)
+        let_pass = True
+    except InputError:
+        let_pass = False
+    assert let_pass == taken
