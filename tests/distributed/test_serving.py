@@ -14,6 +14,10 @@ from tests.distributed.job import free_port
 
 @pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.wide)])
 def test_processes_serve_as_one(msrun, tmp_path, processes):
+    check_serving(msrun, tmp_path, processes, {"MS_NODE_TIMEOUT": "30"})
+
+
+def check_serving(msrun, tmp_path, processes, environment):
     """More requests than slots, and than the cache has blocks for; greedy and sampled, some to an adapter; prompts in
     parts, and shared.
 
@@ -32,7 +36,7 @@ def test_processes_serve_as_one(msrun, tmp_path, processes):
     job = msrun(processes, "serve.py", checkpoint, free_port(), tmp_path / "requests.json", tmp_path / "answers.json",
                 "--max_batch", 3, "--max_length", 60, "--cache_memory", f"{size / 1e6}MB", "--prefill_chunk", 8,
                 "--lora", f"other={tmp_path / 'adapter'}",
-                timeout=300, environment={"MS_NODE_TIMEOUT": "30"})
+                timeout=300, environment=environment)
     assert "chat with 'tiny' at http" in job.logs[0] and "\nstopped\n" in job.logs[0]
     assert all("chat with" not in log for log in job.logs[1:])
     tokenizer = Tokenizer.from_pretrained(checkpoint)

@@ -1,0 +1,18 @@
+"""tools/serve.py on two simulated cards that share a model."""
+
+import pytest
+
+from simulator.environment import environment, unavailable
+from tests.conftest import ROOT
+from tests.distributed.test_serving import check_serving
+from tests.distributed.test_training import PATIENT
+
+pytestmark = [pytest.mark.ascend, pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))]
+
+
+def test_cards_serve_as_one(msrun, tmp_path):
+    """In float32, so that the tokens are those of one CPU: put back, shared, in parts, with an adapter.
+
+    Without LCCL, MindSpore's other library of collectives, which calls what the simulated card has not.
+    """
+    check_serving(msrun, tmp_path, 2, environment(base={"PYTHONPATH": str(ROOT)}, MS_ENABLE_LCCL="off", **PATIENT))
