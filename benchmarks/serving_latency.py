@@ -1,10 +1,14 @@
 """What sharing beginnings and reading prompts in parts bring: python -m benchmarks.serving_latency [--rounds 3]
 
-The server's batch without HTTP, on a random model of 512 × 8 layers, in turns with and without what is measured:
+The server's batch without HTTP, on a random model of --width 512 × --layers 8, in turns with and without what is measured:
 - the time to the first token of the first and the tenth turn of a chat (goal: at most 1.3 × as long);
 - the tokens computed of 16 prompts that begin with the same 512 (goal: at most an eighth);
 - the gaps between a stream's tokens while another's prompt of 4,096 tokens is read: the longest against the median of
   those with a part of the prompt in them (goal: at most 2.5 ×), and against a prompt that is read whole.
+
+--chat measures the first of these alone, shared. A token of the tenth turn looks at ten times as many tokens as one of
+the first: beside the products that weighs by length / width, and at a width of 512 as much as they do; --width 4096
+--layers 2 has the blocks of the published 7B.
 
 --cpu_seconds measures the process's own time, for a machine that others use too; with one thread (OMP_NUM_THREADS=1),
 since threads that wait for each other take time as well.
@@ -88,23 +92,33 @@ def gaps(engine, rng, clock, chunk):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--chat", action="store_true")
     parser.add_argument("--cpu_seconds", action="store_true")
     arguments = parser.parse_args()
     clock = time.process_time if arguments.cpu_seconds else time.perf_counter
-    model = TeleChat(TeleChatConfig(vocab_size=VOCABULARY, hidden_size=512, n_layer=8, n_head=8, ffn_hidden_size=1408,
+    width = arguments.width
+    model = TeleChat(TeleChatConfig(vocab_size=VOCABULARY, hidden_size=width, n_layer=arguments.layers,
+                                    n_head=max(width // 128, 8), ffn_hidden_size=width * 11 // 4 if width < 4096 else 3 * width,
                                     training_seqlen=LENGTH))
-    engines = {"with shared beginnings": Engine(model, LENGTH), "without": Engine(model, LENGTH, reuse=False)}
+    engines = {"with shared beginnings": Engine(model, LENGTH)}
+    if not arguments.chat:
+        engines["without"] = Engine(model, LENGTH, reuse=False)
     for engine in engines.values():
         engine.reserve(16, LENGTH, 2 * LENGTH // engine.block_size)
     waits, counts = {name: [] for name in engines}, {}
     for number in range(arguments.rounds):
         for name, engine in engines.items():
             waits[name].append(turns(engine, np.random.default_rng(number), clock))
-            counts[name] = computed(engine, np.random.default_rng(100 + number))
+            counts[name] = (0, 0) if arguments.chat else computed(engine, np.random.default_rng(100 + number))
     for name, rounds in waits.items():
         times = np.median(rounds, axis=0) * 1e3
         print(f"{name}: first token of turn 1 after {times[0]:.1f} ms, of turn {TURNS} after {times[-1]:.1f} ms "
-              f"({times[-1] / times[0]:.2f} ×); {counts[name][0]} of {counts[name][1]} tokens computed", flush=True)
+              f"({times[-1] / times[0]:.2f} ×)"
+              + ("" if arguments.chat else f"; {counts[name][0]} of {counts[name][1]} tokens computed"), flush=True)
+    if arguments.chat:
+        return
     found = {"in parts of 512": [], "whole": []}
     for number in range(arguments.rounds):
         for (name, rounds), chunk in zip(found.items(), (CHUNK, None)):
