@@ -16,7 +16,37 @@ FAULTS = {
         "from telechat.nn import device\nfrom telechat.training import trainer\n"
         "device.move_to_device = lambda parameter: parameter\ntrainer.check_placement = lambda tensors: None",
         "is not its float32 master weight, rounded to float32"),
+    "kernels for inference in training": (
+        "mindspore.set_context(jit_config={'jit_level': 'O0', 'infer_boost': 'on'})",
+        "infer_boost is on in this process, whose kernels have no gradients"),
 }
+# The same for generation, which is tried in processes of their own: statements before its own, and the words.
+GENERATION_FAULTS = {
+    "kernels for inference left off": (
+        "from telechat.nn import inference; inference.use_inference_kernels = lambda: inference._state.update(on=True)",
+        ("generation failed", "aclnnReshapeAndCache")),
+    "blocks of 128 tokens for heads of 160": (
+        "from telechat.nn import paged_attention; paged_attention.LARGEST_BLOCK = 1 << 20",
+        ("generation failed", "head_dim * table_block_size > 16384 is not supported, got 160 * 128")),
+    "decoding without pages": (
+        "from telechat.nn import inference; inference.use_inference_kernels = lambda: None",
+        ("decoding with heads of 128 does not use PagedAttention",)),
+}
+PATCHED = """
+import subprocess
+run = subprocess.run
+def run_patched(command, **options):
+    assert command[1:3] == ["-m", "telechat.diagnosis.probe"]
+    start = "import sys; {}; from telechat.diagnosis import probe; probe.main(sys.argv[1:])"
+    return run([command[0], "-c", start, *command[3:]], **options)
+subprocess.run = run_patched
+"""
+GENERATION_ALONE = """
+from tools import doctor
+problems = []
+doctor.try_generation_alone("bfloat16", problems)
+sys.exit(doctor.verdict(problems))
+"""
 
 
 @pytest.fixture
@@ -55,6 +85,16 @@ def test_a_fault_is_said(doctor, fault):
     assert result.returncode == 1
     verdict = result.stdout.split("verdict     do not train here yet:")[1]
     assert words in verdict
+
+
+@pytest.mark.ascend
+@pytest.mark.parametrize("fault", GENERATION_FAULTS)
+def test_a_fault_of_generation_is_said(doctor, fault):
+    change, words = GENERATION_FAULTS[fault]
+    result = doctor(before=PATCHED.format(change) + GENERATION_ALONE)
+    assert result.returncode == 1, result.stderr[-2000:]
+    verdict = result.stdout.split("verdict     do not train here yet:")[1]
+    assert all(word in verdict for word in words)
 
 
 @pytest.mark.ascend
