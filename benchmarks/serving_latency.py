@@ -7,7 +7,7 @@ The server's batch without HTTP, on a random model of --width 512 × --layers 8,
   those with a part of the prompt in them (goal: at most 2.5 ×), and against a prompt that is read whole.
 
 --chat measures the first of these alone, shared. A token of the tenth turn looks at ten times as many tokens as one of
-the first: beside the products that weighs by length / width, and at a width of 512 as much as they do; --width 4096
+the first: beside the products that weighs by length / width, and at a width of 512 over half as much; --width 4096
 --layers 2 has the blocks of the published 7B.
 
 --cpu_seconds measures the process's own time, for a machine that others use too; with one thread (OMP_NUM_THREADS=1),
