@@ -11,27 +11,40 @@ RATE = 1e-4
 CASES = [("S", 4, 256), ("M", 4, 256), ("S", 1, 2048)]  # size, rows, length
 DROPOUT = 0.1  # 7B's, everywhere
 FIRST_STEP = 2.0  # seconds at most
+LORA_STEP = 0.75  # of a step that trains all weights, at most
 
 
-def ours(weights, batches, steps, dtype="float32"):
+def ours(weights, batches, steps, dtype="float32", adapted=False):
     """In a child: the library's training steps, one more first that is not timed.
 
-    dtype "bfloat16": weights and products; torch's own way of that is autocast, with float32 weights.
+    dtype "bfloat16": weights and products; torch's own way of that is autocast, with float32 weights. adapted (bool):
+    trained is a LoRA adapter of rank 16 beside every product, in the place of all weights.
     """
     import mindspore  # noqa: F401  telechat imports it at first use only
 
     import telechat
+    from telechat.adapters.lora_config import LoraConfig
+    from telechat.adapters.trained import TrainedAdapter, read_initial
 
     started_with = measure.peak_memory()
     model = telechat.TeleChat.from_pretrained(weights, dtype)
     began = time.perf_counter()
-    trainer = telechat.Trainer(model, telechat.TrainConfig(learning_rate=RATE, lr_schedule="constant", dtype=dtype))
+    adapter, shape = None, LoraConfig(rank=16, alpha=32)
+    if adapted:
+        adapter = TrainedAdapter(model.config, shape, range(model.config.n_layer), read_initial(model.config, shape, 0))
+    trainer = telechat.Trainer(model, telechat.TrainConfig(learning_rate=RATE, lr_schedule="constant", dtype=dtype),
+                               adapter=adapter)
 
     def step(input_ids, labels):
         result = trainer.train_step(input_ids, labels)
         return result.loss, result.grad_norm
 
     return _steps(step, read_batches(batches), steps, began, started_with)
+
+
+def lora(weights, batches, steps):
+    """In a child: `ours` with an adapter."""
+    return ours(weights, batches, steps, adapted=True)
 
 
 def official(weights, batches, steps):
@@ -110,13 +123,23 @@ def run(workspace):
                          **{side: measure.median(rounds, "first_step") for side, rounds in results.items()})]
         compare(f"{what}, bfloat16", ["ours", "best"], dict(keywords, dtype="bfloat16"), dict(goal_best=0.90), {},
                 losses=5e-3, norms=0.1)
+        if length == 256:
+            results = measure.side_by_side("training", ["ours", "lora"], dict(keywords, steps=steps), workspace.rounds)
+            # The first step's loss comes before any update, and an adapter begins as nothing.
+            measure.check_close(f"{what}, first loss, with and without an adapter", results["ours"][0]["losses"][:1],
+                                results["lora"][0]["losses"][:1], 1e-5)
+            full = measure.median(results["ours"], "seconds")
+            taken = measure.median(results["lora"], "seconds")
+            times.append(Row(f"training step of a LoRA adapter, {what}", "s", taken,
+                             limit=LORA_STEP * full, limit_text=f"{LORA_STEP} × a step that trains all, {full:.3g} s"))
         notes.append(f"{what}: {share:.1%} of the positions count.")
     batches, _ = workspace.batches("S", 4, 256, count=4)
     keywords = dict(weights=workspace.weights("S", dropout=DROPOUT), batches=batches)
     # Each side draws masks of its own.
     compare(f"S, 4 × 256, dropout {DROPOUT}", ["ours", "official", "best"], keywords,
             dict(goal_official=0.90, goal_best=1.00), {}, losses=2e-2, norms=0.3)
-    notes += ["bfloat16: *best* is torch.autocast, with float32 weights; ours are bfloat16 with float32 master weights. "
+    notes += ["LoRA: rank 16 beside all six products of a layer, float32, in turns with a step that trains all.",
+              "bfloat16: *best* is torch.autocast, with float32 weights; ours are bfloat16 with float32 master weights. "
               "Losses agree within 5e-3, gradient norms within 0.1.",
               f"Dropout {DROPOUT}: of the embedding, of attention's probabilities and of what both halves of a block "
               "add. Each side draws masks of its own, so losses agree within 2e-2 only."]
