@@ -23,23 +23,26 @@ def ours(weights, batches, steps, dtype="float32", adapted=False):
     import mindspore  # noqa: F401  telechat imports it at first use only
 
     import telechat
-    from telechat.adapters.lora_config import LoraConfig
-    from telechat.adapters.trained import TrainedAdapter, read_initial
 
     started_with = measure.peak_memory()
     model = telechat.TeleChat.from_pretrained(weights, dtype)
     began = time.perf_counter()
-    adapter, shape = None, LoraConfig(rank=16, alpha=32)
-    if adapted:
-        adapter = TrainedAdapter(model.config, shape, range(model.config.n_layer), read_initial(model.config, shape, 0))
     trainer = telechat.Trainer(model, telechat.TrainConfig(learning_rate=RATE, lr_schedule="constant", dtype=dtype),
-                               adapter=adapter)
+                               adapter=_adapter(model.config) if adapted else None)
 
     def step(input_ids, labels):
         result = trainer.train_step(input_ids, labels)
         return result.loss, result.grad_norm
 
     return _steps(step, read_batches(batches), steps, began, started_with)
+
+
+def _adapter(config):
+    from telechat.adapters.lora_config import LoraConfig
+    from telechat.adapters.trained import TrainedAdapter, read_initial
+
+    shape = LoraConfig(rank=16, alpha=32)
+    return TrainedAdapter(config, shape, range(config.n_layer), read_initial(config, shape, 0))
 
 
 def lora(weights, batches, steps):

@@ -233,7 +233,7 @@ class GraphSteps:
             return self._decode(x, positions, index, table, *caches).asnumpy()
         delta = ops.zeros_like(x)
         for tensors in groups:
-            x, delta = self._decode_blocks(x, delta, positions, index, table, None, columns, *tensors)
+            x, delta = self._decode_blocks(x, delta, positions, index, table, columns, *tensors)
         return self._logits(x, delta).asnumpy()
 
     def _decode_on_card(self, tokens, positions, places, table, columns):

@@ -113,15 +113,14 @@ class DecodeBlocks(nn.Cell):
         return rotation, self.kernels.decoding_places(positions, index, table, lengths, self.slopes, cache.shape[2])
 
     @ms.jit
-    def construct(self, x, delta, positions, index, table, batch_valid_length, columns, *tensors):
+    def construct(self, x, delta, positions, index, table, columns, *tensors):
         """x and what is to be added to it, (B, H) each → the same behind the blocks.
 
-        positions, index, table, batch_valid_length: as `Kernels.decoding_places` takes them, under that name.
-        columns: as `with_adapters` takes them; None where no row has an adapter.
+        positions, index, table: as `Kernels.decoding_places` takes them. columns: as `with_adapters` takes them; None where no row has an adapter.
         tensors: for each block the caches of its keys and its values, the same two again, its weights, and if there are
         columns the factors of adapters.
         """
-        where = self.where(positions, index, table, batch_valid_length, tensors[CACHES - 1])
+        where = self.where(positions, index, table, None, tensors[CACHES - 1])
         size = BLOCK_TENSORS if columns is None else BLOCK_TENSORS + FACTORS
         for first in range(0, len(tensors), size):
             weights = adapted(tensors[first + CACHES:first + BLOCK_TENSORS], columns,
@@ -185,8 +184,9 @@ class DecodeOnCard(nn.Cell):
     def construct(self, x, positions, index, table, batch_valid_length, columns, *tensors):
         """x: tokens, int32 (B,), or their embeddings (B, H) → float32 logits (B, V).
 
-        positions, index, table, batch_valid_length, columns: as of `DecodeBlocks`; tensors: for each block the caches of
-        its keys and its values and, if there are columns, the factors of adapters.
+        positions, index, table, columns: as of `DecodeBlocks`; batch_valid_length: the lengths of `Kernels.decoding_places`,
+        under that name; tensors: for each block the caches of its keys and its values and, if there are columns, the
+        factors of adapters.
         """
         size = 2 if columns is None else 2 + FACTORS
         where = self.blocks.where(positions, index, table, batch_valid_length, tensors[1])

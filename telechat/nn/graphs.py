@@ -164,28 +164,23 @@ class Update(nn.Cell):
         return self.update_in_graph(*arguments) if self.kernels.in_graphs else self.update(*arguments)
 
     def update_each(self, clip, step, rate, beta1, beta2, epsilon, decay, no_decay, *tensors):
-        """For a card, which does all in one order. clip None: gradients are taken as they are.
+        """What each `Kernels.adamw` gives. On a card clip may be None: gradients are taken as they are.
 
-        Outside a graph: Ascend's AdamW reads its scalars on the host. A graph has its inputs on the card and fetches each of
-        them back, five times a parameter, waiting each time.
+        There it is called outside a graph, for a card does all in one order, and Ascend's AdamW reads its scalars on the
+        host. A graph has its inputs on the card and fetches each of them back, five times a parameter, waiting each time.
         """
         count = len(tensors) // 4
-        for parameter, *state, gradient in zip(*(tensors[start:start + count] for start in range(0, 4 * count, count))):
-            self.kernels.adamw(parameter, *state, gradient, clip, step, rate, beta1, beta2, epsilon,
-                               decay if parameter.ndim > 1 else no_decay)
+        return [self.kernels.adamw(tensors[i], tensors[count + i], tensors[2 * count + i], tensors[3 * count + i],
+                                   clip, step, rate, beta1, beta2, epsilon, decay if tensors[i].ndim > 1 else no_decay)
+                for i in range(count)]
 
     @ms.jit
     def update_in_graph(self, *arguments):
         return self.update(*arguments)
 
-    def update(self, clip, step, rate, beta1, beta2, epsilon, decay, no_decay, *tensors):
-        count = len(tensors) // 4
+    def update(self, clip, *others):
+        """Something that is there only when the last tensor is updated: the results chained."""
         done = clip
-        for i in range(count):
-            parameter = tensors[i]
-            updated = self.kernels.adamw(parameter, tensors[count + i], tensors[2 * count + i], tensors[3 * count + i],
-                                         clip, step, rate, beta1, beta2, epsilon,
-                                         decay if parameter.ndim > 1 else no_decay)
-            # Chained, so that the result is there only when the last tensor is updated.
+        for updated in self.update_each(clip, *others):
             done = ops.depend(done, updated)
         return done * clip

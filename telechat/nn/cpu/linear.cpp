@@ -18,6 +18,14 @@ void add_bias(float* result, int64_t rows, int64_t outputs, Weight bias) {
     });
 }
 
+// Rows of a weight as packed, from `first` on → float32 (count, inputs).
+void dequantise_all(const void* packed, const Quantisation& how, int64_t inputs, int64_t first, int64_t count, float* to) {
+    parallel((count + TASK_ROWS - 1) / TASK_ROWS, [&](int64_t task) {
+        const int64_t from = task * TASK_ROWS;
+        dequantise_rows(packed, how, inputs, first + from, std::min(TASK_ROWS, count - from), to + from * inputs);
+    });
+}
+
 }  // namespace
 
 // Of all three the input before the result is 1 where factors are to be rounded to bfloat16, else 0.
@@ -58,11 +66,7 @@ OPERATOR(quantised_linear) {
         float* block = scratch(11, std::min(DEQUANTISED, outputs) * inputs);
         for (int64_t first = 0; first < outputs; first += DEQUANTISED) {
             const int64_t count = std::min(DEQUANTISED, outputs - first);
-            parallel((count + TASK_ROWS - 1) / TASK_ROWS, [&](int64_t task) {
-                const int64_t from = task * TASK_ROWS;
-                dequantise_rows(in.data[1], how, inputs, first + from, std::min(TASK_ROWS, count - from),
-                                block + from * inputs);
-            });
+            dequantise_all(in.data[1], how, inputs, first, count, block);
             product(rows, count, inputs, {x, Type::float32, inputs, 1}, {block, Type::float32, 1, inputs}, result + first,
                     outputs, false);
         }
@@ -82,11 +86,7 @@ OPERATOR(dequantise) {
     const int64_t outputs = in.size(1, 0), inputs = in.size(2, 1);
     const bool four = std::strstr(in.dtypes[0], "uint8") != nullptr;
     const Quantisation how{in.floats(1), nullptr, in.size(1, 1), four ? 4 : 8};
-    parallel((outputs + TASK_ROWS - 1) / TASK_ROWS, [&](int64_t task) {
-        const int64_t first = task * TASK_ROWS;
-        dequantise_rows(in.data[0], how, inputs, first, std::min(TASK_ROWS, outputs - first),
-                        in.floats(3) + first * inputs);
-    });
+    dequantise_all(in.data[0], how, inputs, 0, outputs, in.floats(3));
     return 0;
 }
 
