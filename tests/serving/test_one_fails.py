@@ -9,8 +9,9 @@ import pytest
 from telechat.generation.sampling import SamplingParams
 from telechat.parallel.mesh import Mesh
 from telechat.serving import log as log_module
+from telechat.serving.answer import FAILURES
 from telechat.serving.answer_text import AnswerText
-from telechat.serving.app import _FAILURES, _hand_out
+from telechat.serving.app import _hand_out
 from telechat.serving.metrics import Metrics
 from telechat.serving.service import Choice, Service
 from tests.serving.conftest import CountingEngine
@@ -118,6 +119,6 @@ def test_a_delivery_that_fails_is_no_end(tokenizer, monkeypatch, capsys):
 
 
 def test_failures_are_told_with_a_status_that_clients_try_again_after():
-    assert {reason: (error.status, error.code, error.body()["error"]["type"]) for reason, error in _FAILURES.items()} == {
+    assert {reason: (error.status, error.code, error.body()["error"]["type"]) for reason, error in FAILURES.items()} == {
         "timeout": (504, "timeout", "server_error"), "error": (500, "answer_failed", "server_error"),
         "failure": (500, "failure", "server_error")}
