@@ -20,11 +20,11 @@ def ours(file, tokenizer_file, output):
     import mindspore.mindrecord  # noqa: F401  imported by both sides before the clock starts
     import numpy as np
 
-    from telechat.data import PackedDataset, Source, Tokenizer, preprocess
+    from telechat.data import MixtureFile, PackedDataset, Tokenizer, preprocess
 
     tokenizer = Tokenizer.from_pretrained(tokenizer_file)
     started = time.perf_counter()
-    info = preprocess([Source(file)], tokenizer, output, MAX_LENGTH, seed=SEED)
+    info = preprocess([MixtureFile(file)], tokenizer, output, MAX_LENGTH, seed=SEED)
     seconds = time.perf_counter() - started
     dataset = PackedDataset(output, batch_size=1, shuffle=False)
     rows = [np.stack([ids[0], labels[0]]) for ids, labels in dataset.evaluation_batches()]

@@ -130,16 +130,16 @@ def write_batches(rows, length, count, vocabulary, file):
     """
     import numpy as np
 
-    from telechat.data import ChatFormat, Packing, Source, Tokenizer, encode_conversations, select
+    from telechat.data import ChatFormat, MixtureFile, Packing, Tokenizer, encode_conversations, read_mixture
 
     files, tokenizer_file = published_text()
     tokenizer = Tokenizer.from_pretrained(str(tokenizer_file))
     chat_format = ChatFormat.for_tokenizer(tokenizer)
-    selection = select([Source(str(path)) for path in files], seed=2024)
-    encoded = list(encode_conversations(tokenizer, chat_format, selection.conversations, workers=1))
+    mixture = read_mixture([MixtureFile(str(path)) for path in files], seed=2024)
+    encoded = list(encode_conversations(tokenizer, chat_format, mixture.conversations, workers=1))
     packs = []
     while len(packs) < rows * count:  # over and over, where there is little text
-        packs += list(Packing(encoded, selection.train, length, chat_format.pad))
+        packs += list(Packing(encoded, mixture.train, length, chat_format.pad))
     input_ids, labels = (np.stack(column[:rows * count]) for column in zip(*packs))
     input_ids, labels = input_ids % vocabulary, np.where(labels < 0, labels, labels % vocabulary)
     shape = (count, rows, length + 1)

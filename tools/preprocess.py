@@ -12,7 +12,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from telechat.cli import ArgumentParser, path_argument, run  # noqa: E402
 from telechat.data.conversation import ChatFormat  # noqa: E402
 from telechat.data.preprocess import preprocess  # noqa: E402
-from telechat.data.sources import parse_source  # noqa: E402
+from telechat.data.mixture import parse_mixture_file  # noqa: E402
 from telechat.data.tokenizer import Tokenizer  # noqa: E402
 from telechat.progress import track  # noqa: E402
 
@@ -43,7 +43,7 @@ def main(argv=None):
     tokenizer = Tokenizer.from_pretrained(args.vocab_file_path)
     chat_format = ChatFormat.for_tokenizer(tokenizer, args.start_token, args.user_token, args.bot_token,
                                            args.end_token, args.pad_token)
-    sources = [parse_source(argument) for argument in args.input_dataset_file]
+    sources = [parse_mixture_file(argument) for argument in args.input_dataset_file]
     info = preprocess(sources, tokenizer, args.output_path, args.max_length, chat_format, args.seed,
                       args.overlong, args.eval_share, args.workers, _progress, args.system)
     for name in ("train", "eval"):

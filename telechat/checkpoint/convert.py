@@ -12,7 +12,7 @@ from telechat.checkpoint import layout, safetensors_files, tensor_names, torch_f
 from telechat.checkpoint.dtypes import cast, check_dtypes, numpy_dtype
 from telechat.checkpoint.mindformers import mindformers_tensors, read_mindformers
 from telechat.checkpoint.reader import CheckpointReader, say_unwrapped
-from telechat.checkpoint.replace import replacing
+from telechat.checkpoint.atomic_replacement import replace_atomically
 from telechat.checkpoint.safetensors_files import SafetensorsFiles
 from telechat.checkpoint.torch_files import TorchFiles
 from telechat.checkpoint.writer import (copy_extra_files, refuse_other_weights, write_checkpoint, write_index,
@@ -184,7 +184,7 @@ def ms_to_torch(mindspore_path, torch_path, format="bin", dtype=None, max_shard_
     if format == "safetensors":
         kind, other = other, kind
     refuse_other_weights(torch_path, other.is_weight_file)
-    with replacing(torch_path, kind.is_weight_file) as temporary:
+    with replace_atomically(torch_path, kind.is_weight_file) as temporary:
         file_of = {}
         # Published 7B and 12B files have an underscore before the number, 52B files a hyphen.
         files = kind.shard_names(len(shards), separator="-" if config.style == "gpt2" else "_")

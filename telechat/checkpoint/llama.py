@@ -15,7 +15,7 @@ from tqdm import tqdm
 from telechat.checkpoint import layout, safetensors_files
 from telechat.checkpoint.chat_jinja import chat_jinja
 from telechat.checkpoint.reader import CheckpointReader
-from telechat.checkpoint.replace import replacing
+from telechat.checkpoint.atomic_replacement import replace_atomically
 from telechat.checkpoint.writer import EXTRA_FILES, MAX_SHARD_BYTES, Shards, write_json
 from telechat.data.conversation import ChatFormat
 from telechat.data.tokenizer import Tokenizer
@@ -45,7 +45,7 @@ def to_llama(mindspore_path, output_dir):
     reader = open_for_export(mindspore_path)
     config = reader.config
     notes = export_notes(config)
-    with replacing(output_dir, safetensors_files.is_weight_file) as temporary:
+    with replace_atomically(output_dir, safetensors_files.is_weight_file) as temporary:
         size = _write_weights(reader, config, temporary)
         values = _config(config, reader)
         write_json(os.path.join(temporary, "config.json"), values)

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 
 from telechat.checkpoint import dtypes, layout, tensor_names
-from telechat.checkpoint.replace import finish_replacing
+from telechat.checkpoint.atomic_replacement import finish_replacement
 from telechat.checkpoint.safetensors_files import SafetensorsFiles, is_weight_file
 from telechat.checkpoint.torch_files import torch_weight_files
 from telechat.config import TeleChatConfig
@@ -39,7 +39,7 @@ class CheckpointReader:
         if not os.path.isdir(self.directory):
             raise InputError(f"{self.directory} is not a directory; "
                              "give one with config.json and model.safetensors")
-        finish_replacing(self.directory)
+        finish_replacement(self.directory)
         self.config = TeleChatConfig.from_pretrained(self.directory, quantised)
         convert = ("run `python tools/convert.py torch-to-ms "
                    f"--torch_path {shlex.quote(self.directory)} --mindspore_path DIR` and give that DIR")

@@ -6,7 +6,7 @@ import os
 import numpy as np
 
 from telechat.checkpoint import dtypes, layout, safetensors_files, tensor_names, torch_files
-from telechat.checkpoint.replace import replacing
+from telechat.checkpoint.atomic_replacement import replace_atomically
 from telechat.checkpoint.safetensors_files import SafetensorsWriter
 from telechat.errors import InputError
 
@@ -40,7 +40,7 @@ def write_checkpoint(directory, config, tensors, max_shard_bytes=MAX_SHARD_BYTES
     """
     expected = shapes or layout.parameter_shapes(config)
     refuse_other_weights(directory, torch_files.is_weight_file)
-    with replacing(directory, safetensors_files.is_weight_file) as temporary:
+    with replace_atomically(directory, safetensors_files.is_weight_file) as temporary:
         written = {}
         shards = Shards(temporary, list(expected), max_shard_bytes)
         for name, array in tensors:

@@ -3,13 +3,13 @@
 from telechat.data.conversation import (ChatFormat, encode_conversation, parse_conversation,
                                         read_conversations, read_prompts)
 from telechat.data.mindrecord import write_dataset
+from telechat.data.mixture import MixtureFile, parse_mixture_file, read_mixture
 from telechat.data.packed_dataset import PackedDataset
 from telechat.data.packing import Packing, encode_conversations
 from telechat.data.preprocess import preprocess
-from telechat.data.sources import Source, parse_source, select
 from telechat.data.text_stream import TextStream
 from telechat.data.tokenizer import Tokenizer
 
-__all__ = ["ChatFormat", "PackedDataset", "Packing", "Source", "TextStream", "Tokenizer",
-           "encode_conversation", "encode_conversations", "parse_conversation", "parse_source", "preprocess",
-           "read_conversations", "read_prompts", "select", "write_dataset"]
+__all__ = ["ChatFormat", "MixtureFile", "PackedDataset", "Packing", "TextStream", "Tokenizer",
+           "encode_conversation", "encode_conversations", "parse_conversation", "parse_mixture_file", "preprocess",
+           "read_conversations", "read_mixture", "read_prompts", "write_dataset"]

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 
-from telechat.checkpoint.replace import replacing
+from telechat.checkpoint.atomic_replacement import replace_atomically
 from telechat.errors import InputError
 
 DATASET_JSON = "dataset.json"
@@ -49,7 +49,7 @@ def write_dataset(directory, splits, settings):
     """
     directory = os.path.realpath(directory)
     _check_space(directory, sum(_size_bound(packing, settings["max_length"]) for packing in splits.values()))
-    with replacing(directory, belongs) as writing:
+    with replace_atomically(directory, belongs) as writing:
         digests = {name: _write_split(os.path.join(writing, record_file(name)), packing, settings["max_length"],
                                       directory) for name, packing in splits.items()}
         info = {"format": _FORMAT, "settings": settings,

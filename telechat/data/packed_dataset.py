@@ -7,7 +7,7 @@ import shlex
 
 import numpy as np
 
-from telechat.checkpoint.replace import finish_replacing
+from telechat.checkpoint.atomic_replacement import finish_replacement
 from telechat.content import sampled_digest
 from telechat.data.conversation import IGNORED
 from telechat.data.mindrecord import COLUMNS, DATASET_JSON, LENGTHS, record_file
@@ -217,7 +217,7 @@ def _read_info(directory):
     path = os.path.join(directory, DATASET_JSON)
     try:
         if os.path.isdir(directory):
-            finish_replacing(directory)
+            finish_replacement(directory)
     except OSError as error:
         raise InputError(f"{directory} cannot be read ({error.strerror}); {_WANTED}") from None
     info = read_json_object(path, _WANTED)

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 
-from telechat.checkpoint.replace import replacing
+from telechat.checkpoint.atomic_replacement import replace_atomically
 from telechat.data.byte_level_bpe import ByteLevelBPE
 from telechat.data.sentencepiece_model import SentencePieceModel
 from telechat.errors import InputError
@@ -173,7 +173,7 @@ class Tokenizer:
         Raises:
             InputError: the directory cannot be written.
         """
-        with replacing(directory, belongs=_FILES.__contains__) as writing:
+        with replace_atomically(directory, belongs=_FILES.__contains__) as writing:
             for name, data in self._files.items():
                 with open(os.path.join(writing, name), "wb") as file:
                     file.write(data)

@@ -12,7 +12,7 @@ from telechat.errors import InputError
 from telechat.evaluation.forward import Forward
 from telechat.evaluation.multiple_choice import BENCHMARKS, LETTERS, build_prompts, letter_ids
 from telechat.evaluation.prompts import PromptLogits
-from telechat.parallel.agreement import together
+from telechat.parallel.collective_errors import run_on_all
 from telechat.fields import shown
 from telechat.parallel.collectives import gather_objects
 from telechat.progress import Progress
@@ -34,7 +34,7 @@ class Results:
     def __init__(self, directory, identity, world):
         self.path = os.path.join(directory, "answers.jsonl")
         self.records, self._file = {}, None
-        together(lambda: self._open(directory, identity) if world.rank == 0 else None, world)
+        run_on_all(lambda: self._open(directory, identity) if world.rank == 0 else None, world)
         # All must agree on what is left to do.
         self.records = gather_objects(self.records, world)[0]
 

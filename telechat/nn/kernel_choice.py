@@ -7,7 +7,7 @@ from telechat.nn.device import on_cpu
 from telechat.nn.flash_attention import obstacle as flash_obstacle
 from telechat.nn.inference import has_inference_kernels
 from telechat.nn.kernels import Kernels
-from telechat.nn.notes import say_once
+from telechat.nn.log import log_once
 from telechat.nn.paged_attention import obstacle as paged_obstacle
 
 CHOICES = ("ascend", "cpu", "portable")
@@ -51,12 +51,12 @@ def choose_kernels(config, dtype, kernels=None, use_flash_attention=None, use_pa
     obstacle = flash_obstacle(dtype, config.head_dim)
     _refuse_unless(use_flash_attention, "use_flash_attention", obstacle)
     if obstacle and use_flash_attention is None:
-        say_once(f"attention by portable operations: {obstacle}")
+        log_once(f"attention by portable operations: {obstacle}")
     not_paged = paged_obstacle(config, dtype)
     if not_paged is None and not has_inference_kernels():
         not_paged = "this process was not prepared for inference alone (telechat.nn.inference)"
     elif not_paged and use_paged_attention is None:
-        say_once(f"decoding by portable operations: {not_paged}")
+        log_once(f"decoding by portable operations: {not_paged}")
     _refuse_unless(use_paged_attention, "use_paged_attention", not_paged)
     return Kernels(dtype, fused=True, flash=not obstacle and use_flash_attention is not False,
                    paged=not not_paged and use_paged_attention is not False, keep_prob=1 - config.attention_dropout,

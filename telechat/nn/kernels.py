@@ -20,7 +20,7 @@ from telechat.nn.cache_kernels import CacheKernels
 from telechat.nn.device import device_tensor, on_cpu
 from telechat.nn.dropout import dropout_mask
 from telechat.nn.flash_tensors import flash_tensors
-from telechat.nn.notes import say_once
+from telechat.nn.log import log_once
 from telechat.nn.positions import causal_mask
 from telechat.nn.quantised import dequantise, in_order, is_portable, portable_tensors
 
@@ -113,7 +113,7 @@ class Kernels(CacheKernels):
             obstacle = quantised_matmul.obstacle(weight, self.dtype)
             if obstacle is None:
                 return quantised_matmul.tensors(weight, self.dtype)
-            say_once(f"quantised weights are dequantised for each product: {obstacle}")
+            log_once(f"quantised weights are dequantised for each product: {obstacle}")
         return portable_tensors(weight)
 
     def quantised_linear(self, x, weight, bias=None):
@@ -205,7 +205,7 @@ class Kernels(CacheKernels):
         if self.flash and not (dropout and length % 8):
             return flash_tensors(config, length, self.dtype, padding, documents, heads, dropout)
         if self.flash:
-            say_once("attention by portable operations: with dropout flash attention takes lengths of a multiple of 8")
+            log_once("attention by portable operations: with dropout flash attention takes lengths of a multiple of 8")
         if self.goes_by_blocks(length, dropout):
             return causal_blocks(config, length, padding, documents, heads), None, None
         return device_tensor(causal_mask(config, length, padding, documents, heads)), None, None

@@ -14,8 +14,8 @@ from telechat.nn.device import device_tensor
 from telechat.nn.inference import use_inference_kernels
 from telechat.nn.kernel_choice import cpu_obstacle
 from telechat.nn.kernels import on_cpu
-from telechat.nn.notes import say_once
-from telechat.parallel.agreement import together
+from telechat.nn.log import log_once
+from telechat.parallel.collective_errors import run_on_all
 from telechat.parallel.collectives import GatherRows, gather_objects
 from telechat.parallel.mesh import Mesh
 from telechat.parallel.parallel_config import ParallelConfig, process_count
@@ -106,14 +106,14 @@ def load_for_inference(directory, dtype, lora=None, use_paged_attention=None):
     """
     use_inference_kernels()
     if on_cpu() and dtype != "float32" and cpu_obstacle(as_dtype(dtype)) is not None:
-        say_once(f"{dtype} weights are converted at every use on a CPU, which answers several times as slowly (7 to 17 "
+        log_once(f"{dtype} weights are converted at every use on a CPU, which answers several times as slowly (7 to 17 "
                  "measured) as with --dtype float32; that takes twice the memory")
     parallel = ParallelConfig(tensor=process_count())
     mesh = Mesh.create(parallel)
     if mesh.world.size == 1:
         return TeleChat.from_pretrained(directory, dtype, lora=lora, use_paged_attention=use_paged_attention), mesh.world
     print(mesh.describe(), file=sys.stderr, flush=True)  # the first one's output is the answer's alone
-    model = together(lambda: load_tensor_parallel(directory, dtype, mesh, parallel, lora=lora,
+    model = run_on_all(lambda: load_tensor_parallel(directory, dtype, mesh, parallel, lora=lora,
                                                   use_paged_attention=use_paged_attention), mesh.world)
     model.shared = _shared(model, mesh.world) if on_cpu() else None
     return model, mesh.world

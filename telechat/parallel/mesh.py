@@ -241,7 +241,7 @@ class Mesh:
         import mindspore as ms
         from mindspore import communication
 
-        from telechat.parallel.agreement import together
+        from telechat.parallel.collective_errors import run_on_all
         from telechat.parallel.collectives import is_native
 
         if not communication.GlobalComm.INITED:
@@ -254,7 +254,7 @@ class Mesh:
         rank = communication.get_rank()
         world = Mesh.place(rank, 1, size, 1).world
         _create_group(world.name, world.ranks)
-        mesh = Mesh.place(rank, *together(lambda: mesh_shape(parallel, size), world))
+        mesh = Mesh.place(rank, *run_on_all(lambda: mesh_shape(parallel, size), world))
         return mesh.create_groups(separate_return=is_native())
 
     def create_groups(self, separate_return):

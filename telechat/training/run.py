@@ -16,7 +16,7 @@ from telechat.errors import InputError
 from telechat.lost_output import drop_lost_output
 from telechat.model import as_dtype
 from telechat.nn.kernel_choice import choose_kernels
-from telechat.parallel.agreement import together
+from telechat.parallel.collective_errors import run_on_all
 from telechat.parallel.collectives import barrier, gather_objects
 from telechat.parallel.mesh import Mesh, scheduler_address
 from telechat.parallel.plan import check_batch, check_mesh
@@ -67,12 +67,12 @@ class TrainingRun:
         if config.train_dataset is None:
             raise InputError("train_dataset is not set; give --train_dataset a directory written by tools/preprocess.py")
         self.mesh = Mesh.create(config.parallel)
-        self.checkpoint = together(lambda: find_checkpoint(config.output_dir, resume, resume_from,
+        self.checkpoint = run_on_all(lambda: find_checkpoint(config.output_dir, resume, resume_from,
                                                            warn=self.mesh.world.rank == 0), self.mesh.world)
-        together(lambda: self._open(config), self.mesh.world)
+        run_on_all(lambda: self._open(config), self.mesh.world)
         mine = self._identity()
         first = gather_objects(mine, self.mesh.world)[0]
-        together(lambda: check_agreement(mine, first, self.mesh.world.rank), self.mesh.world)
+        run_on_all(lambda: check_agreement(mine, first, self.mesh.world.rank), self.mesh.world)
         self.profiler = None if profile is None else StepProfiler(config.output_dir, profile)
 
     def _open(self, config):
@@ -153,7 +153,7 @@ class TrainingRun:
         info = {"seed": config.train.seed, "batch_size": config.batch_size, "data": self.dataset.identity()}
         if self.lora is not None:
             info.update(lora=self.lora.to_dict(), base=weight_digests(config.load_checkpoint))
-        trainer = together(lambda: self._trainer(info), self.mesh.world)
+        trainer = run_on_all(lambda: self._trainer(info), self.mesh.world)
         if self.checkpoint:
             self._say(f"resumed at step {trainer.step} from {self.checkpoint}")
         if self.mesh.world.rank == 0:

@@ -22,7 +22,7 @@ from telechat.adapters.trained import TrainedAdapter, read_adapter, read_initial
 from telechat.checkpoint.convert import torch_to_ms
 from telechat.checkpoint.layout import parameter_shapes
 from telechat.data.preprocess import preprocess
-from telechat.data.sources import Source
+from telechat.data.mixture import MixtureFile
 from telechat.data.tokenizer import Tokenizer
 from telechat.nn.dropout import LORA_INPUT, Place, dropout_mask
 from telechat.nn.lora import PRODUCTS
@@ -267,7 +267,7 @@ def test_a_run_beside_quantised_products(tmp_path):
     """tools/train.py's own run on a directory of tools/quantize.py, broken off and gone on with, bit for bit."""
     save_small_model(tmp_path / "model")
     quantise(tmp_path / "model", tmp_path / "q", 4, 16, say=lambda line: None)
-    preprocess([Source(str(ROOT / "samples/conversations.jsonl"))], Tokenizer.from_pretrained(tmp_path / "model"),
+    preprocess([MixtureFile(str(ROOT / "samples/conversations.jsonl"))], Tokenizer.from_pretrained(tmp_path / "model"),
                str(tmp_path / "data"), 64)
     values = {"train_dataset": str(tmp_path / "data"), "load_checkpoint": str(tmp_path / "q"), "output_dir": str(tmp_path / "a"),
               "total_steps": 2, "save_steps": 1, "lora": {"rank": 2, "alpha": 4}, "learning_rate": 1e-2}
@@ -298,7 +298,7 @@ def test_the_estimate_of_the_12b_recipe_is_of_what_is_held():
 
 def test_a_run_goes_on_beside_the_same_base_alone(tmp_path):
     save_small_model(tmp_path / "model")
-    preprocess([Source(str(ROOT / "samples/conversations.jsonl"))], Tokenizer.from_pretrained(tmp_path / "model"),
+    preprocess([MixtureFile(str(ROOT / "samples/conversations.jsonl"))], Tokenizer.from_pretrained(tmp_path / "model"),
                str(tmp_path / "data"), 64)
     values = {"train_dataset": str(tmp_path / "data"), "load_checkpoint": str(tmp_path / "model"),
               "output_dir": str(tmp_path / "out"), "total_steps": 1, "lora": {"rank": 2, "alpha": 4}}

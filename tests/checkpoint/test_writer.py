@@ -139,7 +139,6 @@ CHILD = f"""
 import os, signal, sys
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests/checkpoint")!r}]
 import resource
-from telechat.checkpoint import replace
 from telechat.errors import InputError
 from test_writer import CONFIG, make_tensors, write_checkpoint
 directory = sys.argv[1]

@@ -8,7 +8,7 @@ import pytest
 from telechat.data.conversation import ChatFormat, read_conversations
 from telechat.data import packing
 from telechat.data.packing import Packing, encode_conversations
-from telechat.data.sources import Source, select
+from telechat.data.mixture import MixtureFile, read_mixture
 from telechat.errors import InputError
 
 
@@ -26,10 +26,10 @@ def rows(packing):
 
 def test_packs_equal_the_incumbents(shared, tok_12b):
     golden = np.load(shared / "reference" / "packs_12b.npz")
-    selection = select([Source(str(shared / "data" / "multi_turn_example.jsonl"))], 2024)
+    mixture = read_mixture([MixtureFile(str(shared / "data" / "multi_turn_example.jsonl"))], 2024)
     chat_format = ChatFormat.for_tokenizer(tok_12b)
-    encoded = list(encode_conversations(tok_12b, chat_format, selection.conversations, workers=1))
-    packing = Packing(encoded, selection.train, 1024, chat_format.pad)
+    encoded = list(encode_conversations(tok_12b, chat_format, mixture.conversations, workers=1))
+    packing = Packing(encoded, mixture.train, 1024, chat_format.pad)
     count = int(golden["count"])
     assert len(packing) == count + 1
     input_ids, labels = map(np.array, zip(*packing))
@@ -39,14 +39,14 @@ def test_packs_equal_the_incumbents(shared, tok_12b):
     assert hashlib.sha256(input_ids[:count].tobytes()).hexdigest() == str(golden["sha256_input_ids"])
     assert hashlib.sha256(labels[:count].tobytes()).hexdigest() == str(golden["sha256_labels"])
 
-    lengths = [len(encoded[index][0]) for index in selection.train]
+    lengths = [len(encoded[index][0]) for index in mixture.train]
     assert packing.counts["dropped"] == sum(length > 1024 for length in lengths) == 12
     assert packing.counts["conversations"] == 988
     assert packing.counts["tokens"] == sum(length for length in lengths if length <= 1024)
     assert packing.counts["label_tokens"] == np.count_nonzero(labels != -100)
     assert packing.counts["padding_share"] == pytest.approx(np.mean(input_ids == 3), abs=1e-12)
     # The last pack holds the last conversations, and what came before is padding.
-    last = np.concatenate([encoded[index][0] for index in selection.train])
+    last = np.concatenate([encoded[index][0] for index in mixture.train])
     last = last[-np.count_nonzero(input_ids[-1] != 3):]
     np.testing.assert_array_equal(input_ids[-1][-len(last):], last)
 

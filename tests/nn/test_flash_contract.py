@@ -9,7 +9,7 @@ import pytest
 import torch
 from mindspore import Tensor
 
-from telechat.nn import notes
+from telechat.nn import log
 from telechat.nn.kernels import Kernels
 from telechat.nn.positions import causal_mask
 from tests.test_model import small_config
@@ -99,7 +99,7 @@ def test_both_implementations_compute_what_torch_does(monkeypatch, capsys, case,
     from telechat.nn import flash_attention as binding
 
     monkeypatch.setattr(binding.ops, "flash_attention_score", documented_operation(shift_is_scaled))
-    monkeypatch.setattr(notes, "_said", set())
+    monkeypatch.setattr(log, "_said", set())
     alibi, drop, length = case.get("alibi", False), case.get("drop", False), case.get("length", 24)
     padding, documents = case.get("padding"), case.get("documents")
     config = small_config(position_embedding="alibi" if alibi else "rotary", hidden_size=HEADS * DIM)

@@ -7,7 +7,7 @@ import torch
 from mindspore import Tensor, ops
 
 from telechat import InputError
-from telechat.nn import kernel_choice, notes
+from telechat.nn import kernel_choice, log
 from telechat.nn import portable_kernels as kernels
 from telechat.nn.kernels import Kernels
 from tests.test_model import small_config
@@ -159,7 +159,7 @@ def test_the_device_chooses(monkeypatch):
     (dict(hidden_size=64, position_embedding="alibi"), ms.bfloat16, True, "PagedAttention takes no ALiBi"),
 ])
 def test_what_a_fused_operation_cannot_serve_is_said_once(monkeypatch, capsys, fields, dtype, flash, words):
-    monkeypatch.setattr(notes, "_said", set())
+    monkeypatch.setattr(log, "_said", set())
     for _ in range(2):
         chosen = kernel_choice.choose_kernels(small_config(**fields), dtype, "ascend")
         assert (chosen.fused, chosen.flash, chosen.paged) == (True, flash, False)

@@ -8,7 +8,7 @@ import pytest
 
 from telechat import InputError, TeleChat, TeleChatConfig, Tokenizer
 from telechat.data.preprocess import preprocess
-from telechat.data.sources import Source
+from telechat.data.mixture import MixtureFile
 from tests.conftest import load_tool
 from tests.wrong_use.checks import snapshot
 
@@ -31,7 +31,7 @@ def folder(request, shared, tmp_path_factory):
     shutil.copy(tokenizer, made / "model/tokenizer.model")
     (made / "lines.jsonl").write_text(json.dumps({"input": "q", "output": "a"}) + "\n")
     (made / "run.yaml").write_text("learning_rate: 1.0e-5\n")
-    preprocess([Source(str(made / "lines.jsonl"))], Tokenizer.from_pretrained(tokenizer), str(made / "data"), 60)
+    preprocess([MixtureFile(str(made / "lines.jsonl"))], Tokenizer.from_pretrained(tokenizer), str(made / "data"), 60)
     return made, request.param, other
 
 
@@ -63,5 +63,5 @@ def test_names_of_the_folder_go_before_the_pieces(shared, tmp_path):
         str(9 + number): {"content": name} for number, name in enumerate(names)}}))
     (tmp_path / "config.json").write_text(json.dumps(CONFIGS["TeleChat3"]))
     (tmp_path / "lines.jsonl").write_text(json.dumps({"input": "q", "output": "a"}))
-    made = preprocess([Source(str(tmp_path / "lines.jsonl"))], Tokenizer.from_pretrained(tmp_path), str(tmp_path / "out"), 60)
+    made = preprocess([MixtureFile(str(tmp_path / "lines.jsonl"))], Tokenizer.from_pretrained(tmp_path), str(tmp_path / "out"), 60)
     assert made["train"]["conversations"] == 1

@@ -9,7 +9,7 @@ import pytest
 from telechat import TeleChat, TrainConfig, Trainer
 from telechat.data.packed_dataset import PackedDataset, same_data
 from telechat.data.preprocess import preprocess
-from telechat.data.sources import Source
+from telechat.data.mixture import MixtureFile
 from telechat.data.tokenizer import Tokenizer
 from telechat.errors import InputError
 from telechat.training.resume import find_checkpoint, set_later_aside
@@ -133,7 +133,7 @@ def datasets(tmp_path_factory):
     folder = tmp_path_factory.mktemp("datasets")
 
     def make(name, tokenizer=SAMPLES / "tokenizer.model", file=SAMPLES / "conversations.jsonl", max_length=160, **more):
-        preprocess([Source(str(file))], Tokenizer.from_pretrained(tokenizer), str(folder / name), max_length, **more)
+        preprocess([MixtureFile(str(file))], Tokenizer.from_pretrained(tokenizer), str(folder / name), max_length, **more)
         return PackedDataset(folder / name, 2)
     return make
 

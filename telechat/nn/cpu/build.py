@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import tempfile
 
-from telechat.nn.notes import say_once
+from telechat.nn.log import log_once
 
 SOURCES = pathlib.Path(__file__).resolve().parent
 ATTENTION_BLOCK = 64  # tokens between which attention makes scores at a time, in attention.h
@@ -112,7 +112,7 @@ def load_library():
     try:
         library = ctypes.CDLL(str(built_library()))
     except (RuntimeError, OSError) as error:
-        say_once(f"portable operations: the operators for CPUs could not be compiled: {error}")
+        log_once(f"portable operations: the operators for CPUs could not be compiled: {error}")
         return None
     library.set_thread_count(default_threads())
     return library

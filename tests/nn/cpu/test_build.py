@@ -9,7 +9,7 @@ import mindspore as ms
 import pytest
 
 from telechat import InputError
-from telechat.nn import notes
+from telechat.nn import log
 from telechat.nn.cpu import build
 from telechat.nn.kernel_choice import choose_kernels
 from telechat.nn.kernels import Kernels
@@ -21,7 +21,7 @@ def cache(tmp_path, monkeypatch):
     """An empty cache folder, and a process that has loaded nothing."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(build, "load_library", build.load_library.__wrapped__)
-    monkeypatch.setattr(notes, "_said", set())
+    monkeypatch.setattr(log, "_said", set())
     return tmp_path / "telechat"
 
 

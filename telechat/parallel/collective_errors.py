@@ -6,7 +6,7 @@ from telechat.errors import InputError, describe_error
 from telechat.parallel.collectives import gather_objects
 
 
-def together(action, world):
+def run_on_all(action, world):
     """``action()`` on every process; where some refuse their input, all end and the first of them says why.
 
     The action must not communicate, since a process that refuses would leave the others waiting.

@@ -1,4 +1,4 @@
-"""Which conversations a dataset is made of: weighted files, and the held-out part."""
+"""Which conversations a dataset is made of: a mixture of weighted files, and the held-out part."""
 
 import dataclasses
 import math
@@ -13,7 +13,7 @@ MAX_WEIGHT = 1000.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class MixtureFile:
     """One JSONL file and how many times its conversations are taken.
 
     Weight 2 takes each twice, 0.5 a random half, 1.5 each once and a random half again.
@@ -28,8 +28,8 @@ class Source:
                              f"not {self.weight:g}")
 
 
-def parse_source(argument):
-    """``FILE.jsonl`` or ``FILE.jsonl:WEIGHT`` as a `Source`.
+def parse_mixture_file(argument):
+    """``FILE.jsonl`` or ``FILE.jsonl:WEIGHT`` as a `MixtureFile`.
 
     A file of exactly that name is taken as it is; otherwise a number behind the last colon is the
     weight.
@@ -47,12 +47,12 @@ def parse_source(argument):
                 raise InputError(f"{argument}: the weight behind the colon must be a number, "
                                  f"not {weight!r}") from None
         else:
-            return Source(path, weight_number)
-    return Source(argument)
+            return MixtureFile(path, weight_number)
+    return MixtureFile(argument)
 
 
 @dataclasses.dataclass(frozen=True)
-class Selection:
+class Mixture:
     """Conversations and where they go.
 
     Attributes:
@@ -67,14 +67,14 @@ class Selection:
     evaluation: list
 
 
-def select(sources, seed, eval_share=0.0, tokens=(), system="refuse", template=None):
+def read_mixture(sources, seed, eval_share=0.0, tokens=(), system="refuse", template=None):
     """Read the files, hold some conversations out, take the rest by weight and shuffle.
 
     With one file of weight 1 and nothing held out, the order is that of ``random.seed(seed)`` and
     ``random.shuffle`` on the list of conversations, which is the incumbent's.
 
     Args:
-        sources: list of `Source`.
+        sources: list of `MixtureFile`.
         seed: int.
         eval_share: share of all conversations to hold out, at least one if above 0; held out
             before weights are applied, so none is in both parts.
@@ -104,7 +104,7 @@ def select(sources, seed, eval_share=0.0, tokens=(), system="refuse", template=N
         raise InputError("no conversation is left to train on; raise the weights, lower eval_share "
                          "or give more conversations")
     random.Random(seed).shuffle(train)
-    return Selection(conversations, train, evaluation)
+    return Mixture(conversations, train, evaluation)
 
 
 def _round(value):

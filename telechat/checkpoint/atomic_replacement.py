@@ -13,12 +13,12 @@ _STALE = ".stale.json"  # in the above: names that the new files make obsolete
 
 
 @contextlib.contextmanager
-def replacing(directory, belongs):
+def replace_atomically(directory, belongs):
     """Yield a temporary directory to fill; at the end its files become those of `directory`.
 
     A failure or a kill at any moment leaves the old files or the new ones, never a mixture: the
     new files are flushed to disk first, one rename then makes them count, and moving them into
-    place is finished by whoever comes next (`finish_replacing`). Other files in `directory` stay.
+    place is finished by whoever comes next (`finish_replacement`). Other files in `directory` stay.
     The temporary directory lies inside `directory`, so that a mount point, a symbolic link or the
     current directory can be written to.
 
@@ -35,7 +35,7 @@ def replacing(directory, belongs):
     existed = os.path.isdir(directory)
     try:
         os.makedirs(directory, exist_ok=True)
-        finish_replacing(directory)
+        finish_replacement(directory)
         if os.path.isdir(writing):  # left by a run that was killed
             shutil.rmtree(writing)
         os.mkdir(writing)
@@ -49,7 +49,7 @@ def replacing(directory, belongs):
         _sync(writing)
         os.rename(writing, os.path.join(directory, _COMPLETE))
         _sync(directory)
-        finish_replacing(directory)
+        finish_replacement(directory)
     except BaseException as error:
         shutil.rmtree(writing, ignore_errors=True)
         if not existed:
@@ -61,8 +61,8 @@ def replacing(directory, belongs):
         raise
 
 
-def finish_replacing(directory):
-    """Move into place what an interrupted `replacing` had complete; do nothing where there is none."""
+def finish_replacement(directory):
+    """Move into place what an interrupted `replace_atomically` had complete; do nothing where there is none."""
     complete = os.path.join(directory, _COMPLETE)
     if not os.path.isdir(complete):
         return

@@ -5,7 +5,7 @@ import sys
 _said = set()
 
 
-def say_once(note):
+def log_once(note):
     """Print a line about the kernels that this process has not printed yet."""
     if note not in _said:
         _said.add(note)
