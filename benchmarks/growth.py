@@ -56,9 +56,9 @@ def measure_point(workspace, series, size):
         for side in sides:
             measure.check_equal(f"{series.what} {size}, ours against {side}", results["ours"][0]["tokens"],
                                 results[side][0]["tokens"])
-    name = "seconds" if point.trains else "call"
-    return {side: (rounds[0][name], rounds[0]["peak_memory"] - rounds[0]["memory_before"])
-            for side, rounds in results.items()}
+    # Of a call to generate, the memory until its end: the check that follows computes the logits of the whole prompt.
+    time, memory = ("seconds", "peak_memory") if point.trains else ("call", "memory")
+    return {side: (rounds[0][time], rounds[0][memory] - rounds[0]["memory_before"]) for side, rounds in results.items()}
 
 
 def exponent(sizes, values):
