@@ -90,9 +90,17 @@ class GraphSteps:
     def _shape(self):
         return self.cache.table.table.shape
 
+    @property
+    def _most_rows(self):
+        """Rows that a call of `prefill` may have, filled up ones too: ReshapeAndCache takes no more than the cache holds."""
+        if not self.model.kernels.paged:
+            return math.inf
+        return (self.cache.table.pool.count + 1) * self.cache.table.block_size
+
     def takes_together(self, counts):
-        """Whether one call of `prefill` for parts of so many tokens takes less time than one for each."""
-        return len(counts) * bucket(max(counts), SMALLEST_PREFILL, self.max_length) <= ROWS_TOGETHER
+        """Whether one call of `prefill` for parts of so many tokens can be, and takes less time than one for each."""
+        rows = len(counts) * bucket(max(counts), SMALLEST_PREFILL, self.max_length)
+        return rows <= min(ROWS_TOGETHER, self._most_rows)
 
     def prefill(self, slots, chunks, starts, rotations, columns=None):
         """Parts of prompts, of which the cache holds what is before: float32 logits (N, V) of what follows each.
@@ -109,6 +117,7 @@ class GraphSteps:
         if columns is not None and max(counts) > ROWS_TOGETHER:
             return np.concatenate([self._prefill_long(*part) for part in zip(slots, chunks, starts, rotations, columns)])
         size = bucket(max(counts), SMALLEST_PREFILL, max(self.max_length, max(counts)))
+        size = max(min(size, self._most_rows // len(counts)), max(counts))
         ids = np.zeros((len(chunks), size), np.int32)
         # Rows past a part compute something that nothing reads: it goes to the block that is never read, and as their
         # position is 0 they see the first token alone.

@@ -4,6 +4,8 @@ Both exist among MindSpore's internal kernels alone (`telechat.nn.inference`). W
 the card, or not at all, so it is checked here while a graph is compiled.
 """
 
+import os
+
 import mindspore as ms
 from mindspore import ops
 from mindspore.ops import auto_generate
@@ -15,6 +17,9 @@ LARGEST_BLOCK = 16384  # head size · tokens
 USUAL_BLOCK = 128  # tokens
 BLOCKS = (16, 32, 64, 128)  # tokens that a block may have
 LARGEST_GROUP = 128  # query heads of a key-value head
+# Names kernels for which MindSpore takes ATB's: its PagedAttention looks the lengths up on the host by their name, and
+# finds nothing where the tensor was sent to the card before.
+_SWITCHED_OFF = "MS_INTERNAL_DISABLE_CUSTOM_KERNEL_LIST"
 _reshape_and_cache = auto_generate.ReshapeAndCache()
 
 
@@ -29,6 +34,8 @@ def obstacle(config, dtype):
                 f"{config.n_head // config.num_key_value_heads}")
     if config.position_embedding == "alibi":
         return "PagedAttention takes no ALiBi"
+    if "PagedAttention" in os.environ.get(_SWITCHED_OFF, "").split(","):
+        return f"{_SWITCHED_OFF} names PagedAttention, and the kernel that is left takes its lengths from the host: unset it"
     return None
 
 
@@ -55,8 +62,6 @@ def paged_attention(query, key_cache, value_cache, table, lengths, scale):
         key_cache, value_cache (Tensor): (blocks, block size, m, D) in query's dtype.
         table (Tensor): int32 (B, blocks of a sequence), which blocks hold it, in order.
         lengths (Tensor): int32 (B,), in a graph an argument called batch_valid_length. The kernel reads it on the card.
-            (ATB's, which MindSpore takes where MS_INTERNAL_DISABLE_CUSTOM_KERNEL_LIST names PagedAttention, looks that
-            name up on the host, and finds nothing where the tensor was sent to the card before.)
         scale (float): usually D^(−1/2).
 
     Returns:
@@ -104,6 +109,8 @@ def _check_written(key, value, dtype, places, places_dtype, cache, cache_dtype):
         _refuse("key", f"must be (tokens, {cache[2] * cache[3]}), not {tuple(key)}")
     if tuple(value) != tuple(key):
         _refuse("value", f"must have key's shape {tuple(key)}, not {tuple(value)}")
+    if key[0] > cache[0] * cache[1]:
+        _refuse("key", f"must have no more tokens than the cache's {cache[0] * cache[1]}, not {key[0]}")
     if places_dtype != ms.int32 or tuple(places) != (key[0],):
         _refuse("places", f"must be int32 {(key[0],)}, not {places_dtype} {tuple(places)}")
 

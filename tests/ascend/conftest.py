@@ -83,8 +83,8 @@ def parts(request):
     return Parts(**STYLES[request.param])
 
 
-@pytest.fixture
-def card(tmp_path):
+@pytest.fixture(scope="session")
+def card(tmp_path_factory):
     """card(function, *arguments, **settings): what a function of on_card.py returns on the simulated card.
 
     settings: environment variables, such as SIM_LOG. The test is skipped where there is no simulated card.
@@ -95,10 +95,11 @@ def card(tmp_path):
         pytest.skip(unavailable())
 
     def run(function, *arguments, timeout=900, **settings):
-        (tmp_path / "arguments.json").write_text(json.dumps(arguments))
-        command = [sys.executable, "-m", "tests.ascend.on_card", function, str(tmp_path / "arguments.json"),
-                   str(tmp_path / "result.json")]
+        folder = tmp_path_factory.mktemp("on_card")
+        (folder / "arguments.json").write_text(json.dumps(arguments))
+        command = [sys.executable, "-m", "tests.ascend.on_card", function, str(folder / "arguments.json"),
+                   str(folder / "result.json")]
         done = subprocess.run(command, env=environment(**settings), cwd=ROOT, capture_output=True, text=True, timeout=timeout)
         assert done.returncode == 0, done.stderr[-4000:]
-        return json.loads((tmp_path / "result.json").read_text())
+        return json.loads((folder / "result.json").read_text())
     return run

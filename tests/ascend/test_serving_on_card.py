@@ -48,3 +48,12 @@ def test_a_batch_answers_as_each_alone(card, served, dtype, blocks, speculate):
         same = [next((place for place, pair in enumerate(zip(*both)) if pair[0] != pair[1] or place == COUNT), COUNT)
                 for both, (_, _, settings) in zip(zip(found["answers"], alone), requests) if not settings["temperature"]]
         assert np.mean(same) >= 0.6 * COUNT and min(same) >= 1, same
+
+
+@pytest.mark.ascend
+def test_prompts_read_together_fit_a_small_cache(card, served):
+    """Filled up to 256 rows each, three prompts are more rows than the cache's 640 tokens, which ReshapeAndCache refuses."""
+    directory, _, _ = served
+    requests = [[list(range(3, 3 + count)), None, dict(max_new_tokens=4)] for count in (200, 10, 20)]
+    found = card("serving", directory, requests, "bfloat16", 3, 4, None, 0)
+    assert [len(answer) for answer in found["answers"]] == [4, 4, 4] and found["reads"] == [[0, 1], [2]]

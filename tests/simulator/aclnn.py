@@ -67,8 +67,8 @@ class Int4:
     turned: bool = False
 
     def bytes(self):
-        bits = self.numbers.to(torch.uint8) & 15
-        return bits[:, ::2] | bits[:, 1::2] << 4
+        bits = self.numbers.flatten().to(torch.uint8) & 15
+        return bits[::2] | bits[1::2] << 4
 
 
 def empty(*shape, dtype=torch.float32):

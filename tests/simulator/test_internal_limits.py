@@ -115,6 +115,27 @@ def test_reshape_and_cache(both):
     assert agree(both, taken + refused) == {**dict.fromkeys(taken, True), **dict.fromkeys(refused, False)}
 
 
+@pytest.mark.parametrize("rank, cache_rank, tokens, taken", [
+    (2, 4, 5, True), (2, 4, 128, True), (2, 4, 129, False), (4, 4, 5, False), (2, 2, 5, False)])
+def test_binding_and_kernel_refuse_the_same_writes(both, rank, cache_rank, tokens, taken):
+    """Keys of 4 heads of 16 into 8 blocks of 16 tokens: asked of the wheel's library, the simulator and our binding."""
+    import mindspore as ms
+
+    from telechat.errors import InputError
+    from telechat.nn import paged_attention as binding
+
+    question = f"cache {rank} {cache_rank} {tokens}"
+    assert agree(both, [question]) == {question: taken}
+    key, cache = {2: (tokens, 64), 4: (tokens, 1, 4, 16)}[rank], {4: (8, 16, 4, 16), 2: (128, 64)}[cache_rank]
+    try:
+        binding._check_cache(cache, cache, ms.bfloat16)
+        binding._check_written(key, key, ms.bfloat16, (tokens,), ms.int32, cache, ms.bfloat16)
+        let_pass = True
+    except InputError:
+        let_pass = False
+    assert let_pass == taken
+
+
 def test_the_blocks_that_telechat_chooses_are_taken_and_larger_ones_are_not(both):
     from telechat.nn.paged_attention import LARGEST_HEAD, block_size
 

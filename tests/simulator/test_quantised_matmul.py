@@ -11,6 +11,7 @@ if unavailable():
 
 import torch  # noqa: E402
 
+from telechat.errors import InputError  # noqa: E402
 from tests.simulator.aclnn import Int4, Refused, call, empty  # noqa: E402
 
 HALVES = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
@@ -100,3 +101,69 @@ def test_refusals(change, words):
         return
     with pytest.raises(Refused, match=words):
         product(**given)
+
+
+# What is wrong in a call, and the argument that our binding names.
+LIMITS = {
+    "activations of float32": (dict(x=X.float()), "x"),
+    "activations of three dimensions": (dict(x=X[None]), "x"),
+    "weights of int32": (dict(w=numbers(8).int()), "values"),
+    "another inner axis": (dict(w=numbers(8)[:64]), "values"),
+    "more than 65,535 outputs": (dict(w=numbers(8, K, 65_536), scale=torch.ones(65_536, dtype=X.dtype)), "values"),
+    "scales of another dtype": (dict(scale=SCALE.half()), "scales"),
+    "scales of other outputs": (dict(scale=SCALE[:, 1:]), "scales"),
+    "groups of 48 inputs": (dict(scale=SCALE[:2]), "scales"),
+    "groups of 16 inputs": (dict(scale=SCALE.repeat(2, 1)), "scales"),
+    "one group in two dimensions": (dict(scale=SCALE[:1]), "scales"),
+}
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_a_wrong_call_is_refused_by_card_and_binding(name):
+    wrong, argument = LIMITS[name]
+    with pytest.raises(Refused):
+        on_card(**wrong)
+    with pytest.raises(InputError, match=f"^quantised product: {argument} "):
+        by_binding(**wrong)
+
+
+@pytest.mark.parametrize("right", [{}, dict(scale=SCALE[0]), dict(w=Int4(numbers(4)))], ids=["groups", "one group", "4 bits"])
+def test_a_right_call_is_taken_by_both(right):
+    on_card(**right)
+    by_binding(**right)
+
+
+def test_an_odd_number_of_outputs_of_4_bits():
+    """MindSpore's tensors of 4 bits cannot say it, so the binding asks before it makes one."""
+    from telechat.nn.quantised import QuantisedWeight
+    from telechat.nn.quantised_matmul import obstacle
+
+    import mindspore as ms
+    import numpy as np
+
+    with pytest.raises(Refused, match="of int4 the inner axis must be even"):
+        on_card(w=Int4(numbers(4, K, N + 1)), scale=torch.ones(3, N + 1, dtype=X.dtype))
+    weight = QuantisedWeight(4, np.zeros((N + 1, K), np.int8), np.ones((N + 1, 3), np.float32))
+    assert "even number of outputs" in obstacle(weight, ms.bfloat16)
+
+
+def outputs_of(w):
+    return (w.numbers if isinstance(w, Int4) else w).shape[1]
+
+
+def on_card(x=X, w=numbers(8), scale=SCALE):
+    """As the binding asks: the size of groups from the scales' shape."""
+    group = 0 if scale.dim() == 1 else x.shape[-1] // len(scale)
+    out = empty(*x.shape[:-1], outputs_of(w), dtype=x.dtype)
+    call("aclnnWeightQuantBatchMatmulV2", x, w, scale, None, None, None, None, group, out)
+
+
+def by_binding(x=X, w=numbers(8), scale=SCALE):
+    import mindspore as ms
+
+    from telechat.nn import quantised_matmul as binding
+
+    names = {torch.float32: ms.float32, torch.float16: ms.float16, torch.bfloat16: ms.bfloat16, torch.int8: ms.int8,
+             torch.int32: ms.int32}
+    values = ((w.numbers.shape[0], outputs_of(w) // 2), ms.qint4x2) if isinstance(w, Int4) else (tuple(w.shape), names[w.dtype])
+    binding._check(tuple(x.shape), names[x.dtype], *values, tuple(scale.shape), names[scale.dtype])
