@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 
+from telechat.diagnosis.error_text import last_error
 from telechat.errors import InputError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -203,8 +204,7 @@ def run_probe(name, *arguments, processes=1, on_host=False, timeout=1800):
         except subprocess.TimeoutExpired:
             raise InputError(f"{name} had no result after {timeout} s") from None
         if done.returncode or not result.exists():
-            words = [line for line in (done.stderr + done.stdout).splitlines() if line.strip() and line[0] != "-"]
-            raise InputError(f"{name} failed with status {done.returncode}: {' | '.join(words[-8:])[-1200:]}")
+            raise InputError(f"{name} failed with status {done.returncode}: {last_error(done.stdout + done.stderr)}")
         return json.loads(result.read_text())
 
 

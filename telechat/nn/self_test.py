@@ -4,8 +4,13 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
+from telechat.nn.dropout import Place, dropout_mask
+
 TOLERANCE = {ms.float32: 1e-4, ms.float16: 1e-2, ms.bfloat16: 5e-2}  # of the largest value
 _STEP = 1e-5  # of the finite differences
+# Short prompts: where heads lie before tokens, Ascend's rotation takes at most 8·tokens heads of all sequences.
+_FEW_TOKENS, _SEQUENCES, _MANY_HEADS = 2, 2, 20
+_PLACE = Place(seed=1, step=2, sequences=(3,), layer=4)  # of dropout
 
 
 class _Case:
@@ -16,7 +21,7 @@ class _Case:
         self.formula = formula
         self.call = call  # kernels, the tables and the inputs → the result
         self.arrays = arrays
-        self.tables = tables  # kernels → what the call is given besides the inputs, made outside the graph
+        self.tables = tables  # what the call is given besides the inputs
 
 
 class _Compiled(nn.Cell):
@@ -39,15 +44,16 @@ class _Compiled(nn.Cell):
         return self.gradient(self.apply)(*inputs, dresult)
 
 
-def _cases(dim, length):
+def _cases(kernels, dim, length):
     random = np.random.default_rng(0)
     scale = dim ** -0.5
+    rate = 1 - kernels.keep_prob
 
     def draw(*shape):
         return random.standard_normal(shape).astype(np.float32)
 
     heads = 2
-    angles = draw(length, dim // 2).astype(np.float64)
+    angles = draw(max(length, _FEW_TOKENS), dim // 2).astype(np.float64)
     cos, sin = (np.tile(function(angles), (1, 2)).astype(np.float32) for function in (np.cos, np.sin))
 
     def norm(x, weight):
@@ -56,31 +62,32 @@ def _cases(dim, length):
     def swiglu(gate, up):
         return gate / (1 + np.exp(-gate)) * up
 
-    def split(x):
-        return x.reshape(length, heads, dim)
+    def rotate(x, rows=length):
+        heads = x.reshape(-1, rows, x.shape[1] // dim, dim)
+        turned = np.concatenate([-heads[..., dim // 2:], heads[..., :dim // 2]], -1)
+        return (heads * cos[:rows, None] + turned * sin[:rows, None]).reshape(x.shape)
 
-    def rotate(x):
-        x = split(x)
-        turned = np.concatenate([-x[..., dim // 2:], x[..., :dim // 2]], -1)
-        return (x * cos[:, None] + turned * sin[:, None]).reshape(length, -1)
-
-    def attend(query, key, value):
-        query, key, value = map(split, (query, key, value))
-        scores = np.einsum("qhd,khd->hqk", query, key) * scale + np.where(np.tri(length), 0, -np.inf)
+    def attend(query, key, value, kept=1.0):
+        query, key, value = (x.reshape(length, heads, dim).transpose(1, 0, 2) for x in (query, key, value))
+        scores = query @ key.transpose(0, 2, 1) * scale + np.where(np.tri(length), 0, -np.inf)
         weights = np.exp(scores - scores.max(-1, keepdims=True))
-        weights /= weights.sum(-1, keepdims=True)
-        return np.einsum("hqk,khd->qhd", weights, value).reshape(length, -1)
+        weights *= kept / weights.sum(-1, keepdims=True)
+        return (weights @ value).transpose(1, 0, 2).reshape(length, -1)
 
-    def rotary_tables(kernels):
-        return tuple(kernels.rotary_tensor(table[None, None]) for table in (cos, sin))
+    def rotary_tables(rows):
+        return tuple(kernels.rotary_tensor(table[None, None, :rows]) for table in (cos, sin))
 
     def call_rotate(kernels, tables, x):
-        return kernels.merge_heads(kernels.rotate(kernels.split_heads(x, length, dim), *tables))
+        return kernels.merge_heads(kernels.rotate(kernels.split_heads(x, tables[0].shape[2], dim), *tables))
 
-    def call_attend(kernels, visible, query, key, value):
+    def call_attend(kernels, tables, query, key, value):
+        visible, dropped = tables
         query, key = kernels.split_heads(query, length, dim), kernels.split_heads(key, length, dim)
-        attended = kernels.attention(query, key, kernels.split_heads(value, length, dim), *visible, scale)
+        attended = kernels.attention(query, key, kernels.split_heads(value, length, dim), *visible, scale, dropped)
         return kernels.merge_heads(attended)
+
+    def visible(dropout):
+        return kernels.attention_tensors(_Shape(heads), length, dropout=dropout)
 
     def call_product(kernels, _, x, weight):
         return kernels.linear(x, weight)
@@ -92,14 +99,34 @@ def _cases(dim, length):
         return kernels.swiglu(gate, up)
 
     size = (length, heads * dim)
-    return [
+    cases = [
         _Case("product", lambda x, w: x @ w.T, call_product, draw(*size), draw(24, size[1])),
         _Case("norm", norm, call_norm, draw(*size), draw(size[1])),
         _Case("SwiGLU", swiglu, call_swiglu, draw(*size), draw(*size)),
-        _Case("rotation", rotate, call_rotate, draw(*size), tables=rotary_tables),
-        _Case("attention", attend, call_attend, draw(*size), draw(*size), draw(*size),
-              tables=lambda kernels: kernels.attention_tensors(_Shape(heads), length)),
+        _Case("rotation", rotate, call_rotate, draw(*size), tables=rotary_tables(length)),
+        _Case("short rotation", lambda x: rotate(x, _FEW_TOKENS), call_rotate,
+              draw(_SEQUENCES * _FEW_TOKENS, _MANY_HEADS * dim), tables=rotary_tables(_FEW_TOKENS)),
+        _Case("attention", attend, call_attend, draw(*size), draw(*size), draw(*size), tables=(visible(False), None)),
     ]
+    if rate:
+        dropped = kernels.attention_dropout(length, rate, _PLACE, range(heads))
+        kept = kept_factors(dropped, length, rate, _PLACE, range(heads))
+        cases.append(_Case("dropout", lambda q, k, v: attend(q, k, v, kept), call_attend, draw(*size), draw(*size),
+                           draw(*size), tables=(visible(True), dropped)))
+    return cases
+
+
+def kept_factors(dropped, length, rate, place, heads):
+    """What `Kernels.attention_dropout` gave for one sequence, as factors of the probabilities: float64 (n, S, S).
+
+    Bits of a card's own generator hold 1 where a probability is kept and multiplied by 1/(1 − rate).
+    """
+    if isinstance(dropped, Tensor) and dropped.dtype == ms.uint8:
+        bits = np.unpackbits(dropped.asnumpy()[0], axis=-1, bitorder="little")
+        return bits / (1 - rate)
+    if isinstance(dropped, Tensor) and dropped.dtype == ms.float32:
+        return dropped.asnumpy()[0].astype(np.float64)
+    return dropout_mask(length, length, rate, place, heads)[0].astype(np.float64)
 
 
 class _Shape:
@@ -114,12 +141,14 @@ class _Shape:
 def check_kernels(kernels, dim=16, length=16):
     """Try each kernel of `Kernels` inside a compiled graph, with heads of size ``dim`` over ``length`` tokens.
 
+    Attention with dropout is among them where the kernels' ``keep_prob`` is below 1; ``length`` is a multiple of 8 then.
+
     Yields:
         (name, error of the result, error of the gradients, allowed): errors relative to the largest
         value; the gradients' along one direction, against central differences of the formula.
     """
     random = np.random.default_rng(1)
-    for case in _cases(dim, length):
+    for case in _cases(kernels, dim, length):
         # The inputs as the kernel sees them, rounded to its dtype.
         tensors = [Tensor(array).astype(kernels.dtype) for array in case.arrays]
         arrays = [tensor.astype(ms.float32).asnumpy().astype(np.float64) for tensor in tensors]
@@ -127,7 +156,7 @@ def check_kernels(kernels, dim=16, length=16):
         weights = Tensor(random.standard_normal(expected.shape).astype(np.float32)).astype(kernels.dtype)
         factors = weights.astype(ms.float32).asnumpy().astype(np.float64)
 
-        compiled = _Compiled(case.call, kernels, None if case.tables is None else case.tables(kernels))
+        compiled = _Compiled(case.call, kernels, case.tables)
         result = compiled(*tensors).astype(ms.float32).asnumpy()
         error = np.abs(result - expected).max() / np.abs(expected).max()
         gradients = compiled.backward(weights, *tensors)
