@@ -28,7 +28,7 @@ def describe_checkpoint(directory, statistics=False):
     from telechat.checkpoint.layout import parameter_shapes
     from telechat.adapters.peft import open_checkpoint
 
-    reader = open_checkpoint(directory)
+    reader, _ = open_checkpoint(directory)
     reader.check(parameter_shapes(reader.config))
     config = reader.config
     count = sum(math.prod(reader.shape(name)) for name in reader.names)

@@ -154,17 +154,18 @@ class TeleChat(nn.Cell):
         """Load a checkpoint directory (``config.json`` and ``model*.safetensors``).
 
         Weights are converted to ``dtype`` a few rows at a time; ``lora``: the directory of a LoRA adapter, as the peft
-        package saves it, that is added to them. The other arguments are the class's.
+        package saves it, that is added to them, and to quantised ones put beside. The other arguments are the class's.
 
         Raises:
             InputError: files are missing or broken, or tensors do not fit the config.
         """
+        from telechat.adapters.attached import Attachment
         from telechat.adapters.peft import open_checkpoint
         from telechat.checkpoint.layout import parameter_shapes
         from telechat.checkpoint.reader import read_as
 
         as_dtype(dtype)
-        reader = open_checkpoint(directory, lora)
+        reader, beside = open_checkpoint(directory, lora)
         config = reader.config
         reader.check(parameter_shapes(config))
         with Progress("loading weights", len(reader.names), "tensors") as progress:
@@ -178,6 +179,8 @@ class TeleChat(nn.Cell):
             model = cls(config, dtype, tensors=read, kernels=kernels, use_flash_attention=use_flash_attention,
                         use_paged_attention=use_paged_attention)
         release_freed()
+        if beside is not None:
+            Attachment(model).put(beside)
         return model
 
     def save_pretrained(self, directory):

@@ -16,7 +16,7 @@ PRODUCTS = {"telechat": ("self_attention.query", "self_attention.key_value", "se
 
 def write_adapter(folder, config, rank, targets=None, seed=0, layers=None, size=0.1, **settings):
     """Save an adapter with random factors for some modules of a model, by default all, of some layers, by default all."""
-    targets = targets or PRODUCTS[config.style]
+    targets, own = targets or PRODUCTS[config.style], settings.get("rank_pattern", {})
     random = np.random.default_rng(seed)
     tensors = {}
     for tensor in layout.official_parameters(config):
@@ -26,12 +26,12 @@ def write_adapter(folder, config, rank, targets=None, seed=0, layers=None, size=
         if not tensor.name.endswith(".weight") or not module.endswith(tuple(targets)) or (layers and number not in layers):
             continue
         outputs, inputs = tensor.shape[::-1] if config.style == "gpt2" else tensor.shape
+        of_module = next((value for key, value in own.items() if module.endswith(key)), rank)
         full = module if module.startswith(("transformer.", "model.")) else f"transformer.{module}"
-        for part, shape in (("A", (rank, inputs)), ("B", (outputs, rank))):
+        for part, shape in (("A", (of_module, inputs)), ("B", (outputs, of_module))):
             tensors[f"base_model.model.{full}.lora_{part}.weight"] = size * random.standard_normal(shape).astype(np.float32)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "adapter_model.safetensors")
     (folder / "adapter_config.json").write_text(json.dumps(
         {"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "target_modules": list(targets)} | settings))
     return folder
-

@@ -22,7 +22,8 @@ def main(argv=None):
     config = TeleChatConfig.from_pretrained(arguments.load_checkpoint, quantised=True)
     settings = GenerationSettings.load(arguments.load_checkpoint, config)
 
-    from telechat.adapters.peft import CONFIG, WEIGHTS, Adapter
+    from telechat.adapters.named import attached_bytes
+    from telechat.adapters.peft import CONFIG, Adapter
     from telechat.evaluation.forward import ROWS
     from telechat.evaluation.identity import identify
     from telechat.evaluation.multiple_choice import BENCHMARKS, letter_ids
@@ -32,8 +33,7 @@ def main(argv=None):
     from telechat.parallel.inference import load_for_inference
     from telechat.parallel.parallel_config import process_count
 
-    if arguments.lora:
-        Adapter(arguments.lora, config)
+    adapter = Adapter(arguments.lora, config) if arguments.lora else None
     choices = arguments.task in BENCHMARKS
     split = arguments.split or (BENCHMARKS[arguments.task].split if choices else None)
     files = {"lines": arguments.data}
@@ -60,9 +60,9 @@ def main(argv=None):
         plan = plan_cache(config, arguments.dtype, 2, longest, None, arguments.cache_memory, True, process_count())
     check_inference_memory(config, arguments.dtype, f"lower --batch_size {arguments.batch_size}", arguments.ignore_memory,
                            prompt=longest, prompts=1 if choices else at_once, logits=at_once if choices else ROWS,
-                           cached=plan.tokens if choices else 0)
-    if arguments.lora:
-        files |= {f"lora/{name}": os.path.join(arguments.lora, name) for name in (CONFIG, WEIGHTS)}
+                           cached=plan.tokens if choices else 0, adapters=attached_bytes(arguments.lora, config))
+    if adapter is not None:
+        files |= {f"lora/{name}": os.path.join(arguments.lora, name) for name in (CONFIG, adapter.file)}
     identity = identify(arguments.load_checkpoint, config, settings, files, task=arguments.task, split=split,
                         shots=arguments.shots if choices else None, dtype=arguments.dtype,
                         system=None if choices else arguments.system)

@@ -30,6 +30,7 @@ def main(argv=None):
     settings = GenerationSettings.load(arguments.load_checkpoint, config)
     questions = read_prompts(arguments.input_file) if arguments.input_file else []
 
+    from telechat.adapters.named import attached_bytes
     from telechat.generation.generator import Generator
     from telechat.generation.memory import check_inference_memory, plan_cache, runs_operators
     from telechat.generation.prompt_lookup import check_speculation
@@ -50,6 +51,7 @@ def main(argv=None):
             shape.update(cached=tokens, length=min(shape["length"], max_length))
         lower = f"lower --max_length {max_length}" + (f" or --batch_size {batch_size}" if batch_size > 1 else "")
         check_inference_memory(config, arguments.dtype, lower, arguments.ignore_memory, **shape,
+                               adapters=attached_bytes(arguments.lora, config),
                                operators=runs_operators(arguments.dtype) and process_count() == 1)
     # Under msrun every process computes; the first one reads and prints.
     model, world = load_for_inference(arguments.load_checkpoint, arguments.dtype, arguments.lora,
@@ -100,7 +102,8 @@ def parse_arguments(argv):
     parser.add_argument("--load_checkpoint", type=path_argument, required=True,
                         help="checkpoint directory with its tokenizer")
     parser.add_argument("--lora", type=path_argument, metavar="DIR",
-                        help="LoRA adapter, as the peft package saves it, to add to the weights")
+                        help="LoRA adapter, as the peft package saves it, to answer with: added to the weights, or beside "
+                             "quantised ones")
     parser.add_argument("--predict_data", help='one prompt, e.g. "<_user>生抽与老抽的区别？<_bot>"')
     parser.add_argument("--input_file", type=path_argument,
                         help='lines of {"input": "…"}: the turns of one conversation')

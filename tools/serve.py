@@ -25,7 +25,7 @@ def main(argv=None):
     except ImportError as error:
         raise InputError(f"serving needs the package {error.name}; pip install 'telechat[serve]'") from None
     origins = [read_origin(origin) for origin in arguments.allow_origin]
-    from telechat.adapters.named import factor_bytes, open_adapters, read_lora
+    from telechat.adapters.named import attached_bytes, factor_bytes, open_adapters, read_lora
     from telechat.config import TeleChatConfig
     from telechat.generation.settings import GenerationSettings
 
@@ -35,7 +35,7 @@ def main(argv=None):
     name = arguments.model_name or pathlib.Path(arguments.load_checkpoint).absolute().name
     lora, named = read_lora(arguments.lora, name)
     adapters = open_adapters(named, config)
-    beside = factor_bytes(adapters, config)
+    beside = factor_bytes(adapters, config) + attached_bytes(lora, config)
 
     from telechat.generation.engine import Engine
     from telechat.generation.memory import (CachePlan, cache_width, cache_bytes, check_inference_memory, plan_cache,
@@ -122,8 +122,8 @@ def parse_arguments(argv):
     parser.add_argument("--load_checkpoint", type=path_argument, required=True,
                         help="checkpoint directory with its tokenizer")
     parser.add_argument("--lora", action="append", default=[], metavar="[NAME=]DIR",
-                        help="LoRA adapter, as the peft package saves it: DIR is added to the weights; NAME=DIR, as often as "
-                             "wanted, stays beside them and is a model of that name")
+                        help="LoRA adapter, as the peft package saves it: DIR is added to the weights, or beside quantised "
+                             "ones; NAME=DIR, as often as wanted, stays beside them and is a model of that name")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 lets other machines in")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
     parser.add_argument("--api_key_file", type=path_argument,

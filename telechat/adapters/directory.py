@@ -21,6 +21,9 @@ def lora_of(adapter, config, dropout=0.0):
         InputError: its layers differ in what they change, or in rank or alpha.
     """
     settings, official = adapter.settings, adapter.modules
+    if adapter.trained_whole:
+        raise InputError(f"{adapter.directory} holds {min(adapter.trained_whole)} as a whole, which cannot be trained on; start a "
+                         "new adapter on the merged model (tools/convert.py merge-lora)")
     if settings["rank_pattern"] or settings["alpha_pattern"]:
         raise InputError(f"{adapter.directory} has a rank or alpha of its own for some modules, which cannot be trained on; "
                          "start a new adapter on the merged model (tools/convert.py merge-lora)")

@@ -1,9 +1,11 @@
-"""What ``--lora`` says: one adapter that is added to the weights, or several by name that stay beside them."""
+"""What ``--lora`` says: one adapter that is added to the weights (quantised ones it stays beside), or several by name that
+stay beside them and answer where they are asked for."""
 
 import re
 
 from telechat.adapters.peft import Adapter
 from telechat.errors import InputError
+from telechat.quantization.checkpoint import settings_of
 from telechat.text_files import expand_path
 
 _NAMED = re.compile(r"([^/=]+)=(.+)")
@@ -37,6 +39,13 @@ def read_lora(values, model_name):
 def open_adapters(named, config):
     """{name: `Adapter`} of {name: directory}; InputError where one does not fit the model."""
     return {name: Adapter(directory, config) for name, directory in named.items()}
+
+
+def attached_bytes(lora, config):
+    """Bytes of the adapter of the directory ``lora`` where it stays beside quantised weights; 0 where it is added to them."""
+    if lora is None or settings_of(config) is None:
+        return 0
+    return factor_bytes({lora: Adapter(lora, config)}, config)
 
 
 def factor_bytes(adapters, config):

@@ -11,23 +11,25 @@ import re
 
 import numpy as np
 
-from telechat import fields
+from telechat.adapters.settings import read_settings
 from telechat.checkpoint import layout
 from telechat.checkpoint.reader import CheckpointReader
 from telechat.checkpoint.safetensors_files import SafetensorsFiles
+from telechat.checkpoint.torch_files import TorchFiles
 from telechat.errors import InputError
 from telechat.quantization.checkpoint import QuantisedReader, is_quantised
-from telechat.text_files import read_json_object
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
-# What would change the result and is not supported, with the values that ask for nothing.
-_PLAIN = {"bias": ("none",), "use_dora": (False,), "lora_bias": (False,), "modules_to_save": ([],), "use_qalora": (False,),
-          "layer_replication": ([],), "trainable_token_indices": ([], {}), "target_parameters": ([],)}
+TORCH_WEIGHTS = "adapter_model.bin"  # as peft wrote them by default before 2024
+# Of a tensor's name, behind `PREFIX`, which ms-swift's own tuners leave out: the module, the part, and what the adapter is called.
+_FACTOR = re.compile(r"(.+)\.lora_([AB])(?:\.([^.]+))?\.weight")
+# What stands in the name of a tensor that was trained whole (modules_to_save, bias) and not in the model's.
+_WRAPPED = re.compile(r"\.(base_layer|modules_to_save\.[^.]+)(?=\.)")
 
 
 class Adapter:
-    """A LoRA adapter for a model.
+    """A LoRA adapter for a model; some tensors may have been trained whole (modules_to_save, bias).
 
     Args:
         directory (str): as peft saved it.
@@ -41,37 +43,63 @@ class Adapter:
         self.directory = os.fspath(directory)
         if not os.path.isfile(os.path.join(self.directory, CONFIG)):
             raise InputError(f"{self.directory} holds no {CONFIG}; give a directory that the peft package saved")
-        self.settings = _read_settings(os.path.join(self.directory, CONFIG))
-        self._files = SafetensorsFiles(self.directory, self._weight_files())
-        stored = {_module(tensor.name): tensor for tensor in layout.official_parameters(config)}
-        self._stored = {}  # module → StoredTensor, of those that the adapter changes
+        self.settings = read_settings(os.path.join(self.directory, CONFIG))
+        self._files = self._open()
+        stored = {tensor.name: tensor for tensor in layout.official_parameters(config)}
+        self._stored = {}  # module → StoredTensor, of those that have factors
+        self._names = {}  # (module, "A" or "B") → name of a tensor in the file
+        self._whole = {}  # canonical name → name of a tensor in the file, and its StoredTensor
+        called = set()  # the adapter's name, where tensors have it
         for name in self._files.shapes:
-            module, part = self._split(name)
-            tensor = stored.get(module) or stored.get(module.removeprefix("transformer."))
+            own = name.removeprefix(PREFIX)
+            found = _FACTOR.fullmatch(own)
+            if not found:
+                self._add_whole(name, stored)
+                continue
+            module, part, title = found.groups()
+            tensor = _find(stored, f"{module}.weight")
             if tensor is None or len(tensor.shape) != 2:
                 raise InputError(f"{self.directory} changes {module}, which the model does not have; give an adapter that "
                                  "was made for this model")
-            self._stored[module] = tensor
+            self._stored[module], self._names[module, part] = tensor, name
+            called.add(title)
             self._check_shape(name, part, module, tensor)
+        if len(called) > 1:
+            raise InputError(f"{self.directory} holds tensors of several adapters ({', '.join(sorted(map(str, called)))}); "
+                             "save one of them alone")
         if not self._stored:
             raise InputError(f"{self.directory} holds no lora_A and lora_B; give a directory that the peft package saved")
+        for module in self._stored:
+            for part in "AB":
+                if (module, part) not in self._names:
+                    raise InputError(f"{self.directory} holds no lora_{part} of {module}; copy the adapter again")
+        for module in self.settings["modules_to_save"]:
+            if not any(f".{name}".rpartition(".")[0].endswith(f".{module}") for name, _ in self._whole.values()):
+                raise InputError(f"{self.directory} holds no weights of {module}, which its modules_to_save names; copy the "
+                                 "adapter again")
         self._modules = {}  # canonical name → modules that change it
         for module, tensor in self._stored.items():
             for parameter in tensor.parameters:
                 self._modules.setdefault(parameter, []).append(module)
 
-    def _weight_files(self):
-        if os.path.isfile(os.path.join(self.directory, WEIGHTS)):
-            return [WEIGHTS]
+    def _open(self):
+        """The tensors' file, whose name is `file`."""
+        for self.file, kind in ((WEIGHTS, SafetensorsFiles), (TORCH_WEIGHTS, TorchFiles)):
+            if os.path.isfile(os.path.join(self.directory, self.file)):
+                return kind(self.directory, [self.file])
         raise InputError(f"{self.directory} holds no {WEIGHTS}; save the adapter in that format (peft does so by default)")
 
-    def _split(self, name):
-        """(module, "A" or "B") of a tensor's name."""
-        found = re.fullmatch(re.escape(PREFIX) + r"(.+)\.lora_([AB])(?:\.default)?\.weight", name)
-        if not found:
-            raise InputError(f"{self.directory} holds {name}, which is no lora_A or lora_B of a product; adapters of other "
-                             "kinds are not supported: merge it with the peft package and give the merged model")
-        return found[1], found[2]
+    def _add_whole(self, name, stored):
+        """Take a tensor that stands in the place of one of the model's."""
+        tensor = _find(stored, _WRAPPED.sub("", name.removeprefix(PREFIX)))
+        if tensor is None or tensor.partners or "lora_" in name:
+            raise InputError(f"{self.directory} holds {name}, which is no lora_A or lora_B of a product and no tensor of this "
+                             "model; adapters of other kinds are not supported: merge it with the peft package and give the "
+                             "merged model")
+        if self._files.shapes[name] != tensor.shape:
+            raise InputError(f"{name} in {self.directory} is {self._files.shapes[name]} and must be {tensor.shape} for this "
+                             "model; give an adapter that was made for this model")
+        self._whole.update((parameter, (name, tensor)) for parameter in tensor.parameters)
 
     def _check_shape(self, name, part, module, tensor):
         """Refuse a tensor that does not fit the weight, or the adapter's rank."""
@@ -102,7 +130,20 @@ class Adapter:
     @property
     def parameters(self):
         """Canonical names of what the adapter changes, a set."""
-        return set(self._modules)
+        return {*self._modules, *self._whole}
+
+    @property
+    def trained_whole(self):
+        """Canonical names of those that were trained whole."""
+        return set(self._whole)
+
+    def change(self, name, value):
+        """The parameter of a canonical name with this adapter: float32, from ``value``, the base model's."""
+        if name in self._whole:
+            file, tensor = self._whole[name]
+            value = tensor.split(self._files.read(file))[tensor.parameters.index(name)]
+        value = value.astype(np.float32)
+        return value + self.delta(name) if name in self._modules else value
 
     def delta(self, name):
         """What is added to the parameter of a canonical name: float32, its shape."""
@@ -120,7 +161,7 @@ class Adapter:
 
     def part(self, module, part):
         """A (rank, in) or B (out, rank) of a module, float32."""
-        return self._files.read(self._name(module, part)).astype(np.float32)
+        return self._files.read(self._names[module, part]).astype(np.float32)
 
     def factors(self, name):
         """A and B of what is added to the parameter of a canonical name, s in B: float32 (R, inputs) and (outputs, R).
@@ -155,13 +196,6 @@ class Adapter:
         a, b = self._factors(module)
         return (b @ a).T if self._is_transposed(self._stored[module]) else b @ a
 
-    def _name(self, module, part):
-        names = (f"{PREFIX}{module}.lora_{part}{middle}.weight" for middle in ("", ".default"))
-        found = next((name for name in names if name in self._files.shapes), None)
-        if found is None:
-            raise InputError(f"{self.directory} holds no lora_{part} of {module}; copy the adapter again")
-        return found
-
 
 class AdaptedReader:
     """A `CheckpointReader` whose tensors have an adapter added, in float32, and keep their dtype.
@@ -182,54 +216,27 @@ class AdaptedReader:
 
     def read(self, name, index=None):
         """As `CheckpointReader.read`."""
-        part = self._reader.read(name, index)
         if name not in self.adapter.parameters:
-            return part
-        delta = self.adapter.delta(name)
+            return self._reader.read(name, index)
+        if name in self.adapter.trained_whole:
+            whole = self.adapter.change(name, self._reader.read(name)).astype(self._reader.dtype(name))
+            return whole if index is None else whole[index]
+        part, delta = self._reader.read(name, index), self.adapter.delta(name)
         return (part.astype(np.float32) + (delta if index is None else delta[index])).astype(part.dtype)
 
 
 def open_checkpoint(directory, lora=None):
-    """The reader of a checkpoint directory, with the adapter of the directory ``lora`` added where there is one."""
+    """(reader of a checkpoint directory, `Adapter` that is to stay beside its weights or None).
+
+    The adapter of the directory ``lora`` is added to the weights that are read; to quantised ones it cannot be, and is
+    to be put beside them (attached.py).
+    """
     if is_quantised(directory):
-        if lora is not None:
-            raise InputError(f"{directory} holds quantised weights, to which the adapter {lora} cannot be added; give it with "
-                             "the model in float16 or bfloat16")
-        return QuantisedReader(directory)
-    return CheckpointReader(directory) if lora is None else AdaptedReader(directory, lora)
+        reader = QuantisedReader(directory)
+        return reader, None if lora is None else Adapter(lora, reader.config)
+    return CheckpointReader(directory) if lora is None else AdaptedReader(directory, lora), None
 
 
-def _module(name):
-    return name.removesuffix(".weight")
-
-
-def _read_settings(path):
-    values = read_json_object(path, "copy the adapter again")
-    try:
-        kind = values.get("peft_type")
-        if kind != "LORA":
-            raise InputError(f"peft_type must be LORA, not {fields.shown(kind)}; merge it with the peft package instead")
-        for name, plain in _PLAIN.items():
-            if values.get(name) not in (None, *plain):
-                raise InputError(f"{name} {fields.shown(values[name])} is not supported; merge it with the peft package "
-                                 "and give the merged model")
-        settings = {"r": fields.whole_number("r", values.get("r"), 1, 2 ** 16),
-                    "lora_alpha": fields.real_number("lora_alpha", values.get("lora_alpha"), above=0),
-                    "use_rslora": fields.flag("use_rslora", values.get("use_rslora"), False)}
-        for name, read, bounds in (("rank_pattern", fields.whole_number, {"least": 1}),
-                                   ("alpha_pattern", fields.real_number, {"above": 0})):
-            given = values.get(name) or {}
-            if not isinstance(given, dict):
-                raise InputError(f"{name} must be an object, not {fields.shown(given)}")
-            settings[name] = {_checked(key, name): read(f"{name}.{key}", value, **bounds) for key, value in given.items()}
-        return settings
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-
-
-def _checked(pattern, name):
-    try:
-        re.compile(pattern)
-    except re.error:
-        raise InputError(f"{name} holds {fields.shown(pattern)}, which is no pattern of module names") from None
-    return pattern
+def _find(stored, name):
+    """The tensor of the official torch model's name; 7B's files leave out what its modules begin with. None for none."""
+    return stored.get(name) or stored.get(name.removeprefix("transformer."))

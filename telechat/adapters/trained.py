@@ -44,6 +44,7 @@ class TrainedAdapter:
         self.parameters, self.slices = {}, {}
         self._names = []  # of each layer's tensors, as they are updated together
         self._rows = []  # of each layer, for both halves of a block: names of A and B of each product
+        self._pairs = {}  # layer and product → names of A and B
         for layer in layers:
             pairs, names = {}, []
             for module in self.modules:
@@ -54,6 +55,7 @@ class TrainedAdapter:
                 self.slices[name] = local_slices(name, self.shapes[name], rank, size)
                 self.parameters[name] = device_parameter(read(name, self.slices[name]), ms.float32, name)
             self._names.append(names)
+            self._pairs.update(((layer, product), pair) for product, pair in pairs.items())
             self._rows.append([[name for product in half if product in pairs for name in pairs[product]]
                                for half in (ATTENTION, FEED_FORWARD)])
         self.dropouts = self._dropouts()
@@ -65,6 +67,10 @@ class TrainedAdapter:
     def tensors(self, index):
         """A and B of the ``index``-th layer here, as graphs take them: a row for each half of the block."""
         return [[self.parameters[name].data for name in row] for row in self._rows[index]]
+
+    def pair(self, layer, product):
+        """A and B of one product of a layer of the model, Parameters."""
+        return [self.parameters[name] for name in self._pairs[layer, product]]
 
     def gradients(self, index, gradients):
         """From those of both rows one behind the other to those of the layer's tensors, in their order.

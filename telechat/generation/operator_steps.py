@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from telechat.nn.block import without_adapters
 from telechat.progress import track
 
 ROWS = 512  # tokens of a call: more take memory, fewer read the weights more often
@@ -59,8 +60,11 @@ class OperatorSteps:
         first = rows.start or 0
         wanted = outputs[(outputs >= first) & (outputs < first + len(tokens[rows]))] - first
         rotation = None if rotation is None else [part[rows] for part in rotation]
+        blocks, attached = zip(*(without_adapters(block.weights()) for block in transformer.h))
         adapters = None if columns is None else (columns[rows], self._adapters.layers)
+        rank = max((factor.shape[0] for factor in attached[0][::2] if factor is not None), default=0)
+        if rank:  # of an adapter that all tokens take
+            adapters = np.ones((len(tokens[rows]), rank), np.float32), attached
         return self._step(self.cache.table.table[list(slots)], sequences[rows], tokens[rows], positions[rows], rotation,
                           wanted, transformer.word_embeddings.weight, transformer.ln_f.weight, model.head_weight,
-                          [block.weights() for block in transformer.h], [layer[2:] for layer in self.cache.layers],
-                          adapters)
+                          blocks, [layer[2:] for layer in self.cache.layers], adapters)

@@ -13,6 +13,7 @@ from telechat.nn.lora import LoraProducts
 from telechat.nn.quantised import as_arguments
 
 ADAPTED = 4  # tensors in the place of a weight with LoRA adapters, see `BlockFunctions.linear`
+PRODUCTS = (1, 2, 3, 6, 7, 8)  # places of the products' weights in `Block.weights`
 OF_ATTENTION = 5  # weights of `Block.weights`, the first ones; the others are the feed-forward layer's
 
 
@@ -162,8 +163,8 @@ class BlockFunctions(nn.Cell):
 
     def linear(self, x, weight, bias=None):
         """x·weightᵀ + bias. In the place of a weight there may be four: with A and B of the adapters that answer, and which
-        of their columns each row takes (telechat/adapters/unmerged.py)."""
-        if not (isinstance(weight, tuple) and len(weight) == ADAPTED):
+        of their columns each row takes, (rows, R) or (1, R) for all alike (telechat/adapters/unmerged.py)."""
+        if not has_adapter(weight):
             return self.kernels.linear(x, weight, bias)
         weight, a, b, columns = weight
         added = self.kernels.linear(self.kernels.linear(x, a) * columns, b)
@@ -172,6 +173,11 @@ class BlockFunctions(nn.Cell):
     def _residual(self, x, inner, weight, bias, dropout, lora=()):
         y = self.contribution(inner, weight, bias, lora)
         return x + y if dropout is None else x + y * dropout.astype(y.dtype)
+
+
+def has_adapter(weight):
+    """Whether a weight is four, as `BlockFunctions.linear` takes them; a quantised one alone is two or three."""
+    return isinstance(weight, tuple) and len(weight) == ADAPTED
 
 
 def with_adapters(weights, columns, factors):
@@ -189,6 +195,12 @@ def with_adapters(weights, columns, factors):
         else:
             result += ((weights[place], factors[2 * place], factors[2 * place + 1], columns),)
     return result
+
+
+def without_adapters(weights):
+    """`Block.weights` apart: without adapters beside them, and A and B of each product's adapter, two None for none."""
+    factors = [part for place in PRODUCTS for part in (weights[place][1:3] if has_adapter(weights[place]) else (None, None))]
+    return [weight[0] if has_adapter(weight) else weight for weight in weights], factors
 
 
 class Unchanged(nn.Cell):
@@ -235,10 +247,16 @@ class Block(nn.Cell):
                                         config.layer_norm_epsilon, config.position_embedding == "rotary",
                                         kernels)
 
+    def products(self):
+        """The cells that hold the products' weights, in the order of the computation."""
+        attention, mlp = self.self_attention, self.mlp
+        return attention.query, attention.key_value, attention.dense, mlp.gate_proj, mlp.up_proj, mlp.down_proj
+
     def weights(self):
         """The layer's parameters in the order of `BlockFunctions.construct`; None for an absent bias.
 
-        In the place of a quantised weight there is the tuple of nn/quantised.py.
+        In the place of a quantised weight there is the tuple of nn/quantised.py, and of one with an adapter that of
+        `BlockFunctions.linear`.
         """
         attention, mlp = self.self_attention, self.mlp
         return (self.input_layernorm.weight, attention.query.factor, attention.key_value.factor,

@@ -28,7 +28,12 @@ class Embedding(nn.Cell):
 
 
 class Linear(nn.Cell):
-    """``weight`` (outputs, inputs), or the tensors of a quantised one, and, where the model has one, ``bias`` (outputs,)."""
+    """``weight`` (outputs, inputs), or the tensors of a quantised one, and, where the model has one, ``bias`` (outputs,).
+
+    Attributes:
+        adapter (tuple): what a LoRA adapter beside the weight adds for all rows, A, B and columns as
+            `BlockFunctions.linear` takes them, Parameters (telechat/adapters/attached.py); None.
+    """
 
     def __init__(self, make, inputs, outputs, bias=False):
         super().__init__()
@@ -39,12 +44,15 @@ class Linear(nn.Cell):
         else:
             self.weight = weight
         self.bias = make("bias", (outputs,)) if bias else None
+        self.adapter = None
 
     @property
     def factor(self):
-        """What `Kernels.linear` takes as the weight."""
-        if not self.is_quantised:
-            return self.weight
+        """What `BlockFunctions.linear` takes as the weight."""
+        weight = self._packed() if self.is_quantised else self.weight
+        return weight if self.adapter is None else (weight, *self.adapter)
+
+    def _packed(self):
         return (self.qweight, self.scales) if self.order is None else (self.qweight, self.scales, self.order)
 
 

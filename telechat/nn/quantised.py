@@ -83,9 +83,14 @@ def is_portable(weight):
 
 def as_arguments(weight):
     """A weight's data as compiled graphs take it that serve all layers; a tuple that is not mutable would be a constant."""
-    if weight is None:
-        return None
-    return ms.mutable(tuple(part.data for part in weight)) if isinstance(weight, tuple) else weight.data
+    return ms.mutable(_data(weight)) if isinstance(weight, tuple) else _data(weight)
+
+
+def _data(weight):
+    """Of a Parameter, of each in a tuple, in which a quantised weight with an adapter is a tuple itself, or of None."""
+    if isinstance(weight, tuple):
+        return tuple(map(_data, weight))
+    return None if weight is None else weight.data
 
 
 def dequantise(weight, inputs):

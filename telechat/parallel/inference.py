@@ -5,6 +5,7 @@ import sys
 from mindspore import nn
 import mindspore as ms
 
+from telechat.adapters.attached import Attachment
 from telechat.adapters.peft import open_checkpoint
 from telechat.adapters.unmerged import AdapterSet
 from telechat.checkpoint.layout import parameter_shapes
@@ -78,24 +79,27 @@ class TensorParallelModel(nn.Cell):
 
 
 def load_tensor_parallel(directory, dtype, mesh, parallel, kernels=None, lora=None, use_paged_attention=None):
-    """Read this rank's part of a checkpoint directory, the adapter of the directory ``lora`` added.
+    """Read this rank's part of a checkpoint directory, the adapter of the directory ``lora`` added or put beside.
 
     Raises:
         InputError: the model does not divide by the number of ranks, or files are missing or broken.
     """
-    reader = open_checkpoint(directory, lora)
+    reader, beside = open_checkpoint(directory, lora)
     config = reader.config
     check_mesh(config, parallel)
     reader.check(parameter_shapes(config))
     stage = build_stage(config, dtype, mesh, parallel, lambda name, part: read_as(reader, name, dtype, part), kernels,
                         use_paged_attention=use_paged_attention)
-    return TensorParallelModel(stage, mesh.tensor)
+    model = TensorParallelModel(stage, mesh.tensor)
+    if beside is not None:
+        Attachment(model, lambda name, shape: local_slices(name, shape, mesh.tensor.rank, mesh.tensor.size)).put(beside)
+    return model
 
 
 def load_for_inference(directory, dtype, lora=None, use_paged_attention=None):
     """The whole model, or under msrun this process's part of it; to be called once, before anything is computed.
 
-    lora: directory of an adapter that is added to the weights; None. use_paged_attention: of `choose_kernels`.
+    lora: directory of an adapter that is added to the weights, or put beside quantised ones; None. use_paged_attention: of `choose_kernels`.
     Where there are several, each says on stderr, and so in its log, where its place in the mesh is.
 
     Returns:

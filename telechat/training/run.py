@@ -250,12 +250,12 @@ class TrainingRun:
         return Report(config.output_dir, config.train.total_steps, step, text, log, answers, time_left)
 
     def _answers(self, trainer):
-        """Sample answers for the report; a model cut over several processes gives none, nor one with an adapter."""
-        if not self.report or self.tokenizer is None or self.mesh.world.size > 1 or self.lora is not None:
+        """Sample answers for the report; a model cut over several processes gives none."""
+        if not self.report or self.tokenizer is None or self.mesh.world.size > 1:
             return None
         dataset = self.evaluation or self.dataset
         return SampleAnswers(self.config.output_dir, trainer.model, self.tokenizer, dataset,
-                             self.evaluation is not None, trainer.step)
+                             self.evaluation is not None, trainer.step, trainer.adapter)
 
     def _trainer(self, info):
         model = build_model(self)

@@ -38,7 +38,7 @@ def build_model(run):
             return TeleChat.from_pretrained(source, train.dtype, **wanted)
         return TeleChat(config, train.dtype, train.seed, **wanted)
     if source:
-        reader = open_checkpoint(source)
+        reader, _ = open_checkpoint(source)
         reader.check(parameter_shapes(config))
         read = reader.read
     else:

@@ -2,6 +2,7 @@
 
 import os
 
+from telechat.adapters.attached import AdapterInTraining, Attachment
 from telechat.data.conversation import IGNORED
 from telechat.generation.generator import Generator
 from telechat.generation.sampling import SamplingParams
@@ -23,9 +24,12 @@ class SampleAnswers:
         dataset (PackedDataset): the first questions of its first rows are asked.
         held_out (bool): whether that is the part held out of training.
         first_step (int): where the run resumes; later answers are dropped.
+        adapter (TrainedAdapter): in training beside the model's weights; None.
     """
 
-    def __init__(self, output_dir, model, tokenizer, dataset, held_out, first_step=0):
+    def __init__(self, output_dir, model, tokenizer, dataset, held_out, first_step=0, adapter=None):
+        self.adapter = adapter
+        self._attachment = Attachment(model)
         self.tokenizer = tokenizer
         self.held_out = held_out
         self.prompts = first_prompts(dataset)
@@ -39,6 +43,14 @@ class SampleAnswers:
 
     def ask(self, step):
         """Let the model answer after step ``step``."""
+        if self.adapter is not None:
+            self._attachment.put(AdapterInTraining(self.adapter))
+        try:
+            self._ask(step)
+        finally:
+            self._attachment.take_away()
+
+    def _ask(self, step):
         params = SamplingParams(LONGEST_ANSWER, stop_ids=self.stop_ids, excluded_ids=self.excluded_ids)
         answers = self._generator.answers(self.prompts, params)
         for index, ids, error in track(answers, "sample answers", "questions", len(self.prompts)):

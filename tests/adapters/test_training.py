@@ -5,7 +5,6 @@ import gc
 import json
 import math
 import re
-import shutil
 
 import mindspore as ms
 import numpy as np
@@ -21,19 +20,14 @@ from telechat.adapters.peft import Adapter
 from telechat.adapters.trained import TrainedAdapter, read_adapter, read_initial
 from telechat.checkpoint.convert import torch_to_ms
 from telechat.checkpoint.layout import parameter_shapes
-from telechat.data.preprocess import preprocess
-from telechat.data.mixture import MixtureFile
-from telechat.data.tokenizer import Tokenizer
 from telechat.nn.dropout import LORA_INPUT, Place, dropout_mask
 from telechat.nn.lora import PRODUCTS
 from telechat.parallel.estimate_peak import stage_memory
 from telechat.parallel.parallel_config import ParallelConfig
-from telechat.quantization.quantise import quantise
 from telechat.training.memory import workload_of
-from telechat.training.run import TrainingRun
 from telechat.training.run_config import RunConfig
 from telechat.training.training_state import check_whole, restore, save_training_checkpoint
-from tests.conftest import ROOT, save_small_model
+from tests.conftest import ROOT
 from tests.test_model import small_config
 from tests.torch_reference import TorchTeleChat, torch_adamw
 
@@ -263,25 +257,6 @@ def test_beside_quantised_products_training_is_that_beside_the_dequantised_ones(
         Trainer(models[0], recipe)
 
 
-def test_a_run_beside_quantised_products(tmp_path):
-    """tools/train.py's own run on a directory of tools/quantize.py, broken off and gone on with, bit for bit."""
-    save_small_model(tmp_path / "model")
-    quantise(tmp_path / "model", tmp_path / "q", 4, 16, say=lambda line: None)
-    preprocess([MixtureFile(str(ROOT / "samples/conversations.jsonl"))], Tokenizer.from_pretrained(tmp_path / "model"),
-               str(tmp_path / "data"), 64)
-    values = {"train_dataset": str(tmp_path / "data"), "load_checkpoint": str(tmp_path / "q"), "output_dir": str(tmp_path / "a"),
-              "total_steps": 2, "save_steps": 1, "lora": {"rank": 2, "alpha": 4}, "learning_rate": 1e-2}
-    TrainingRun(RunConfig.from_dict(values)).run()
-    shutil.copytree(tmp_path / "a", tmp_path / "b")
-    shutil.rmtree(tmp_path / "b/checkpoint-000002")
-    shutil.rmtree(tmp_path / "b/final", ignore_errors=True)
-    TrainingRun(RunConfig.from_dict({**values, "output_dir": str(tmp_path / "b")}), resume=True).run()
-    adapters = [load_file(tmp_path / name / "checkpoint-000002/adapter_model.safetensors") for name in "ab"]
-    assert all(np.array_equal(value, adapters[1][name]) for name, value in adapters[0].items())
-    with pytest.raises(InputError, match="which only answer, are evaluated and have adapters trained beside them"):
-        TrainingRun(RunConfig.from_dict({**values, "lora": None, "output_dir": str(tmp_path / "c")}))
-
-
 def test_the_estimate_of_the_12b_recipe_is_of_what_is_held():
     """Weights in bfloat16, the adapter, two moments and its gradients in float32; it fits a card of 64 GB."""
     run = RunConfig.load(str(ROOT / "configs/lora_12b.yaml"))
@@ -294,18 +269,3 @@ def test_the_estimate_of_the_12b_recipe_is_of_what_is_held():
     assert memory.weights == 2 * weights + 4 * adapter
     assert memory.optimizer == 2 * 4 * adapter and memory.gradients == 4 * adapter
     assert 2 * weights < memory.peak < 40e9
-
-
-def test_a_run_goes_on_beside_the_same_base_alone(tmp_path):
-    save_small_model(tmp_path / "model")
-    preprocess([MixtureFile(str(ROOT / "samples/conversations.jsonl"))], Tokenizer.from_pretrained(tmp_path / "model"),
-               str(tmp_path / "data"), 64)
-    values = {"train_dataset": str(tmp_path / "data"), "load_checkpoint": str(tmp_path / "model"),
-              "output_dir": str(tmp_path / "out"), "total_steps": 1, "lora": {"rank": 2, "alpha": 4}}
-    TrainingRun(RunConfig.from_dict(values)).run()
-    shutil.move(tmp_path / "model", tmp_path / "moved")
-    again = {**values, "load_checkpoint": str(tmp_path / "moved"), "total_steps": 2}
-    assert TrainingRun(RunConfig.from_dict(again), resume=True).run()[1]
-    save_small_model(tmp_path / "moved", seed=1)
-    with pytest.raises(InputError, match="checkpoint-000002 was written with base.model.safetensors '[0-9a-f]+.*, this run has"):
-        TrainingRun(RunConfig.from_dict({**again, "total_steps": 3}), resume=True).run()

@@ -13,12 +13,15 @@ from safetensors.numpy import load_file, save_file
 from telechat import Generator, InputError, SamplingParams, TeleChat
 from telechat.checkpoint import layout
 from telechat.checkpoint.convert import torch_to_ms
+from telechat.checkpoint.writer import write_checkpoint
 from telechat.config import TeleChatConfig
+from telechat.generation.engine import Engine
 from telechat.generation.memory import weight_bytes
 from telechat.inspection import describe_checkpoint
 from telechat.nn.cpu.build import load_library
 from telechat.nn.kernel_choice import cpu_obstacle
 from telechat.nn.quantised import QuantisedWeight, dequantise, in_order, weight_parameters
+from telechat.quantization.checkpoint import QuantisedReader, with_settings
 from telechat.quantization.gptq import unpacked
 from tests.adapter_files import write_adapter
 from tests.ascend import on_card
@@ -229,6 +232,35 @@ def test_adapters_answer_beside_quantised_weights(official, converted, tmp_path,
         assert np.abs(found[:, 1 - row] - expected).max() > 0.1 * np.abs(expected).max()
 
 
+@pytest.fixture(scope="module")
+def dequantised_model(converted, tmp_path_factory):
+    """The same model with its products' weights in float32."""
+    directory, reader = tmp_path_factory.mktemp("dequantised") / "ms", QuantisedReader(converted)
+    values = ((name, reader.read(name)) for name in reader.names)
+    write_checkpoint(directory, with_settings(reader.config, None), (
+        (name, value.dequantised() if isinstance(value, QuantisedWeight) else value.astype(np.float32)) for name, value in values))
+    return directory
+
+
+@pytest.mark.parametrize("kernels, some", [
+    ("cpu", {}), ("cpu", {"targets": ["self_attention.key_value", "mlp.down_proj"], "layers": (1,)}),
+    ("portable", {"rank_pattern": {"query": 2, "1.mlp.down_proj": 7}})], indirect=["kernels"])
+def test_one_adapter_for_all_stays_beside_quantised_weights(converted, dequantised_model, tmp_path, kernels, some):
+    """`TeleChat.from_pretrained` with ``lora``: what the dequantised weights give with the adapter added to them."""
+    adapter = write_adapter(tmp_path / "adapter", TeleChatConfig.from_pretrained(dequantised_model), 4, size=0.05, **some)
+    ids = np.random.default_rng(0).integers(5, 90, (2, 12))
+    found, expected = [], []
+    for directory, logits in ((converted, found), (dequantised_model, expected)):
+        model = TeleChat.from_pretrained(directory, kernels=kernels, lora=adapter)
+        engine = Engine(model, 64)
+        engine.reserve(2, 64)
+        logits += [model(ids).asnumpy(), engine.prefill([0, 1], ids.tolist()), engine.decode([0, 1], [7, 8], [12, 12])]
+    plain = TeleChat.from_pretrained(converted, kernels=kernels)(ids).asnumpy()
+    assert np.abs(plain - expected[0]).max() > 0.02 * np.abs(plain).max(), "the adapter does something"
+    for one, other in zip(found, expected):
+        assert np.abs(one - other).max() < 1e-5 * np.abs(other).max()
+
+
 def test_what_inspect_says(converted, bits):
     lines = {line.split()[0]: line.split() for line in describe_checkpoint(converted, statistics=True) if line.startswith("transformer")}
     found = lines["transformer.h.*.mlp.up_proj.weight"]
@@ -242,5 +274,5 @@ def test_what_inspect_says(converted, bits):
 def test_directories_given_by_mistake(official, converted, shared):
     with pytest.raises(InputError, match="holds weights as AutoGPTQ wrote them: run .*torch-to-ms"):
         TeleChat.from_pretrained(official)
-    with pytest.raises(InputError, match="quantised weights, to which the adapter .* cannot be added"):
+    with pytest.raises(InputError, match=r"is \(4, 176\) and must be \(4, 384\) for this model"):
         TeleChat.from_pretrained(converted, lora=shared / "reference/lora_12b/adapter_a")

@@ -26,7 +26,7 @@ from telechat.training.training_state import list_checkpoints, restore, save_tra
 def run(case):
     parallel, train = ParallelConfig(**case["parallel"]), TrainConfig(**case["train"])
     mesh = Mesh.create(parallel)
-    reader = open_checkpoint(case["checkpoint"])
+    reader, _ = open_checkpoint(case["checkpoint"])
     config = reader.config
     check_mesh(config, parallel)
     reader.check(parameter_shapes(config))
