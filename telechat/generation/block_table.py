@@ -129,7 +129,10 @@ class BlockTable:
         self.pool.forget_all()
 
     def places(self, slot, positions):
-        """Places in the cache, block · block_size + offset, of positions of a sequence: int32, their shape."""
+        """Places in the cache, block · block_size + offset, of positions of a sequence: int32, their shape.
+
+        slot (int or array): one for all positions, or one for each.
+        """
         positions = np.asarray(positions)
         blocks = self.table[slot, positions // self.block_size]
         return (blocks * self.block_size + positions % self.block_size).astype(np.int32)

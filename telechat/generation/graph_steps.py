@@ -204,8 +204,8 @@ class GraphSteps:
         filled = np.zeros((2, size), np.int32)
         filled[:, :count] = tokens, positions
         places, table = np.zeros((size, 1), np.int32), np.zeros((size, self._shape[1]), np.int32)
-        for row, (slot, position) in enumerate(zip(slots, positions)):
-            places[row], table[row] = self.cache.table.places(slot, position), self.cache.table.table[slot]
+        places[:count, 0] = self.cache.table.places(np.asarray(slots), positions)
+        table[:count] = self.cache.table.table[list(slots)]
         if adapted:
             columns = device_tensor(np.concatenate([columns, np.zeros((size - count, columns.shape[1]), np.float32)]),
                                     self.model.compute_dtype)

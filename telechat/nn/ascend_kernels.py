@@ -16,6 +16,7 @@ _dense = auto_generate.Dense()
 _cross_entropy = auto_generate.CrossEntropyLoss()
 _cross_entropy_gradient = auto_generate.CrossEntropyLossGrad()
 _adamw = auto_generate.AdamW()
+_vector_norm = auto_generate.LinalgVectorNorm()
 _dropout_bits = auto_generate.DropoutGenMaskExt()
 _apply_bits = auto_generate.DropoutDoMaskExt()
 # Cosine format 2: both halves of a row equal, rotate-half.
@@ -103,6 +104,12 @@ def adamw(parameter, first_moment, second_moment, gradient, step, rate, beta1, b
                   epsilon, False, False)
 
 
+def sums_of_squares(tensors):
+    """LinalgVectorNorm of each, added up in float32; outside graphs, which take longer to be given so many tensors."""
+    norms = ops.stack([_vector_norm(tensor, 2, None, False, ms.float32) for tensor in tensors])
+    return norms * norms
+
+
 def rotate_token(query, key, cos, sin, lengths):
     """ApplyRotaryPosEmb: (B, n·D) and (B, m·D), cos and sin (B, D)."""
     return _rotate_pair(query, key, cos, sin, lengths)
@@ -112,9 +119,9 @@ def cached_attention(query, key_value, rotation, caches, places, scale):
     """Rotation, ReshapeAndCache and PagedAttention."""
     slots, table, lengths = places
     key_cache, value_cache, keys, values = caches
-    batch, dim = query.shape[0], key_cache.shape[3]
-    key, value = _split(key_value.reshape(batch, -1, 2 * dim))
-    key, value = key.reshape(batch, -1), value.reshape(batch, -1)
+    heads, dim = key_cache.shape[2:]
+    key, value = _split(key_value.reshape(-1, heads, 2 * dim))
+    key, value = key.reshape(-1, heads * dim), value.reshape(-1, heads * dim)
     if rotation is not None:
         query, key = rotate_token(query, key, *rotation, lengths)
     written = write_cache(key_cache, value_cache, key, value, slots)

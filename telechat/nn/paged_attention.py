@@ -74,10 +74,10 @@ def paged_attention(query, key_cache, value_cache, table, lengths, scale):
     _check_query(query.shape, query.dtype, table.shape, table.dtype, lengths.shape, lengths.dtype, key_cache.shape,
                  key_cache.dtype)
     kv_heads, dim = key_cache.shape[2], key_cache.shape[3]
-    batch, width = query.shape
+    width = query.shape[1]
     operation = auto_generate.PagedAttention(width // dim, scale, kv_heads)
     # In two dimensions queries go to another kernel, which is taken only where the environment switches this one off.
-    return operation(query.reshape(batch, 1, width), key_cache, value_cache, table, lengths).reshape(batch, width)
+    return operation(query.reshape(-1, 1, width), key_cache, value_cache, table, lengths).reshape(-1, width)
 
 
 def _refuse(argument, what):

@@ -20,14 +20,22 @@ def test_resume_on_the_same_and_on_other_meshes(single, msrun, tmp_path):  # noq
 
     tensor = {"tensor": 2}
     sharded = {"data": 2, "shard_optimizer": True}
+    lost = [case(f"lost in {dtype}", mesh, 8, lost=True, train={**RECIPE, "dtype": dtype})
+            for dtype, mesh in (("float32", tensor), ("bfloat16", sharded), ("float16", tensor))]
     cases = [case("whole", tensor, 8), case("broken", tensor, 3), case("broken", tensor, 8, resume=True),
              case("moved", tensor, 3), case("moved", {"pipeline": 2}, 5, resume=True),
-             case("moved", sharded, 6, resume=True)]
+             case("moved", sharded, 6, resume=True), case("moved", tensor, 8, resume=True, lost=True), *lost]
     (tmp_path / "cases.json").write_text(json.dumps(cases))
     msrun(2, "trace.py", tmp_path / "cases.json", timeout=400, environment=PATIENT)
 
     def steps(output, last):
         return json.loads((tmp_path / output / f"trace-{last}-rank-0.json").read_text())["steps"]
+
+    # Updates that do not arrive stop every rank, also after a resume.
+    for faulty in cases[-4:]:
+        said = [json.loads((pathlib.Path(faulty["output"]) / f"lost-rank-{rank}.json").read_text()) for rank in (0, 1)]
+        first = 7 if faulty.get("resume") else 1
+        assert all(f"update {first} of transformer.word_embeddings.weight did not arrive" in text for text in said), said
 
     whole, broken = tmp_path / "whole" / "checkpoint-000008", tmp_path / "broken" / "checkpoint-000008"
     assert steps("broken", 3) + steps("broken", 8) == steps("whole", 8)

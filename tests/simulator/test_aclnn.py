@@ -56,6 +56,7 @@ def test_elementwise(dtype):
                  torch._softmax_backward_data(wide, wide.softmax(0).to(dtype).double(), 0, torch.float64), dtype, 4)
     assert_close(call("aclnnReduceSum", x, [0], False, 0, empty(4, dtype=dtype)), wide.sum(0), dtype)
     assert_close(call("aclnnMean", x, [1], KEEP_DIMS, 0, empty(3, 1, dtype=dtype)), wide.mean(1, keepdim=True), dtype)
+    assert_close(call("aclnnLinalgVectorNorm", x, Scalar(2), [], False, 0, empty()), torch.linalg.vector_norm(wide))
 
 
 def test_whole_numbers_stay_exact():

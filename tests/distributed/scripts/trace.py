@@ -1,7 +1,8 @@
 """Train on meshes of one process count and write what each step reported, and a checkpoint afterwards.
 
 trace.py CASES.json: a list of {"checkpoint", "batches", "train", "parallel", "output"} and, where
-wanted, {"resume": true, "stop_after": N, "evaluate": true}; {"lora": {…}} trains a new adapter.
+wanted, {"resume": true, "stop_after": N, "evaluate": true}; {"lora": {…}} trains a new adapter; {"lost": true} loses
+updates and writes what is said of it.
 """
 
 import json
@@ -9,6 +10,7 @@ import os
 import sys
 
 import numpy as np
+from mindspore import Tensor, ops
 
 from telechat.adapters.lora_config import LoraConfig
 from telechat.adapters.peft import open_checkpoint
@@ -21,6 +23,13 @@ from telechat.parallel.stage import build_stage
 from telechat.training.train_config import TrainConfig
 from telechat.training.trainer import Trainer
 from telechat.training.training_state import list_checkpoints, restore, save_training_checkpoint
+from telechat.training.update_check import UpdateLost
+
+
+def lose_updates(optimizer):
+    """From now on AdamW is given copies, as a card's graph makes them of what is in host memory."""
+    update = optimizer._update
+    optimizer._update = lambda *given: update(*(ops.deepcopy(x) if isinstance(x, Tensor) else x for x in given))
 
 
 def run(case):
@@ -38,6 +47,15 @@ def run(case):
     if case.get("resume"):
         restore(list_checkpoints(case["output"])[-1], trainer, {})
     batches = np.load(case["batches"])
+    if case.get("lost"):
+        lose_updates(trainer.optimizer)
+        os.makedirs(case["output"], exist_ok=True)
+        try:
+            trainer.train_step(batches["ids"][trainer.step], batches["labels"][trainer.step])
+        except UpdateLost as error:
+            with open(os.path.join(case["output"], f"lost-rank-{mesh.rank}.json"), "w") as file:
+                json.dump(str(error), file)
+        return
     last = case.get("stop_after", len(batches["ids"]))
     results = []
     while trainer.step < last:
