@@ -31,11 +31,11 @@ demo: .venv/installed
 	@echo "chat with it: $(BIN)/python tools/generate.py --load_checkpoint demo/run/final"
 	@echo "or in a browser, at http://127.0.0.1:8000/: $(BIN)/python tools/serve.py --load_checkpoint demo/run/final --model_name demo --max_length 512"
 
-# An adapter that teaches the demo's model twelve new conversations, the old ones mixed in once; asked are both kinds.
+# An adapter that teaches the demo's model twelve new conversations, the old ones mixed in twice; asked are both kinds.
 demo-lora: .venv/installed
 	test -e demo/run/final || $(MAKE) --no-print-directory demo
 	rm -rf demo/lora-data demo/lora
-	$(BIN)/python tools/preprocess.py --input_dataset_file samples/new_conversations.jsonl:16 samples/conversations.jsonl:1 \
+	$(BIN)/python tools/preprocess.py --input_dataset_file samples/new_conversations.jsonl:16 samples/conversations.jsonl:2 \
 	    --output_path demo/lora-data --vocab_file_path samples/tokenizer.model --max_length 160
 	$(BIN)/python tools/train.py --config configs/lora_demo.yaml --train_dataset demo/lora-data \
 	    --load_checkpoint demo/run/final --output_dir demo/lora
