@@ -18,7 +18,7 @@ def dropout_problems(kernels):
 
     def of_attention(place):
         heads = range(_HEADS)
-        return kept_factors(kernels.attention_dropout(_LENGTH, rate, place, heads), _LENGTH, rate, place, heads)
+        return kept_factors(kernels.attention_dropout(_LENGTH, rate, place, heads), _LENGTH, rate, place, heads)[0]
 
     def of_output(place):
         mask = kernels.output_dropout(_LENGTH, _LENGTH, rate, place, ATTENTION_OUTPUT)

@@ -110,23 +110,23 @@ def _cases(kernels, dim, length):
     ]
     if rate:
         dropped = kernels.attention_dropout(length, rate, _PLACE, range(heads))
-        kept = kept_factors(dropped, length, rate, _PLACE, range(heads))
+        kept = kept_factors(dropped, length, rate, _PLACE, range(heads))[0]
         cases.append(_Case("dropout", lambda q, k, v: attend(q, k, v, kept), call_attend, draw(*size), draw(*size),
                            draw(*size), tables=(visible(True), dropped)))
     return cases
 
 
 def kept_factors(dropped, length, rate, place, heads):
-    """What `Kernels.attention_dropout` gave for one sequence, as factors of the probabilities: float64 (n, S, S).
+    """What `Kernels.attention_dropout` gave, as factors of the probabilities: float64 (B, n, S, S).
 
     Bits of a card's own generator hold 1 where a probability is kept and multiplied by 1/(1 − rate).
     """
     if isinstance(dropped, Tensor) and dropped.dtype == ms.uint8:
-        bits = np.unpackbits(dropped.asnumpy()[0], axis=-1, bitorder="little")
+        bits = np.unpackbits(dropped.asnumpy(), axis=-1, bitorder="little")
         return bits / (1 - rate)
     if isinstance(dropped, Tensor) and dropped.dtype == ms.float32:
-        return dropped.asnumpy()[0].astype(np.float64)
-    return dropout_mask(length, length, rate, place, heads)[0].astype(np.float64)
+        return dropped.asnumpy().astype(np.float64)
+    return dropout_mask(length, length, rate, place, heads).astype(np.float64)
 
 
 class _Shape:

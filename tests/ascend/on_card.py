@@ -172,6 +172,51 @@ def feature(name, dtype):
     return trace(Trainer(model, train), [(ids, ids, DOCUMENTS if packed else None)] * 3)
 
 
+def dropout(dtype, masks=None):
+    """Traces of two steps with dropout, of two micro-batches, without recomputation and with it, and the masks that were used.
+
+    masks (dict): those to use, as another process returned them; None: what the kernels draw, each time the same.
+    """
+    from telechat import TeleChat, TeleChatConfig, TrainConfig, Trainer
+    from telechat.nn.kernels import Kernels
+    from telechat.nn.self_test import kept_factors
+    from telechat.parallel.parallel_config import ParallelConfig
+
+    drawn, attention, output = {}, Kernels.attention_dropout, Kernels.output_dropout
+
+    def used(factors, key, place):
+        key = f"{key} {place.step} {list(place.sequences)} {place.layer}"
+        if masks is not None:
+            return ms.Tensor(np.array(masks[key], np.float32))
+        array = factors() if callable(factors) else factors.astype(ms.float32).asnumpy()
+        assert np.array_equal(drawn.setdefault(key, array), array), f"{key}: other bits than before"
+        return None
+
+    def attention_dropout(self, length, rate, place, heads):
+        own = None if masks else attention(self, length, rate, place, heads)
+        given = used(lambda: kept_factors(own, length, rate, place, heads), "attention", place)
+        return own if given is None else given
+
+    def output_dropout(self, length, width, rate, place, stream):
+        if rate == 0:
+            return None
+        own = None if masks else output(self, length, width, rate, place, stream)
+        given = used(own, stream, place)
+        return own if given is None else given
+
+    Kernels.attention_dropout, Kernels.output_dropout = attention_dropout, output_dropout
+    try:
+        traces, ids = [], np.random.default_rng(0).integers(4, 96, (4, 33))
+        for recompute in (False, True):
+            model = TeleChat(TeleChatConfig(**SIZES, hidden_dropout=0.1, attention_dropout=0.2), dtype,
+                             kernels=None if masks is None else "portable")
+            train = TrainConfig(learning_rate=1e-2, lr_schedule="constant", total_steps=4, dtype=dtype, micro_batches=2)
+            traces.append(trace(Trainer(model, train, ParallelConfig(recompute=recompute)), [(ids, ids)] * 2))
+    finally:
+        Kernels.attention_dropout, Kernels.output_dropout = attention, output
+    return {"traces": traces, "masks": {key: array.tolist() for key, array in drawn.items()}}
+
+
 def overflows(scales):
     """For each first loss scale in float16: [loss, norm, scale, overflows, skipped] of two steps, then what a step that is
     not finite changes: whether it was skipped, updates, the scale, and how many weights."""

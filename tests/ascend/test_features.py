@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.ascend.on_card import FEATURES, feature, overflows
+from tests.ascend.on_card import FEATURES, dropout, feature, overflows
 
 PLAIN = [name for name in FEATURES if "dropout" not in name]
 
@@ -31,6 +31,24 @@ def test_dropout_is_drawn_by_place(card):
         losses = np.array(first[name])[:, 0]
         assert np.isfinite(losses).all() and losses[-1] < losses[0]
         assert abs(losses[0] / without[0][0] - 1) < 0.5
+
+
+@pytest.mark.ascend
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-4), ("bfloat16", 4e-3)])
+def test_dropout_computes_what_its_masks_say(card, dtype, tolerance):
+    """The card's masks in the CPU's portable kernels give its losses and its gradients' norm: what is kept is scaled by
+    1/(1 − rate), and the backward pass has the forward's bits, which a block that is computed again draws once more."""
+    found = card("dropout", dtype)
+    assert found["traces"][0] == found["traces"][1], "with recomputation"
+    expected = np.array(dropout("float32", found["masks"])["traces"])
+    apart = np.abs(np.array(found["traces"]) / expected - 1)
+    assert apart[..., 0].max() < tolerance and apart[:, 0, 1].max() < 2 * tolerance
+    masks = {rate: [np.array(mask) for key, mask in found["masks"].items() if key.startswith("attention") == (rate == 0.2)]
+             for rate in (0.1, 0.2)}
+    for rate, arrays in masks.items():
+        dropped = np.concatenate([mask.ravel() for mask in arrays]) == 0
+        assert abs(dropped.mean() - rate) < 5 * (rate * (1 - rate) / dropped.size) ** 0.5
+        assert len({mask.tobytes() for mask in arrays}) == len(arrays), "no mask twice"
 
 
 @pytest.mark.ascend
