@@ -42,6 +42,7 @@ def main(argv=None):
                                             runs_operators)
     from telechat.memory_check import available_bytes
     from telechat.nn.kernels import on_cpu
+    from telechat.parallel.agreement import together
     from telechat.parallel.collectives import gather_objects
     from telechat.parallel.inference import adapters_beside, load_for_inference
     from telechat.parallel.mesh import local_process_count
@@ -67,6 +68,11 @@ def main(argv=None):
     http = HttpServer(arguments.host, arguments.port) if lead and os.environ.get("MS_ROLE") != "MS_SCHED" else None
     model, world = load_for_inference(arguments.load_checkpoint, arguments.dtype, lora,
                                       False if arguments.no_paged_attention else None)
+    if not on_cpu() and arguments.cache_memory is None:
+        from telechat.generation.card_memory import card_bytes, plan_card_cache
+        total, free = card_bytes()
+        plan = together(lambda: plan_card_cache(config, arguments.dtype, arguments.max_batch, wanted, total, free - beside,
+                                                arguments.max_length is not None, process_count()), world)
     # What one process has room for may be less than what another has: all take the least.
     plan = CachePlan(*map(min, *gather_objects(list(plan), world))) if world.size > 1 else plan
     engine = Engine(model, plan.length, not arguments.no_prefix_cache, arguments.speculate,
@@ -139,8 +145,8 @@ def parse_arguments(argv):
                         help="longest sequence, prompt and answer together; default: the checkpoint's, or what memory "
                              "allows")
     parser.add_argument("--cache_memory", metavar="SIZE",
-                        help="key-value cache that all sequences share, e.g. 4GB, in each process; default: room for "
-                             "--max_batch sequences of --max_length, or what is free less a tenth")
+                        help="key-value cache that all sequences share, e.g. 4GB, in each process; default: what is free less "
+                             "a tenth, and no more than --max_batch sequences of --max_length can fill")
     parser.add_argument("--no_prefix_cache", action="store_true",
                         help="compute every prompt whole, also where the cache holds what it begins with")
     parser.add_argument("--prefill_chunk", type=int, default=512, metavar="TOKENS",

@@ -4,7 +4,11 @@ Read off on the simulated card (simulator/README.md), where MindSpore's own back
 holds the whole to its peaks.
 """
 
-from telechat.generation.memory import FLOAT32, cache_bytes, weight_bytes
+import mindspore as ms
+
+from telechat.errors import InputError
+from telechat.generation.memory import FLOAT32, RESERVE, cache_bytes, fit_cache, weight_bytes
+from telechat.memory_check import gigabytes
 from telechat.model import as_dtype
 from telechat.nn.flash_attention import obstacle as flash_obstacle
 from telechat.nn.paged_attention import block_size
@@ -50,3 +54,43 @@ def card_memory(config, dtype, slots, length, processes=1):
     if processes > 1:
         parts["hccl"] = communicator_bytes(_GROUPS)
     return parts
+
+
+def plan_card_cache(config, dtype, slots, length, total, free, fixed_length=False, processes=1):
+    """The cache of a server on a card that holds its weights already, where the user names no size.
+
+    As `plan_cache` on a CPU: all that ``slots`` sequences of ``length`` tokens can fill, or what is free beside the work of
+    answering, less a tenth of the card; where that is less than one sequence, length is halved.
+
+    Args:
+        config (TeleChatConfig), dtype (str): of the model.
+        slots, length, fixed_length, processes: as of `plan_cache`.
+        total, free (int): bytes, of `card_bytes`.
+
+    Raises:
+        InputError: even one sequence does not fit.
+    """
+    width = FLOAT32 if dtype == "float32" else 2
+
+    def room(length):
+        return int((free - RESERVE * total - work(length)) // cache_bytes(config, 1, 1, width, processes))
+
+    def work(length):
+        parts = card_memory(config, dtype, slots, length, processes)
+        return sum(size for name, size in parts.items() if name not in ("weights", "key-value cache"))
+    plan = fit_cache(slots, length, fixed_length, room)
+    if room(plan.length) < plan.length:
+        raise InputError(f"the card has {gigabytes(free)} GB free beside the weights, of which {gigabytes(RESERVE * total)} GB are "
+                         f"kept, and answering {slots} sequences of {plan.length} tokens works in {gigabytes(work(plan.length))} GB: "
+                         f"too little for one of them; lower --max_batch {slots} or --max_length {plan.length}, share the "
+                         "model over more cards, or give --cache_memory to try it all the same")
+    return plan
+
+
+def card_bytes():
+    """The bytes of this process's card, and those of them that can still be taken: free, or idle in MindSpore's pool.
+
+    To be asked when the weights are on the card; before anything is there it says 0.
+    """
+    card = ms.hal.get_device_properties(0, "Ascend")
+    return card.total_memory, card.free_memory + ms.runtime.memory_reserved() - ms.runtime.memory_allocated()

@@ -198,7 +198,7 @@ class Engine:
 
     def compile(self, size):
         """Compile decoding for a batch of ``size``; no sequence may run."""
-        slots = sorted(row % self.slots for row in range(size))
+        slots = sorted(row % min(self.slots, self.available) for row in range(size))  # a token each takes a block each
         for adapter in (None,) if self._adapters is None else (None, self._adapters.names[0]):
             self._adapter_of = [adapter] * self.slots
             self.decode(slots, [0] * size, [0] * size)

@@ -147,6 +147,14 @@ def plan_cache(config, dtype, slots, length, available, given=None, fixed_length
 
     if available is None:
         return CachePlan(slots, length, slots * length)
+    return fit_cache(slots, length, fixed_length, room)
+
+
+def fit_cache(slots, length, fixed_length, room):
+    """A `CachePlan` of all that the sequences can fill, or of as much as there is room for; see `plan_cache`.
+
+    room (function): a length → how many tokens fit beside all else that sequences of that length need.
+    """
     while room(length) < length and length > SHORTEST and not fixed_length:
         length = max(length // 2, SHORTEST)
     return CachePlan(slots, length, max(min(slots * length, room(length)), length))

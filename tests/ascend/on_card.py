@@ -398,6 +398,43 @@ def generation_memory(fields, dtype, slots, length):
     return sum(card_memory(config, dtype, slots, length).values())
 
 
+def default_cache(fields, dtype, slots, length):
+    """What a server takes for a cache where the user names no size, and a run that fills it.
+
+    Returns:
+        (list, list, str): the plan; a card's bytes, those free before and after the cache was there, and the cache's; what is
+        said of a cache twice the size.
+    """
+    from telechat.nn.inference import use_inference_kernels
+
+    use_inference_kernels()
+    from telechat import TeleChat, TeleChatConfig
+    from telechat.generation.card_memory import card_bytes, plan_card_cache
+    from telechat.generation.engine import Engine
+
+    config = TeleChatConfig.from_dict(fields)
+    engine = Engine(TeleChat(config, dtype), length)
+    total, free = card_bytes()
+    plan = plan_card_cache(config, dtype, slots, length, total, free)
+    engine.reserve(plan.slots, plan.length, plan.blocks(engine.block_size))
+    ms.runtime.synchronize()
+    _, left = card_bytes()
+    held = sum(tensor.nbytes for layer in engine._cache.layers for tensor in layer[2:])
+    prompt, full = [5] * (plan.length - 8), plan.tokens // plan.length
+    for slot in range(full):
+        engine.begin(slot, prompt)
+        assert engine.grow(slot, plan.length)
+        engine.prefill([slot], [prompt])
+    engine.decode(range(full), [5] * full, [len(prompt)] * full)
+    said = ""
+    try:
+        engine.reserve(plan.slots, plan.length, 8 * plan.blocks(engine.block_size))
+        ms.runtime.synchronize()
+    except RuntimeError as error:
+        said = str(error)
+    return plan, [total, free, left, held], said
+
+
 if __name__ == "__main__":
     ms.set_device("Ascend")
     with open(sys.argv[2]) as file:

@@ -3,6 +3,9 @@
 import pytest
 
 from simulator.report import read, report
+from telechat import TeleChatConfig
+from telechat.generation.card_memory import card_memory
+from telechat.generation.memory import cache_bytes
 
 SMALL = dict(vocab_size=8000, hidden_size=512, n_layer=6, n_head=8, ffn_hidden_size=1408, tie_word_embeddings=False)
 TIED = dict(vocab_size=20000, hidden_size=768, n_layer=8, n_head=6, ffn_hidden_size=2048, tie_word_embeddings=True,
@@ -42,3 +45,16 @@ def test_answering(card, tmp_path, name):
     fields = dict(SMALL, n_head=4)
     expected = card("generation_memory", fields, *GENERATIONS[name], SIM_LOG=str(tmp_path / "log"), SIM_OPERATORS="none")
     assert report(read(str(tmp_path / "log"))).peak_bytes == pytest.approx(expected, rel=0.1)
+
+
+def test_a_server_takes_what_is_free_less_a_tenth(card):
+    """Of a card of 1.1 GB 8 sequences of 2,048 tokens get less than they can fill; a prompt in each place fits beside."""
+    fields = dict(SMALL, n_head=4)
+    plan, (total, free, left, held), said = card("default_cache", fields, "bfloat16", 8, 2048, SIM_MEMORY="1.1GB", SIM_OPERATORS="none")
+    config = TeleChatConfig.from_dict(fields)
+    parts = card_memory(config, "bfloat16", 8, 2048)
+    assert total == pytest.approx(1.1 * 2 ** 30, rel=1e-6)
+    assert total - free == pytest.approx(parts["weights"], rel=0.2) and free - left == pytest.approx(held, rel=0.02)
+    room = free - 0.1 * total - parts["kernels"] - parts["work"]
+    assert plan == [8, 2048, int(room // cache_bytes(config, 1, 1, 2))] and 2 * 2048 < plan[2] < 8 * 2048
+    assert "memory" in said.lower()

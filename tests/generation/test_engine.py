@@ -55,6 +55,15 @@ def test_running_slots_are_computed_alone(monkeypatch):
     assert sizes == [6, 1, 2, 4, 4] and engine.uncompiled == []
 
 
+def test_a_batch_of_more_slots_than_blocks_is_compiled(monkeypatch):
+    engine = Engine(TeleChat(small_config(), kernels="portable"), 64)
+    engine.reserve(6, 64, 3)
+    batches = []
+    monkeypatch.setattr(engine._steps, "decode", lambda slots, *rest: batches.append(slots))
+    engine.compile(6)
+    assert batches == [[0, 0, 1, 1, 2, 2]] and engine.available == 3
+
+
 def test_a_smaller_batch_is_compiled_when_it_is_worth_it(monkeypatch):
     announced = []
     monkeypatch.setattr("telechat.generation.graph_steps.Progress",

@@ -4,6 +4,7 @@ import pytest
 
 from telechat import InputError, TeleChat
 from telechat.generation import memory
+from telechat.generation.card_memory import card_memory, plan_card_cache
 from telechat.generation.engine import Engine
 from telechat.generation.memory import (FRAMEWORK, CachePlan, cache_bytes, check_inference_memory, inference_memory,
                                         plan_cache, weight_bytes)
@@ -81,6 +82,23 @@ def test_the_default_cache_is_what_fits():
     assert chosen(needed(8192, 8192)) == (8, 8192, 8192)
     assert chosen(needed(5000, 4096)) == (8, 4096, 5000)
     assert chosen(0) == (8, 128, 128) and chosen(0, fixed_length=True) == (8, 8192, 8192)
+
+
+def test_the_default_cache_of_a_card_is_what_is_free_less_a_tenth():
+    config = small_config()
+    token = cache_bytes(config, 1, 1, 2)
+
+    def chosen(tokens, length, **settings):
+        """With as many bytes free as ``tokens`` take beside a tenth of 1 GB, and the work of sequences of ``length``."""
+        work = sum(size for name, size in card_memory(config, "bfloat16", 8, length).items()
+                   if name not in ("weights", "key-value cache"))
+        return tuple(plan_card_cache(config, "bfloat16", 8, 8192, 10 ** 9, 10 ** 8 + work + tokens * token, **settings))
+    assert chosen(70000, 8192) == (8, 8192, 65536)
+    assert chosen(65535, 8192) == (8, 8192, 65535)
+    assert chosen(5000, 4096) == (8, 4096, 5000)
+    with pytest.raises(InputError, match=r"^the card has 4\.5 GB free beside the weights, of which 0.1 GB are kept, and answering 8 "
+                                         "sequences of 8192 tokens works in .* GB: too little for one of them; lower"):
+        chosen(8191, 8192, fixed_length=True)
 
 
 def test_a_cache_of_a_given_size():
