@@ -42,7 +42,7 @@ def main(argv=None):
                                             runs_operators)
     from telechat.memory_check import available_bytes
     from telechat.nn.kernels import on_cpu
-    from telechat.parallel.agreement import together
+    from telechat.parallel.collective_errors import run_on_all
     from telechat.parallel.collectives import gather_objects
     from telechat.parallel.inference import adapters_beside, load_for_inference
     from telechat.parallel.mesh import local_process_count
@@ -71,8 +71,9 @@ def main(argv=None):
     if not on_cpu() and arguments.cache_memory is None:
         from telechat.generation.card_memory import card_bytes, plan_card_cache
         total, free = card_bytes()
-        plan = together(lambda: plan_card_cache(config, arguments.dtype, arguments.max_batch, wanted, total, free - beside,
-                                                arguments.max_length is not None, process_count()), world)
+        free -= factor_bytes(adapters, config)
+        plan = run_on_all(lambda: plan_card_cache(config, arguments.dtype, arguments.max_batch, wanted, total, free,
+                                                  arguments.max_length is not None, process_count()), world)
     # What one process has room for may be less than what another has: all take the least.
     plan = CachePlan(*map(min, *gather_objects(list(plan), world))) if world.size > 1 else plan
     engine = Engine(model, plan.length, not arguments.no_prefix_cache, arguments.speculate,
