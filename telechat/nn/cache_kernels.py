@@ -83,13 +83,14 @@ class CacheKernels(nn.Cell):
         Returns:
             Tensor: query's shape and dtype; without gradient.
         """
-        keys, values = self._read(ops.depend(keys, written), table), self._read(ops.depend(values, written), table)
+        keys, values = self.read_cache(keys, written, table), self.read_cache(values, written, table)
         if self.flash:
             return ascend.attention(query, keys, values, mask, shift, None, scale, None, 1.0)
         return portable.attention(query, keys, values, mask, scale)
 
-    def _read(self, cache, table):
-        """The blocks of each sequence in a row, as `split_heads` gives heads."""
+    def read_cache(self, cache, written, table):
+        """The blocks of each sequence in a row, as `attention` takes heads, once ``written`` is done."""
+        cache = ops.depend(cache, written)
         if not self.paged:
             heads = cached.read_cache(cache, table)
             return heads.transpose(0, 2, 1, 3) if self.flash else heads

@@ -17,10 +17,7 @@ struct Running {
 void soften(float* scores, int64_t padded, Running& so_far, float* result) {
     for (int64_t r = 0; r < QUERIES; r++, scores += KEYS, result += padded) {
         Floats most = load(scores);
-        for (int64_t k = LANES; k < KEYS; k += LANES) {
-            Floats part = load(scores + k);
-            most = part > most ? part : most;
-        }
+        for (int64_t k = LANES; k < KEYS; k += LANES) most = greater(load(scores + k), most);
         const float highest = std::max(so_far.highest[r], largest(most));
         Floats totals{};
         for (int64_t k = 0; k < KEYS; k += LANES) {
@@ -55,12 +52,11 @@ OPERATOR(attention) {
         float *scores = strips + QUERIES * a.dim, *result = scores + QUERIES * KEYS;
         for (int64_t block = 0; block < key_blocks; block++) {
             const int64_t first = block * KEYS, count = a.length - first, from = a.place(b, first, shared, a.key_value_heads);
-            pack_turned(in.floats(1) + from, key_stride, count, a.dim, keys + first * a.dim);
-            pack_columns(in.floats(2) + from, key_stride, count, KEYS, a.dim, 1.0f, values + first * a.padded);
+            pack_rows(in.floats(1) + from, key_stride, count, KEYS, WIDTH, a.dim, keys + first * a.dim);
+            pack_columns(in.floats(2) + from, key_stride, count, KEYS, a.dim, values + first * a.padded);
         }
         for (int64_t query = start; query < end; query += QUERIES) {
-            pack_strips(in.floats(0) + a.place(b, query, head, a.heads), a.heads * a.dim, a.length - query, QUERIES, a.dim,
-                        a.scale, strips);
+            pack_queries(a, in.floats(0) + a.place(b, query, head, a.heads), a.length - query, strips);
             Running so_far;
             std::fill(so_far.highest, so_far.highest + QUERIES, HIDDEN);
             std::fill(so_far.total, so_far.total + QUERIES, 0.0f);

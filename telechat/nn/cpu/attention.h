@@ -7,8 +7,8 @@
 #include "operator.h"
 
 constexpr int64_t STRIPS = 4, QUERIES = STRIPS * ROWS;  // of a block of queries
-constexpr int64_t KEYS = 64, KEY_PANELS = KEYS / WIDTH;  // of a block of keys
-static_assert(KEYS % WIDTH == 0 && KEYS % (2 * LANES) == 0, "blocks of keys are whole panels");
+constexpr int64_t KEYS = 64;  // of a block of keys
+static_assert(KEYS % WIDTH == 0, "blocks of keys are whole panels");
 
 inline int64_t blocks_of(int64_t whole, int64_t size) { return (whole + size - 1) / size; }
 
@@ -38,46 +38,44 @@ struct Attention {
     }
 };
 
-// Rows of a head, `stride` apart, as strips of ROWS: for each i < dim the rows' elements together; 0 past `count`.
-inline void pack_strips(const float* from, int64_t stride, int64_t count, int64_t rows, int64_t dim, float factor,
-                        float* to) {
-    for (int64_t first = 0; first < rows; first += ROWS, to += ROWS * dim)
-        for (int64_t r = 0; r < ROWS; r++)
-            for (int64_t i = 0; i < dim; i++)
-                to[i * ROWS + r] = first + r < count ? from[(first + r) * stride + i] * factor : 0.0f;
+// Rows of a head, `stride` apart, as panels of `width` rows; 0 past `count`.
+inline void pack_rows(const float* from, int64_t stride, int64_t count, int64_t rows, int width, int64_t dim, float* to) {
+    for (int64_t first = 0; first < rows; first += width)
+        pack_panel(from + first * stride, stride, 1, count - first, dim, width, to + first * dim);
 }
 
-// A block of rows as panels of columns: for each panel the rows' WIDTH elements one behind the other.
-inline void pack_columns(const float* from, int64_t stride, int64_t count, int64_t rows, int64_t dim, float factor,
-                         float* to) {
-    for (int64_t i = 0; i < dim; i += WIDTH)
-        for (int64_t r = 0; r < rows; r++, to += WIDTH)
-            for (int64_t c = 0; c < WIDTH; c++)
-                to[c] = r < count && i + c < dim ? from[r * stride + i + c] * factor : 0.0f;
+// The same rows as panels of WIDTH columns.
+inline void pack_columns(const float* from, int64_t stride, int64_t count, int64_t rows, int64_t dim, float* to) {
+    count = std::min(count, rows);
+    for (int64_t i = 0; i < dim; i += WIDTH, to += WIDTH * rows) {
+        pack_panel(from + i, 1, stride, dim - i, count, WIDTH, to);
+        std::fill(to + count * WIDTH, to + rows * WIDTH, 0.0f);
+    }
 }
 
-// A block of keys turned, for query·keyᵀ: for each panel of WIDTH keys and each i < dim the keys' elements together.
-inline void pack_turned(const float* from, int64_t stride, int64_t count, int64_t dim, float* to) {
-    for (int64_t first = 0; first < KEYS; first += WIDTH, to += WIDTH * dim)
-        for (int64_t k = 0; k < WIDTH; k++)
-            for (int64_t i = 0; i < dim; i++)
-                to[i * WIDTH + k] = first + k < count ? from[(first + k) * stride + i] : 0.0f;
+// A block of queries as strips of ROWS, multiplied by the scale.
+inline void pack_queries(const Attention& a, const float* from, int64_t count, float* to) {
+    pack_rows(from, a.heads * a.dim, count, QUERIES, ROWS, a.dim, to);
+    for (int64_t i = 0; i < QUERIES * a.dim; i++) to[i] *= a.scale;
 }
 
-// scores (QUERIES, KEYS) = strips · keys.
+// c, rows of `width`, = or += strips of R rows, `apart` from each other, · panels of k rows. ROW, STEP: of `panel_product`.
+template <int R, int ROW, int STEP>
+inline void strips_product(const float* strips, int64_t apart, int64_t count, const float* panels, int64_t k, float* c,
+                           int64_t width, bool add) {
+    for (int64_t i = 0; i < width; i += WIDTH)
+        for (int64_t strip = 0; strip < count; strip++)
+            panel_product<R, ROW, STEP>(strips + strip * apart, panels + i * k, k, c + strip * R * width + i, width, add);
+}
+
+// scores (QUERIES, KEYS) = strips of queries · panels of keys.
 inline void block_scores(const float* strips, const float* keys, int64_t dim, float* scores) {
-    for (int64_t panel = 0; panel < KEY_PANELS; panel++)
-        for (int64_t strip = 0; strip < STRIPS; strip++)
-            panel_product<ROWS, 1, ROWS>(strips + strip * ROWS * dim, keys + panel * WIDTH * dim, dim,
-                                         scores + strip * ROWS * KEYS + panel * WIDTH, KEYS, false);
+    strips_product<ROWS, 1, ROWS>(strips, ROWS * dim, STRIPS, keys, dim, scores, KEYS, false);
 }
 
 // result (QUERIES, padded) += weights (QUERIES, KEYS) · columns of a block of keys or values.
 inline void add_weighted(const float* weights, const float* columns, int64_t padded, float* result) {
-    for (int64_t i = 0; i < padded; i += WIDTH)
-        for (int64_t strip = 0; strip < STRIPS; strip++)
-            panel_product<ROWS, KEYS, 1>(weights + strip * ROWS * KEYS, columns + i * KEYS, KEYS,
-                                         result + strip * ROWS * padded + i, padded, true);
+    strips_product<ROWS, KEYS, 1>(weights, ROWS * KEYS, STRIPS, columns, KEYS, result, padded, true);
 }
 
 // Whether some query of the block from `query` on may see some key of the block from `key` on.

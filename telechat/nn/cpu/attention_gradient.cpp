@@ -13,10 +13,7 @@ constexpr int KEY_ROWS = 4;
 
 // sums (KEYS, padded) += weightsᵀ (KEYS, QUERIES) · columns of a block of queries.
 void add_turned(const float* weights, const float* columns, int64_t padded, float* sums) {
-    for (int64_t i = 0; i < padded; i += WIDTH)
-        for (int64_t key = 0; key < KEYS; key += KEY_ROWS)
-            panel_product<KEY_ROWS, 1, KEYS>(weights + key, columns + i * QUERIES, QUERIES, sums + key * padded + i, padded,
-                                             true);
+    strips_product<KEY_ROWS, 1, KEYS>(weights, KEY_ROWS, KEYS / KEY_ROWS, columns, QUERIES, sums, padded, true);
 }
 
 void write_rows(const float* from, int64_t padded, int64_t rows, int64_t dim, float factor, float* to, int64_t stride) {
@@ -43,16 +40,16 @@ OPERATOR(attention_gradient) {
         float *query_columns = take(rows * a.padded), *dy_columns = take(rows * a.padded);
         float *dquery = take(rows * a.padded), *logs = take(rows), *along = take(rows);
         float *dkey = take(keys * a.padded), *dvalue = take(keys * a.padded);
-        float *key_turned = take(KEYS * a.dim), *value_turned = take(KEYS * a.dim);
+        float *key_rows = take(KEYS * a.dim), *value_rows = take(KEYS * a.dim);
         float *key_columns = take(KEYS * a.padded), *weights = take(QUERIES * KEYS), *dweights = take(QUERIES * KEYS);
         std::fill(dkey, dkey + 2 * keys * a.padded, 0.0f);  // and dvalue
         for (int64_t head = shared * a.group(); head < (shared + 1) * a.group(); head++) {
             for (int64_t row = 0; row < rows; row += QUERIES) {
                 const int64_t from = a.place(b, row, head, a.heads), count = a.length - row;
-                pack_strips(in.floats(2) + from, stride, count, QUERIES, a.dim, a.scale, query_strips + row * a.dim);
-                pack_strips(in.floats(0) + from, stride, count, QUERIES, a.dim, 1.0f, dy_strips + row * a.dim);
-                pack_columns(in.floats(2) + from, stride, count, QUERIES, a.dim, a.scale, query_columns + row * a.padded);
-                pack_columns(in.floats(0) + from, stride, count, QUERIES, a.dim, 1.0f, dy_columns + row * a.padded);
+                pack_queries(a, in.floats(2) + from, count, query_strips + row * a.dim);
+                pack_rows(in.floats(0) + from, stride, count, QUERIES, ROWS, a.dim, dy_strips + row * a.dim);
+                pack_columns(in.floats(2) + from, stride, count, QUERIES, a.dim, query_columns + row * a.padded);
+                pack_columns(in.floats(0) + from, stride, count, QUERIES, a.dim, dy_columns + row * a.padded);
             }
             for (int64_t row = 0; row < rows; row++) {
                 along[row] = 0;
@@ -68,19 +65,19 @@ OPERATOR(attention_gradient) {
             std::fill(dquery, dquery + rows * a.padded, 0.0f);
             for (int64_t key = 0; key < a.length; key += KEYS) {
                 const int64_t from = a.place(b, key, shared, a.key_value_heads), count = a.length - key;
-                pack_turned(in.floats(3) + from, key_stride, count, a.dim, key_turned);
-                pack_turned(in.floats(4) + from, key_stride, count, a.dim, value_turned);
-                pack_columns(in.floats(3) + from, key_stride, count, KEYS, a.dim, 1.0f, key_columns);
+                pack_rows(in.floats(3) + from, key_stride, count, KEYS, WIDTH, a.dim, key_rows);
+                pack_rows(in.floats(4) + from, key_stride, count, KEYS, WIDTH, a.dim, value_rows);
+                pack_columns(in.floats(3) + from, key_stride, count, KEYS, a.dim, key_columns);
                 for (int64_t query = key / QUERIES * QUERIES; query < a.length; query += QUERIES) {
                     if (!may_see(a, segments, query, key)) continue;
-                    block_scores(query_strips + query * a.dim, key_turned, a.dim, weights);
+                    block_scores(query_strips + query * a.dim, key_rows, a.dim, weights);
                     bias_and_hide(a, segments, head, query, key, -INFINITY, weights);
                     for (int64_t r = 0; r < QUERIES; r++)
                         for (int64_t k = 0; k < KEYS; k += LANES) {
                             float* at = weights + r * KEYS + k;
                             store(at, exponential(load(at) - logs[query + r]));
                         }
-                    block_scores(dy_strips + query * a.dim, value_turned, a.dim, dweights);
+                    block_scores(dy_strips + query * a.dim, value_rows, a.dim, dweights);
                     if (a.dropout != nullptr) drop(a, b, head, query, key, dweights);
                     for (int64_t r = 0; r < QUERIES; r++)
                         for (int64_t k = 0; k < KEYS; k += LANES) {
@@ -96,7 +93,7 @@ OPERATOR(attention_gradient) {
             write_rows(dquery, a.padded, a.length, a.dim, a.scale, in.floats(10) + a.place(b, 0, head, a.heads), stride);
         }
         const int64_t to = a.place(b, 0, shared, a.key_value_heads);
-        write_rows(dkey, a.padded, a.length, a.dim, 1.0f, in.floats(11) + to, key_stride);
+        write_rows(dkey, a.padded, a.length, a.dim, a.scale, in.floats(11) + to, key_stride);
         write_rows(dvalue, a.padded, a.length, a.dim, 1.0f, in.floats(12) + to, key_stride);
     });
     return 0;

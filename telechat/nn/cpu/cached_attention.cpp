@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
-#include "operator.h"
 #include "pool.h"
+#include "vector.h"
 
 namespace {
 
@@ -40,18 +40,9 @@ void some_scores(const float* queries, int64_t stride, const float* keys, int64_
 
 // From the scores of one query to its weights, which are 0 from `tokens` to `end`; what they must be multiplied by.
 float soften(float* scores, int64_t tokens, int64_t end, float slope) {
-    float highest = -INFINITY;
-    for (int64_t t = 0; t < tokens; t++) {
-        scores[t] -= slope * static_cast<float>(tokens - 1 - t);
-        highest = std::max(highest, scores[t]);
-    }
-    Floats totals{};
-    for (int64_t t = 0; t < tokens; t += LANES) {
-        store_first(scores + t, exponential(load_first(scores + t, tokens - t) - highest), tokens - t);
-        totals += load_first(scores + t, tokens - t);
-    }
+    for (int64_t t = 0; slope != 0 && t < tokens; t++) scores[t] -= slope * static_cast<float>(tokens - 1 - t);
     std::fill(scores + tokens, scores + end, 0.0f);
-    return 1.0f / sum(totals);
+    return 1.0f / exponentials(scores, tokens, scores).sum;
 }
 
 // What the queries of a call share.
@@ -143,21 +134,4 @@ void attend_cached(int count, const float* queries, int64_t stride, const int32_
     for_each_stretch(call, count, positions, {add_values<1>, add_values<2>, add_values<3>, add_values<4>});
     for (int q = 0; q < count; q++)
         for (int64_t i = 0; i < dim; i++) results[q * stride + i] = sums[q * padded + i] * shares[q];
-}
-
-// For graphs: query (B, S, n, D); a layer's keys and values as `CacheShape` says; tables int32 (B, blocks); positions
-// int32 (B, S); ALiBi's slopes (n) or none; what has to be done before → (B, S, n, D).
-OPERATOR(cached_attention) {
-    const int64_t batch = in.size(0, 0), length = in.size(0, 1), heads = in.size(0, 2), dim = in.size(0, 3);
-    const CacheShape cache{in.size(1, 1), in.size(1, 2), dim};
-    const int64_t width = in.size(3, 1), tiles = (length + MOST_QUERIES - 1) / MOST_QUERIES;
-    const float* slopes = in.absent(5) ? nullptr : in.floats(5);
-    parallel(batch * tiles * heads, [&](int64_t task) {
-        const int64_t tile = tiles - 1 - task / (batch * heads), b = task / heads % batch, h = task % heads;
-        const int64_t first = tile * MOST_QUERIES, place = ((b * length + first) * heads + h) * dim;
-        attend_cached(std::min<int64_t>(MOST_QUERIES, length - first), in.floats(0) + place, heads * dim,
-                      in.ints(4) + b * length + first, in.floats(1), in.floats(2), cache, in.ints(3) + b * width,
-                      h / (heads / cache.heads), slopes == nullptr ? 0 : slopes[h], in.floats(7) + place);
-    });
-    return 0;
 }

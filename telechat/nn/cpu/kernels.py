@@ -4,6 +4,8 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
 
+from telechat.nn import cached_attention as cached
+from telechat.nn import portable_kernels as portable
 from telechat.nn.alibi import alibi_slopes
 from telechat.nn.cpu.build import default_threads, load_library
 from telechat.nn.cpu.decoding import DecodeStep, shared_bytes
@@ -73,10 +75,10 @@ class CpuKernels(Kernels):
         return x.reshape(-1, length, x.shape[-1] // dim, dim)
 
     def split_key_value(self, x, length, dim):
-        return self.operators.split_key_value(self.split_heads(x, length, 2 * dim))
+        return ops.split(self.split_heads(x, length, 2 * dim), dim, 3)
 
     def merge_key_value(self, key, value):
-        return self.merge_heads(self.operators.merge_key_value(key, value))
+        return self.merge_heads(ops.concat((key, value), 3))
 
     def merge_heads(self, x):
         return x.reshape(x.shape[0] * x.shape[1], x.shape[2] * x.shape[3])
@@ -117,33 +119,14 @@ class CpuKernels(Kernels):
         return self.operators.attend.backward(dattended, attended, query, key, value, log_sums, mask, shift,
                                               dropout, Tensor(scale, ms.float32))
 
-    def write_cache(self, key_cache, value_cache, key, value, index):
-        return self.operators.write_cache(key_cache, value_cache, key, value, index)
+    # A model over a cache goes through `decode_step`, but for one that is cut over several hosts.
 
-    def chunk_tensors(self, config, positions, length, heads=slice(None)):
-        """(positions, slopes): int32 (B, S) and float32 (n,) or None."""
-        slopes = Tensor(alibi_slopes(config.n_head)[heads]) if config.position_embedding == "alibi" else None
-        return Tensor(np.ascontiguousarray(positions, np.int32)), slopes
+    def write_cache(self, key_cache, value_cache, key, value, index):
+        return cached.write_cache(key_cache, value_cache, key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3), index)
 
     def attention_over_cache(self, query, keys, values, written, table, mask, shift, scale):
-        return self.operators.cached_attention(query, keys, values, table, mask, NOTHING if shift is None else shift,
-                                               written)
-
-    def decoding_places(self, positions, index, table, lengths, slopes, size):
-        return index, table, positions.reshape(-1, 1), None if slopes is None else slopes.reshape(-1)
-
-    def cached_attention(self, query, key_value, rotation, caches, places, scale):
-        index, table, positions, slopes = places
-        key_cache, value_cache, keys, values = caches
-        batch, dim = query.shape[0], key_cache.shape[-1]
-        query = self.split_heads(query, 1, dim)
-        key, value = self.split_key_value(key_value, 1, dim)
-        if rotation is not None:
-            cos, sin = rotation[0].reshape(batch, 1, 1, dim), rotation[1].reshape(batch, 1, 1, dim)
-            query, key = self.rotate(query, cos, sin), self.rotate(key, cos, sin)
-        written = self.write_cache(key_cache, value_cache, key, value, index)
-        attended = self.attention_over_cache(query, keys, values, written, table, positions, slopes, scale)
-        return self.merge_heads(attended)
+        keys, values = self.read_cache(keys, written, table), self.read_cache(values, written, table)
+        return portable.attention(query.transpose(0, 2, 1, 3), keys, values, mask, scale).transpose(0, 2, 1, 3)
 
     def decode_step(self, config, slopes, shared=None):
         return DecodeStep(config, slopes, shared)

@@ -1,14 +1,8 @@
 // Cross entropy, and what the optimizer does to parameters.
-#include <algorithm>
+#include <cmath>
 
 #include "operator.h"
 #include "pool.h"
-
-namespace {
-
-constexpr int64_t ELEMENTS = 1 << 14;  // that one thread takes at a time
-
-}  // namespace
 
 // logits (N, V), labels (N), weights (N) → weighted losses (N), and the gradient of their sum in the logits.
 OPERATOR(cross_entropy) {
@@ -16,21 +10,10 @@ OPERATOR(cross_entropy) {
     parallel(rows, [&](int64_t row) {
         const float *x = in.floats(0) + row * width, weight = in.floats(2)[row];
         float* gradient = in.floats(4) + row * width;
-        Floats most = broadcast(x[0]);
-        for (int64_t i = 0; i + LANES <= width; i += LANES) {
-            Floats part = load(x + i);
-            most = part > most ? part : most;
-        }
-        float highest = largest(most);
-        for (int64_t i = width / LANES * LANES; i < width; i++) highest = std::max(highest, x[i]);
-        Floats sums{};
-        for (int64_t i = 0; i < width; i += LANES) {
-            store_first(gradient + i, exponential(load_first(x + i, width - i) - highest), width - i);
-            sums += load_first(gradient + i, width - i);
-        }
-        const float total = sum(sums), share = weight / total;
+        const Exponentials found = exponentials(x, width, gradient);
+        const float share = weight / found.sum;
         const int32_t label = in.ints(1)[row];
-        in.floats(3)[row] = (std::log(total) - (x[label] - highest)) * weight;
+        in.floats(3)[row] = (std::log(found.sum) - (x[label] - found.largest)) * weight;
         for (int64_t i = 0; i < width; i += LANES)
             store_first(gradient + i, load_first(gradient + i, width - i) * share, width - i);
         gradient[label] -= weight;
@@ -44,14 +27,13 @@ OPERATOR(sums_of_squares) {
         const float* x = in.floats(tensor);
         const int64_t elements = in.elements(tensor), blocks = (elements + ELEMENTS - 1) / ELEMENTS;
         float* partial = scratch(4, blocks);
-        parallel(blocks, [&](int64_t block) {
-            const int64_t end = std::min(elements, (block + 1) * ELEMENTS);
+        parallel_stretches(elements, ELEMENTS, [&](int64_t first, int64_t width) {
             Floats sums[4] = {};
-            for (int64_t i = block * ELEMENTS; i < end; i += LANES) {
-                Floats part = load_first(x + i, end - i);
+            for (int64_t i = 0; i < width; i += LANES) {
+                Floats part = load_first(x + first + i, width - i);
                 sums[i / LANES % 4] += part * part;
             }
-            partial[block] = sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
+            partial[first / ELEMENTS] = sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
         });
         double total = 0;
         for (int64_t block = 0; block < blocks; block++) total += partial[block];
@@ -67,10 +49,8 @@ OPERATOR(adamw) {
     const float* gradient = in.floats(3);
     const float clip = in.scalar(4), rate = in.scalar(5), beta1 = in.scalar(6), beta2 = in.scalar(7);
     const float epsilon = in.scalar(8), left = in.scalar(9);
-    const int64_t elements = in.elements(0);
-    parallel((elements + ELEMENTS - 1) / ELEMENTS, [&](int64_t block) {
-        const int64_t end = std::min(elements, (block + 1) * ELEMENTS);
-        for (int64_t i = block * ELEMENTS; i < end; i++) {
+    parallel_stretches(in.elements(0), ELEMENTS, [&](int64_t start, int64_t width) {
+        for (int64_t i = start; i < start + width; i++) {
             const float g = gradient[i] * clip;
             first[i] = beta1 * first[i] + (1 - beta1) * g;
             second[i] = beta2 * second[i] + (1 - beta2) * g * g;
@@ -85,10 +65,8 @@ OPERATOR(adamw) {
 OPERATOR(round_to_bfloat16) {
     const float* from = in.floats(0);
     bfloat16* to = static_cast<bfloat16*>(in.data[1]);
-    const int64_t elements = in.elements(0);
-    parallel((elements + ELEMENTS - 1) / ELEMENTS, [&](int64_t block) {
-        const int64_t end = std::min(elements, (block + 1) * ELEMENTS);
-        for (int64_t i = block * ELEMENTS; i < end; i++) to[i] = narrow(from[i]);
+    parallel_stretches(in.elements(0), ELEMENTS, [&](int64_t first, int64_t width) {
+        std::transform(from + first, from + first + width, to + first, narrow);
     });
     return 0;
 }

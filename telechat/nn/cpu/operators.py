@@ -58,19 +58,6 @@ def _first_two(dy, gate, up):
     return gate, up
 
 
-def _halves(pairs):
-    half = [*pairs[:-1], pairs[-1] // 2]
-    return half, half
-
-
-def _pairs(key, value):
-    return [*key[:-1], 2 * key[-1]]
-
-
-def _one(*inputs):
-    return [1]
-
-
 def _attended(query, *others):
     batch, length, heads, dim = query
     return [batch * length, heads * dim], [batch, heads, length]
@@ -180,28 +167,12 @@ class Rotate(nn.Cell):
     def __init__(self):
         super().__init__()
         self.rotate = _operator("rotate", _first)
-        self.forth, self.back = Tensor([1.0], ms.float32), Tensor([-1.0], ms.float32)
 
     def construct(self, x, cos, sin):
-        return self.rotate(x, cos, sin, self.forth)
+        return self.rotate(x, cos, sin)
 
     def bprop(self, x, cos, sin, out, dout):
-        return self.rotate(dout, cos, sin, self.back), cos, sin
-
-
-class SplitKeyValue(nn.Cell):
-    """[k|v] (B, S, m, 2D) → keys and values (B, S, m, D) each."""
-
-    def __init__(self):
-        super().__init__()
-        self.split = _operator("split_key_value", _halves, 2)
-        self.merge = _operator("merge_key_value", _pairs)
-
-    def construct(self, key_value):
-        return self.split(key_value)
-
-    def bprop(self, key_value, out, dout):
-        return (self.merge(*dout),)
+        return self.rotate(dout, cos, -sin), cos, sin
 
 
 class Attend(nn.Cell):
@@ -235,9 +206,6 @@ class Operators(nn.Cell):
     def __init__(self, rounded):
         super().__init__()
         self.linear, self.rms_norm, self.swiglu = Linear(rounded), RmsNorm(), Swiglu()
-        self.rotate, self.split_key_value, self.attend = Rotate(), SplitKeyValue(), Attend()
-        self.merge_key_value = self.split_key_value.merge
+        self.rotate, self.attend = Rotate(), Attend()
         self.quantised_linear, self.dequantise = _operator("quantised_linear", _product_shape), Dequantise()
-        self.write_cache = _operator("write_cache", _one)
-        self.cached_attention = _operator("cached_attention", _first)
         self.cross_entropy = _operator("cross_entropy", _loss_shapes, 2)

@@ -8,14 +8,12 @@
 
 namespace {
 
-constexpr int64_t BLOCK = 32;         // rows of a norm that one thread takes at a time
-constexpr int64_t ELEMENTS = 1 << 14;  // of tensors that are taken element by element
+constexpr int64_t BLOCK = 32;  // rows of a norm that one thread takes at a time
 
 template <typename Call>
-void by_elements(int64_t count, const Call& call) {
-    parallel((count + ELEMENTS - 1) / ELEMENTS, [&](int64_t task) {
-        const int64_t end = std::min(count, (task + 1) * ELEMENTS);
-        for (int64_t i = task * ELEMENTS; i < end; i += LANES) call(i, end - i);
+void by_vectors(int64_t elements, const Call& call) {
+    parallel_stretches(elements, ELEMENTS, [&](int64_t first, int64_t count) {
+        for (int64_t i = 0; i < count; i += LANES) call(first + i, count - i);
     });
 }
 
@@ -24,10 +22,9 @@ void by_elements(int64_t count, const Call& call) {
 // x (N, H), weight (H), epsilon → RMSNorm of x's rows.
 OPERATOR(rms_norm) {
     const int64_t rows = in.size(0, 0), width = in.size(0, 1);
-    parallel((rows + BLOCK - 1) / BLOCK, [&](int64_t block) {
-        const int64_t first = block * BLOCK;
-        rms_norm_rows(in.floats(0) + first * width, std::min(BLOCK, rows - first), width, {in.data[1], in.type(1)},
-                      in.scalar(2), in.floats(3) + first * width);
+    parallel_stretches(rows, BLOCK, [&](int64_t first, int64_t count) {
+        rms_norm_rows(in.floats(0) + first * width, count, width, {in.data[1], in.type(1)}, in.scalar(2),
+                      in.floats(3) + first * width);
     });
     return 0;
 }
@@ -39,10 +36,10 @@ OPERATOR(rms_norm_gradient) {
     const Weight weight{in.data[2], in.type(2)};
     float *wide = scratch(4, (blocks + 1) * width), *partial = wide + width;  // each block's share of dweight
     for (int64_t i = 0; i < width; i++) wide[i] = weight.at(i);
-    parallel(blocks, [&](int64_t block) {
-        float* sums = partial + block * width;
+    parallel_stretches(rows, BLOCK, [&](int64_t first, int64_t count) {
+        float* sums = partial + first / BLOCK * width;
         std::fill(sums, sums + width, 0.0f);
-        for (int64_t row = block * BLOCK; row < std::min(rows, (block + 1) * BLOCK); row++) {
+        for (int64_t row = first; row < first + count; row++) {
             const float *dy = in.floats(0) + row * width, *x = in.floats(1) + row * width;
             float* dx = in.floats(4) + row * width;
             Floats squares{}, products{};
@@ -61,18 +58,17 @@ OPERATOR(rms_norm_gradient) {
             }
         }
     });
-    parallel((width + LANES - 1) / LANES, [&](int64_t task) {
-        const int64_t i = task * LANES, left = width - i;
+    parallel_stretches(width, LANES, [&](int64_t i, int64_t count) {
         Floats sums{};
-        for (int64_t block = 0; block < blocks; block++) sums += load_first(partial + block * width + i, left);
-        store_first(in.floats(5) + i, sums, left);
+        for (int64_t block = 0; block < blocks; block++) sums += load_first(partial + block * width + i, count);
+        store_first(in.floats(5) + i, sums, count);
     });
     return 0;
 }
 
 // gate, up → SiLU(gate)·up (arXiv:2002.05202).
 OPERATOR(swiglu) {
-    by_elements(in.elements(0), [&](int64_t i, int64_t left) {
+    by_vectors(in.elements(0), [&](int64_t i, int64_t left) {
         Floats gate = load_first(in.floats(0) + i, left), up = load_first(in.floats(1) + i, left);
         store_first(in.floats(2) + i, gate / (1.0f + exponential(-gate)) * up, left);
     });
@@ -81,7 +77,7 @@ OPERATOR(swiglu) {
 
 // dy, gate, up → dgate and dup.
 OPERATOR(swiglu_gradient) {
-    by_elements(in.elements(0), [&](int64_t i, int64_t left) {
+    by_vectors(in.elements(0), [&](int64_t i, int64_t left) {
         Floats outer = load_first(in.floats(0) + i, left), gate = load_first(in.floats(1) + i, left);
         Floats up = load_first(in.floats(2) + i, left), sigmoid = 1.0f / (1.0f + exponential(-gate));
         store_first(in.floats(3) + i, outer * up * sigmoid * (1.0f + gate * (1.0f - sigmoid)), left);
@@ -90,67 +86,22 @@ OPERATOR(swiglu_gradient) {
     return 0;
 }
 
-// x (B, S, n, D); cos and sin (1 or B, S, D); direction 1, or −1 for the opposite turn → x·cos + rotate_half(x)·sin.
+// x (B, S, n, D); cos and sin (1 or B, 1, S, D) → x·cos + rotate_half(x)·sin.
 OPERATOR(rotate) {
-    const int64_t batch = in.size(0, 0), length = in.size(0, 1), heads = in.size(0, 2), dim = in.size(0, 3);
-    const int64_t half = dim / 2, tables = in.size(1, 0);
-    const float direction = in.scalar(3);
-    parallel(batch * length, [&](int64_t row) {
-        const int64_t place = (tables == 1 ? row % length : row) * dim;
-        const float *cos = in.floats(1) + place, *sin = in.floats(2) + place;
+    const int64_t rows = in.size(0, 0) * in.size(0, 1), heads = in.size(0, 2), dim = in.size(0, 3);
+    const int64_t half = dim / 2, tables = in.elements(1) / dim;
+    parallel(rows, [&](int64_t row) {
+        const float *cos = in.floats(1) + row % tables * dim, *sin = in.floats(2) + row % tables * dim;
         for (int64_t head = 0; head < heads; head++) {
             const float* x = in.floats(0) + (row * heads + head) * dim;
-            float* y = in.floats(4) + (row * heads + head) * dim;
+            float* y = in.floats(3) + (row * heads + head) * dim;
             for (int64_t i = 0; i < half; i++) {
                 const float a = x[i], b = x[i + half];
-                y[i] = a * cos[i] - b * (sin[i] * direction);
-                y[i + half] = b * cos[i + half] + a * (sin[i + half] * direction);
+                y[i] = a * cos[i] - b * sin[i];
+                y[i + half] = b * cos[i + half] + a * sin[i + half];
             }
         }
     });
-    return 0;
-}
-
-// (rows, m, 2D), [k|v] head by head → keys and values (rows, m, D) each.
-OPERATOR(split_key_value) {
-    const int64_t pairs = in.elements(1) / in.size(1, in.dimensions[1] - 1), dim = in.size(1, in.dimensions[1] - 1);
-    const int64_t group = std::max<int64_t>(1, ELEMENTS / dim);
-    parallel((pairs + group - 1) / group, [&](int64_t task) {
-        for (int64_t i = task * group; i < std::min(pairs, (task + 1) * group); i++) {
-            const float* pair = in.floats(0) + i * 2 * dim;
-            std::memcpy(in.floats(1) + i * dim, pair, dim * sizeof(float));
-            std::memcpy(in.floats(2) + i * dim, pair + dim, dim * sizeof(float));
-        }
-    });
-    return 0;
-}
-
-// The inverse: keys and values (…, D) → [k|v].
-OPERATOR(merge_key_value) {
-    const int64_t dim = in.size(0, in.dimensions[0] - 1), pairs = in.elements(0) / dim;
-    const int64_t group = std::max<int64_t>(1, ELEMENTS / dim);
-    parallel((pairs + group - 1) / group, [&](int64_t task) {
-        for (int64_t i = task * group; i < std::min(pairs, (task + 1) * group); i++) {
-            float* pair = in.floats(2) + i * 2 * dim;
-            std::memcpy(pair, in.floats(0) + i * dim, dim * sizeof(float));
-            std::memcpy(pair + dim, in.floats(1) + i * dim, dim * sizeof(float));
-        }
-    });
-    return 0;
-}
-
-// Keys and values (B, S, m, D) into the rows of caches (rows, D) that index (B·m·S) names; the result is a token 0.
-OPERATOR(write_cache) {
-    const int64_t batch = in.size(2, 0), length = in.size(2, 1), heads = in.size(2, 2), dim = in.size(2, 3);
-    parallel(batch * heads, [&](int64_t task) {
-        const int64_t b = task / heads, head = task % heads;
-        for (int64_t s = 0; s < length; s++) {
-            const int64_t row = in.ints(4)[task * length + s] * dim, from = ((b * length + s) * heads + head) * dim;
-            std::memcpy(in.floats(0) + row, in.floats(2) + from, dim * sizeof(float));
-            std::memcpy(in.floats(1) + row, in.floats(3) + from, dim * sizeof(float));
-        }
-    });
-    *in.floats(5) = 0;
     return 0;
 }
 

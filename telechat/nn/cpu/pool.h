@@ -1,6 +1,7 @@
 // The threads that all operators share: the caller and as many others as the process may use cores.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 
@@ -13,6 +14,14 @@ void parallel(int64_t count, const Task& task) {
     run_parallel(count, [](void* context, int64_t i) { (*static_cast<const Task*>(context))(i); },
                  const_cast<Task*>(&task));
 }
+
+// The same for stretches of up to `size` of a whole: task(first, count).
+template <typename Task>
+void parallel_stretches(int64_t whole, int64_t size, const Task& task) {
+    parallel((whole + size - 1) / size, [&](int64_t i) { task(i * size, std::min(size, whole - i * size)); });
+}
+
+constexpr int64_t ELEMENTS = 1 << 14;  // that a thread takes at a time of what goes through memory once
 
 // What a thread does that looks for work and finds none.
 inline void pause_briefly() {

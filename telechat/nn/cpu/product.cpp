@@ -127,6 +127,10 @@ void pack_any(Matrix matrix, int64_t first, int64_t count, int64_t k, int width,
 
 }  // namespace
 
+void pack_panel(const float* from, int64_t across, int64_t along, int64_t count, int64_t k, int width, float* to) {
+    pack<false>(from, across, along, count, k, width, to);
+}
+
 extern "C" __attribute__((visibility("default"))) int multiplies_bfloat16() { return PAIRS; }
 
 void product(int64_t m, int64_t n, int64_t k, Matrix a, Matrix b, float* result, int64_t stride, bool rounded) {

@@ -21,6 +21,10 @@ struct Matrix {
 // `rounded`: factors are rounded to bfloat16 where the machine multiplies these.
 void product(int64_t m, int64_t n, int64_t k, Matrix a, Matrix b, float* result, int64_t stride, bool rounded);
 
+// `count` rows (or columns) of k numbers as a panel of `width`: for each of the k those of all rows together, 0 where there
+// is no row. Number j of row i lies at i·across + j·along, one of which is 1.
+void pack_panel(const float* from, int64_t across, int64_t along, int64_t count, int64_t k, int width, float* to);
+
 // The innermost part of products: R rows times one panel of b, WIDTH columns that lie together for each k.
 #if defined(__AVX512F__)
 constexpr int ROWS = 14, VECTORS = 2;

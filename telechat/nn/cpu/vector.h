@@ -75,29 +75,26 @@ inline void store_first(float* to, Floats x, int64_t count) {
     std::memcpy(to, &x, count * sizeof(float));
 }
 
-// x with its elements moved `by` places to the front, in a circle.
-template <int by>
-inline Floats turned(Floats x) {
-#define AT(i) (((i) + by) % LANES)
-#if VECTOR_BYTES == 64
-    return __builtin_shufflevector(x, x, AT(0), AT(1), AT(2), AT(3), AT(4), AT(5), AT(6), AT(7), AT(8), AT(9), AT(10),
-                                   AT(11), AT(12), AT(13), AT(14), AT(15));
-#elif VECTOR_BYTES == 32
-    return __builtin_shufflevector(x, x, AT(0), AT(1), AT(2), AT(3), AT(4), AT(5), AT(6), AT(7));
-#else
-    return __builtin_shufflevector(x, x, AT(0), AT(1), AT(2), AT(3));
-#endif
-#undef AT
+// All elements taken together by halves, so in one order.
+template <int h, size_t... lane>
+inline Floats turned(Floats x, std::index_sequence<lane...>) {
+    return __builtin_shufflevector(x, x, static_cast<int>((lane + h) % LANES)...);
 }
 
-// Sum and largest of the elements; each by halves, so in one order.
-inline float sum(Floats x) {
-    if constexpr (LANES > 8) x += turned<8 % LANES>(x);
-    if constexpr (LANES > 4) x += turned<4 % LANES>(x);
-    x += turned<2>(x);
-    x += turned<1>(x);
-    return x[0];
+template <int h = LANES / 2, typename Both>
+inline float fold(Floats x, const Both& both) {
+    x = both(x, turned<h>(x, std::make_index_sequence<LANES>()));
+    if constexpr (h == 1) return x[0];
+    else return fold<h / 2>(x, both);
 }
+
+inline float sum(Floats x) {
+    return fold(x, [](Floats a, Floats b) { return a + b; });
+}
+
+inline Floats greater(Floats a, Floats b) { return a > b ? a : b; }
+
+inline float largest(Floats x) { return fold(x, greater); }
 
 // Of two vectors that hold 2h elements of each of some sums, one that holds h: each the sum of two that are h apart.
 template <int h, size_t... i>
@@ -137,14 +134,6 @@ inline void transpose(Floats* x) {
     if constexpr (h > 1) transpose<h / 2>(x);
 }
 
-inline float largest(Floats x) {
-    auto greater = [](Floats a, Floats b) { return a > b ? a : b; };
-    if constexpr (LANES > 8) x = greater(x, turned<8 % LANES>(x));
-    if constexpr (LANES > 4) x = greater(x, turned<4 % LANES>(x));
-    x = greater(x, turned<2>(x));
-    return greater(x, turned<1>(x))[0];
-}
-
 // e^x within 2 units in the last place: x = n·ln 2 + r, and a polynomial in r (Cephes' expf). 0 below −87.3.
 inline Floats exponential(Floats x) {
     constexpr float LOWEST = -87.3365f, HIGHEST = 88.7228f, ROUND = 12582912.0f;  // 1.5·2^23 rounds to whole numbers
@@ -165,4 +154,22 @@ inline Floats exponential(Floats x) {
     Floats result = p * reinterpret_cast<Floats>(power) * 2.0f;
     result = x < LOWEST ? Floats{} : result;
     return x > HIGHEST ? broadcast(INFINITY) : result;
+}
+
+// result[i] = e^(x[i] − the largest of x): gives the largest and the sum, in one order.
+struct Exponentials {
+    float largest, sum;
+};
+
+inline Exponentials exponentials(const float* x, int64_t count, float* result) {
+    Floats most = broadcast(x[0]), sums{};
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES) most = greater(load(x + i), most);
+    float highest = largest(most);
+    for (; i < count; i++) highest = x[i] > highest ? x[i] : highest;
+    for (i = 0; i < count; i += LANES) {
+        store_first(result + i, exponential(load_first(x + i, count - i) - highest), count - i);
+        sums += load_first(result + i, count - i);
+    }
+    return {highest, sum(sums)};
 }
