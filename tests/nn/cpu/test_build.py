@@ -1,5 +1,6 @@
 """Compiling the operators: no compiler, a broken one, several processes at once, another processor's."""
 
+import os
 import platform
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from telechat.nn import log
 from telechat.nn.cpu import build
 from telechat.nn.kernel_choice import choose_kernels
 from telechat.nn.kernels import Kernels
+from tests.conftest import ROOT
 from tests.test_model import small_config
 
 
@@ -47,6 +49,39 @@ def test_a_compiler_that_fails_leaves_nothing(cache, monkeypatch, tmp_path, caps
 
 def test_float16_weights_are_portable():
     assert type(choose_kernels(small_config(), ms.float16)) is Kernels
+
+
+def test_pip_installs_without_a_compiler(tmp_path):
+    """From a source distribution, which holds the operators' sources: no build makes anything of a machine's own."""
+    source, target = tmp_path / "source", tmp_path / "installed"
+    source.mkdir()
+    for name in ("setup.py", "README.md"):
+        shutil.copy(ROOT / name, source)
+    shutil.copytree(ROOT / "telechat", source / "telechat", ignore=shutil.ignore_patterns("__pycache__"))
+    nowhere = str(tmp_path / "nowhere")
+    environment = dict(os.environ, PATH=nowhere, CC=nowhere, CXX=nowhere, XDG_CACHE_HOME=str(tmp_path), PYTHONPATH="")
+
+    def run(*arguments, **more):
+        command = [sys.executable, *map(str, arguments)]
+        result = subprocess.run(command, env={**environment, **more}, cwd=source, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        return result
+
+    run("setup.py", "-q", "sdist", "--dist-dir", tmp_path)
+    archive, = tmp_path.glob("telechat-*.tar.gz")
+    run("-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--no-index", "--target", target, archive)
+    assert "Tag: py3-none-any" in next(target.glob("telechat-*.dist-info/WHEEL")).read_text()
+    files = {path.relative_to(target / "telechat"): path.read_bytes() for path in (target / "telechat").rglob("*.*")}
+    for path in [*(ROOT / "telechat").rglob("*.py"), *build.SOURCES.glob("*.cpp"), *build.SOURCES.glob("*.h")]:
+        assert files[path.relative_to(ROOT / "telechat")] == path.read_bytes()
+    shutil.rmtree(source / "telechat")
+    result = run("-c", "import mindspore as ms, telechat\nfrom telechat.nn.kernel_choice import choose_kernels\n"
+                       "print(telechat.__file__, choose_kernels(telechat.TeleChatConfig(8, 8, 1, 1, 8), ms.float32).describe())",
+                 PYTHONPATH=str(target))
+    assert result.stdout.split(" ", 1) == [str(target / "telechat/__init__.py"),
+                                           "attention portable, decoding portable, all else portable\n"]
+    assert [line for line in result.stderr.splitlines() if line.startswith("kernels: ")] == [
+        "kernels: portable operations: the operators for CPUs could not be compiled: no C++ compiler (g++ or clang++) was found"]
 
 
 @pytest.mark.skipif(build.compiler() is None, reason="needs a C++ compiler, which is not here")
