@@ -108,14 +108,14 @@ def best_layer(length, passes):
     """In a child: the same layer in torch."""
     import torch
 
-    from benchmarks import peer_torch
+    from benchmarks import peer_blocks
     from telechat.config import TeleChatConfig
 
     config = TeleChatConfig(**SIZE)
-    block = peer_torch.Block(config, peer_torch.BestAttention)
+    block = peer_blocks.Block(config, peer_blocks.BestAttention)
     block.load_state_dict({name: torch.from_numpy(weight(name, tuple(tensor.shape)))
                            for name, tensor in block.state_dict().items()})
-    cos, sin = (table[:length] for table in peer_torch.rotary_tables(config, length))
+    cos, sin = (table[:length] for table in peer_blocks.rotary_tables(config, length))
     x, dy = (torch.from_numpy(draw(seed, 1, length, SIZE["hidden_size"])) for seed in range(2))
     x.requires_grad_(True)
     attention, mlp = block.self_attention, block.mlp

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import peer_torch
+from benchmarks import peer_blocks, peer_torch
 from telechat import TeleChatConfig
 from telechat.checkpoint.writer import write_checkpoint
 
@@ -59,7 +59,7 @@ def test_training_trace(grade, reference):
 
 def test_tables_stretch_as_the_official_ones(reference):
     golden, length = reference.golden, int(reference.golden["rope_seq_len"])
-    cos, sin = peer_torch.rotary_tables(TeleChatConfig.from_pretrained(reference.directory), length)
+    cos, sin = peer_blocks.rotary_tables(TeleChatConfig.from_pretrained(reference.directory), length)
     for table, key in ((cos, "rope_cos"), (sin, "rope_sin")):
         # One float16 step: the official tables of 7B and 12B are rounded.
         assert np.abs(table[golden["rope_pos"]].numpy() - golden[key]).max() < 1e-3
