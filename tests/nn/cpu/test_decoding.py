@@ -8,6 +8,7 @@ from mindspore import Tensor
 from telechat import TeleChat
 from telechat.generation.engine import Engine
 from telechat.nn.cpu.build import default_threads, load_library
+from telechat.nn.cpu.kernels import CpuKernels
 from tests.test_model import small_config
 
 if load_library() is None:
@@ -72,3 +73,21 @@ def test_several_tokens_of_a_sequence_get_what_each_gets_alone():
     guesses = [[11 + step + slot for step in range(3)] for slot in (2, 0)]
     for found, wanted in zip(together.extend([2, 0], guesses, [5, 3]), expected):
         np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("case", ["grouped", "alibi"])
+def test_graphs_give_the_same_where_a_model_is_cut_over_several_hosts(case, monkeypatch):
+    """There no operator computes the whole: prompts, in one go and in two parts, and new tokens go through graphs."""
+    def logits():
+        engine, prompt = engine_of("cpu", **CONFIGS[case]), [3, 1, 4, 1, 5, 9]
+        new = decode(engine, steps=1)
+        engine.end(1)
+        engine.begin(1, prompt)
+        engine.grow(1, len(prompt))
+        engine.prefill([1], [prompt[:4]], [0])
+        return [*new, engine.prefill([1], [prompt[4:]], [4])]
+
+    expected = logits()
+    monkeypatch.setattr(CpuKernels, "decode_step", lambda *arguments: None)
+    for found, wanted in zip(logits(), expected):
+        assert np.abs(found - wanted).max() < 1e-5 * np.abs(wanted).max()
