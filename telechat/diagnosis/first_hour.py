@@ -95,7 +95,9 @@ class FirstHour:
 
     def buckets(self):
         """Prompts of two lengths in turn."""
-        short = run_probe("generation", "bfloat16", HEADS[0])["short"]
+        found = run_probe("generation", "bfloat16", HEADS[0])
+        short, seconds = found["short"], ", ".join(f"{time:.1f}" for time in found["seconds"])
+        yield f"answers took {seconds} s: the first two compile, the third has the first one's length and is to be quick"
         yield self._judge(max(short) < CHOICE, f"at most {max(short):.1e} short of the best",
                           "answers to prompts of two lengths in turn differ from the model without a cache")
 
@@ -114,10 +116,10 @@ class FirstHour:
             yield self._compare(str(mesh), found, LOSS, NORM, 256)
 
     def times(self):
-        """Time and memory of a step; the copies are in tools/train.py --profile."""
+        """Time and memory of a step; the copies to the card are in tools/train.py --profile."""
         found = run_probe("times", "bfloat16", self.length)
-        yield (f"a step takes {found['step']:.3f} s, the update {found['update'] / found['step']:.0%} of it; "
-               f"peak memory {found['peak'] / 1e9:.2f} GB")
+        yield (f"a step takes {found['step']:.3f} s, the update {found['update'] / found['step']:.0%} of it, head and loss "
+               f"{found['head'] / found['step']:.0%}; peak memory {found['peak'] / 1e9:.2f} GB")
 
     def _compare(self, what, found, loss, norm, length=None):
         """A trace with the host's: losses within ``loss``, the first norm within ``norm``."""

@@ -128,8 +128,11 @@ def trace(dtype, length, steps=3, parallel=None, batch_size=2):
 def generation(dtype, head_dim, prompts=(8, 40, 8)):
     """Answers through the cache to prompts of these lengths in turn, against the model without one.
 
-    For each how far a chosen token's logit lies below the best one, as a share of the largest; and the kernels.
+    For each how far a chosen token's logit lies below the best one, as a share of the largest, and the seconds that it
+    took: those of a length that was there before compile nothing; and the kernels.
     """
+    import time
+
     from telechat.nn.inference import use_inference_kernels
 
     use_inference_kernels()
@@ -139,17 +142,20 @@ def generation(dtype, head_dim, prompts=(8, 40, 8)):
 
     np = _numpy()
     model = TeleChat(tiny_config(head_dim), dtype)
-    generator, short = Generator(model, max_length=64), []
+    generator, short, seconds = Generator(model, max_length=64), [], []
     for length in prompts:
         prompt = _ids(1, length)[0].tolist()
+        start = time.perf_counter()
         answer = generator.generate([prompt], SamplingParams(8))[0]
+        seconds.append(time.perf_counter() - start)
         logits = model(np.array([prompt + answer])).asnumpy()[0, length - 1:-1]
         short.append(float(max(row.max() - row[token] for row, token in zip(logits, answer)) / np.abs(logits).max()))
-    return {"kernels": model.kernels.describe(), "short": short}
+    return {"kernels": model.kernels.describe(), "short": short, "seconds": seconds}
 
 
 def times(dtype, length):
-    """Seconds of a step and of the update within it (each waited for), and the peak of the device's memory in bytes."""
+    """Seconds of a step, of its update and of its head with the loss (each waited for), and the peak of the device's
+    memory in bytes."""
     import time
 
     import mindspore as ms
@@ -159,19 +165,24 @@ def times(dtype, length):
     from telechat.training.trainer import Trainer
 
     trainer = Trainer(TeleChat(tiny_config(), dtype), TrainConfig(total_steps=9, dtype=dtype))
-    ids, spent, update = _ids(1, length + 1), [], trainer.optimizer.update
+    ids, spent = _ids(1, length + 1), {"update": 0.0, "head": 0.0}
 
-    def timed_update(*arguments):
-        start = time.perf_counter()
-        update(*arguments)
-        ms.runtime.synchronize()
-        spent.append(time.perf_counter() - start)
-    trainer.optimizer.update = timed_update
+    def timed(name, call):
+        def run(*arguments):
+            ms.runtime.synchronize()
+            start = time.perf_counter()
+            result = call(*arguments)
+            ms.runtime.synchronize()
+            spent[name] = time.perf_counter() - start
+            return result
+        return run
+    trainer.optimizer.update = timed("update", trainer.optimizer.update)
+    trainer.compute.loss_and_gradient = timed("head", trainer.compute.loss_and_gradient)
     for _ in range(4):  # the first ones compile and compare
         start = time.perf_counter()
         trainer.train_step(ids, ids)
         whole = time.perf_counter() - start
-    return {"step": whole, "update": spent[-1], "peak": ms.runtime.max_memory_allocated()}
+    return {"step": whole, **spent, "peak": ms.runtime.max_memory_allocated()}
 
 
 def _ids(rows, length):

@@ -67,9 +67,12 @@ def _cases(kernels, dim, length):
         turned = np.concatenate([-heads[..., dim // 2:], heads[..., :dim // 2]], -1)
         return (heads * cos[:rows, None] + turned * sin[:rows, None]).reshape(x.shape)
 
-    def attend(query, key, value, kept=1.0):
+    documents = (np.arange(length) >= length * 3 // 8).astype(np.int32)  # two in a row
+    same_document = documents[:, None] == documents
+
+    def attend(query, key, value, kept=1.0, seen=True):
         query, key, value = (x.reshape(length, heads, dim).transpose(1, 0, 2) for x in (query, key, value))
-        scores = query @ key.transpose(0, 2, 1) * scale + np.where(np.tri(length), 0, -np.inf)
+        scores = query @ key.transpose(0, 2, 1) * scale + np.where(np.tri(length, dtype=bool) & seen, 0, -np.inf)
         weights = np.exp(scores - scores.max(-1, keepdims=True))
         weights *= kept / weights.sum(-1, keepdims=True)
         return (weights @ value).transpose(1, 0, 2).reshape(length, -1)
@@ -86,8 +89,8 @@ def _cases(kernels, dim, length):
         attended = kernels.attention(query, key, kernels.split_heads(value, length, dim), *visible, scale, dropped)
         return kernels.merge_heads(attended)
 
-    def visible(dropout):
-        return kernels.attention_tensors(_Shape(heads), length, dropout=dropout)
+    def visible(**more):
+        return kernels.attention_tensors(_Shape(heads), length, **more)
 
     def call_product(kernels, _, x, weight):
         return kernels.linear(x, weight)
@@ -106,13 +109,15 @@ def _cases(kernels, dim, length):
         _Case("rotation", rotate, call_rotate, draw(*size), tables=rotary_tables(length)),
         _Case("short rotation", lambda x: rotate(x, _FEW_TOKENS), call_rotate,
               draw(_SEQUENCES * _FEW_TOKENS, _MANY_HEADS * dim), tables=rotary_tables(_FEW_TOKENS)),
-        _Case("attention", attend, call_attend, draw(*size), draw(*size), draw(*size), tables=(visible(False), None)),
+        _Case("attention", attend, call_attend, draw(*size), draw(*size), draw(*size), tables=(visible(), None)),
+        _Case("documents", lambda q, k, v: attend(q, k, v, seen=same_document), call_attend, draw(*size), draw(*size),
+              draw(*size), tables=(visible(documents=documents[None]), None)),
     ]
     if rate:
         dropped = kernels.attention_dropout(length, rate, _PLACE, range(heads))
         kept = kept_factors(dropped, length, rate, _PLACE, range(heads))[0]
         cases.append(_Case("dropout", lambda q, k, v: attend(q, k, v, kept), call_attend, draw(*size), draw(*size),
-                           draw(*size), tables=(visible(True), dropped)))
+                           draw(*size), tables=(visible(dropout=True), dropped)))
     return cases
 
 

@@ -77,19 +77,6 @@ class Graph:
         """How many operations become kernels."""
         return sum(self.counts().values())
 
-    def source(self, operation, name):
-        """The operation ``name`` that makes an input of ``operation``, through views, or None."""
-        makers = {other.result: other for other in self.operations}
-        found = makers.get(operation.inputs[0])
-        while found is not None and found.name in ("Reshape", "Depend"):
-            found = makers.get(found.inputs[0])
-        return found if found is not None and found.name == name else None
-
-    def cancelling(self):
-        """Casts and transposes of the result of another one: what goes there and back."""
-        return [operation for operation in self.operations
-                if operation.name in ("Cast", "Transpose") and self.source(operation, operation.name)]
-
 
 def export(cell, *inputs):
     """The `Graph` of a cell for these inputs."""

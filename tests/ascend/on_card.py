@@ -20,6 +20,8 @@ FEATURES = {
     "tied, two micro-batches": (dict(tie_word_embeddings=True), dict(micro_batches=2), False),
     "dropout": (dict(hidden_dropout=0.1, attention_dropout=0.1, embedding_dropout=0.1), {}, False),
     "documents and dropout": (dict(hidden_dropout=0.1, attention_dropout=0.1), dict(document_mask=True), True),
+    "ALiBi and dropout": (dict(position_embedding="alibi", attention_dropout=0.1), {}, False),
+    "documents, ALiBi and dropout": (dict(position_embedding="alibi", attention_dropout=0.1), dict(document_mask=True), True),
 }
 
 

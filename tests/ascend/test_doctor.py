@@ -1,5 +1,6 @@
 """tools/doctor.py on the simulated card: all is right there, and each fault that was found on it is said."""
 
+import re
 import subprocess
 import sys
 
@@ -68,7 +69,7 @@ def test_all_is_right(doctor):
     assert result.returncode == 0, result.stdout + result.stderr[-2000:]
     lines = result.stdout.splitlines()
     for dim in (128, 160):
-        for kernel in ("product", "norm", "SwiGLU", "rotation", "short rotation", "attention", "dropout"):
+        for kernel in ("product", "norm", "SwiGLU", "rotation", "short rotation", "attention", "documents", "dropout"):
             assert any(line.startswith(f"  heads of {dim} {kernel}") and line.endswith("good") for line in lines)
         assert f"  generation, heads of {dim}, two lengths of prompts good" in lines
         assert any(line.startswith(f"  training, heads of {dim}, 2048 tokens: loss ") and line.endswith("good") for line in lines)
@@ -114,3 +115,5 @@ def test_the_first_hour(doctor, tmp_path):
     assert [line[0] for line in report.splitlines() if line[1:3] == ". "] == list("123456789")
     assert "WRONG" not in report and "FAILED" not in report
     assert "a weight left on the host moved by [0.0, 0.0]" in report
+    assert re.search(r"^   a step takes [\d.]+ s, the update \d+% of it, head and loss \d+%; peak memory [\d.]+ GB$", report, re.M)
+    assert re.search(r"^   answers took [\d.]+, [\d.]+, [\d.]+ s", report, re.M)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from simulator import report
 from simulator.environment import environment, unavailable
 from tests.conftest import ROOT
 from tests.distributed import test_collectives as cpu
@@ -20,8 +21,11 @@ def results(msrun_in, tmp_path_factory):
     """What two ranks, the stages of a pipeline, stored."""
     folder = tmp_path_factory.mktemp("collectives_card")
     msrun_in(folder, 2, "collectives.py", json.dumps({"pipeline": 2}), folder, json.dumps(GRADIENTS), json.dumps(EXACT),
-             timeout=300, environment=environment(base={"PYTHONPATH": str(ROOT)}, HCCL_EXEC_TIMEOUT="60"))
-    return cpu.Results(folder, 2)
+             timeout=300, environment=environment(base={"PYTHONPATH": str(ROOT)}, HCCL_EXEC_TIMEOUT="60",
+                                                 SIM_LOG=str(folder / "log")))
+    found = cpu.Results(folder, 2)
+    found.launched = [[event for event in report.read(str(folder / f"log.{rank}")) if event.kind == "launch"] for rank in range(2)]
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -63,3 +67,10 @@ def test_barrier_objects_and_refusals(results):
         native, *ours = facts["refused"]
         assert "must be divided by 'rank_size'" in native  # ReduceScatter's own sentence
         assert len(ours) == 2 and all("5 rows cannot be cut into 2 equal parts" in refusal for refusal in ours)
+
+
+@pytest.mark.parametrize("name", ["AllReduce", "AllGather", "ReduceScatter", "Broadcast", "Send", "Recv"])
+def test_bfloat16_is_carried_as_it_is(results, name):
+    """On a CPU it goes as float32. A pair of stages sends in both directions, so each rank sends and receives."""
+    for launched in results.launched:
+        assert any(event.name == f"Hccl{name}" and "bfloat16" in event.details for event in launched)

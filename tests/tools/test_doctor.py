@@ -14,9 +14,10 @@ def test_a_good_machine(tool):
     assert result.returncode == 0, result.stderr
     assert re.search(r"^mindspore   \d+\.\d+", result.stdout, re.M)
     assert "device      CPU" in result.stdout
-    for kernel in ("product", "norm", "SwiGLU", "rotation", "attention"):
+    for kernel in ("product", "norm", "SwiGLU", "rotation", "short rotation", "attention", "documents", "dropout"):
         error, gradient_error = re.search(rf"^  {kernel} +(\S+) (\S+) good$", result.stdout, re.M).groups()
         assert float(error) < 1e-5 and float(gradient_error) < 1e-5
+    assert "  dropout masks     good\n  sums of gradients good\n" in result.stdout
     assert "generation 8 tokens through the cache good" in result.stdout
     assert result.stdout.splitlines()[-1].startswith("verdict     all that was tried is right")
 
