@@ -71,10 +71,9 @@ class BlockFunctions(nn.Cell):
     def project_qkv(self, x, norm, query, key_value, *lora):
         """x (B·S, H) → queries (B·S, n·D), keys and values (B·S, m·2D), [k|v] head by head."""
         x = self.enter(self.kernels.rms_norm(x, norm, self.epsilon))
-        query, key_value = self.linear(x, query), self.linear(x, key_value)
         if len(lora) == 0:
-            return query, key_value
-        return self.lora.add(query, x, self.lora.query, lora), self.lora.add_key_value(key_value, x, lora)
+            return self.linear(x, query), self.linear(x, key_value)
+        return self.lora.linear(x, query, self.lora.query, lora), self.lora.key_value(x, key_value, lora)
 
     def heads(self, query, key_value, cos, sin):
         """Split into heads and rotate: n heads of query, m of key and value.
@@ -111,10 +110,9 @@ class BlockFunctions(nn.Cell):
     def project_gate_up(self, x, norm, gate, up, *lora):
         """x (B·S, H) → gate and up, (B·S, F) each."""
         x = self.enter(self.kernels.rms_norm(x, norm, self.epsilon))
-        gate, up = self.linear(x, gate), self.linear(x, up)
         if len(lora) == 0:
-            return gate, up
-        return self.lora.add(gate, x, self.lora.gate, lora), self.lora.add(up, x, self.lora.up, lora)
+            return self.linear(x, gate), self.linear(x, up)
+        return self.lora.linear(x, gate, self.lora.gate, lora), self.lora.linear(x, up, self.lora.up, lora)
 
     def project_down(self, x, gate, up, down, bias=None, dropout=None, *lora):
         """Down product of the feed-forward layer, added to the residual x (B·S, H)."""
@@ -155,11 +153,9 @@ class BlockFunctions(nn.Cell):
 
     def contribution(self, x, weight, bias, lora=()):
         """The product x·weightᵀ + bias that is added to the residual."""
-        if self.is_surrounded:
-            y = self.linear(x, weight)
-            return self.kernels.add_bias(self.leave(y if len(lora) == 0 else self.lora.add(y, x, 0, lora)), bias)
-        y = self.linear(x, weight, bias)
-        return y if len(lora) == 0 else self.lora.add(y, x, 0, lora)
+        own = None if self.is_surrounded else bias  # else it is added once, behind the sum over devices
+        y = self.linear(x, weight, own) if len(lora) == 0 else self.lora.linear(x, weight, 0, lora, own)
+        return self.kernels.add_bias(self.leave(y), bias) if self.is_surrounded else y
 
     def linear(self, x, weight, bias=None):
         """x·weightᵀ + bias. In the place of a weight there may be four: with A and B of the adapters that answer, and which

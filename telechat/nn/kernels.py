@@ -107,6 +107,18 @@ class Kernels(CacheKernels):
             return self.quantised_linear(x, weight, bias)
         return ascend.linear(x, weight, bias) if self.fused else portable.linear(x, weight, bias)
 
+    def adapted_linear(self, x, weight, bias, a, b, scale, mask=None):
+        """`linear` with a LoRA adapter, in training: x·weightᵀ + bias + scale·((x ⊙ mask)·aᵀ)·bᵀ.
+
+        a (r, in), b (out, r): float32, as what is trained; weight and bias are frozen, and have no gradient that counts.
+        mask (N, in): of dropout, or None.
+        """
+        return self.linear(x, weight, bias) + self.low_rank(x, a, b, scale, mask)
+
+    def low_rank(self, x, a, b, scale, mask=None):
+        """What `adapted_linear` adds."""
+        return self.linear(self.linear(x if mask is None else x * mask.astype(x.dtype), a) * scale, b)
+
     def quantised_tensors(self, weight):
         """A `QuantisedWeight`'s values and scales as `quantised_linear` takes them, two Tensors on the host."""
         if self.quantised:

@@ -29,7 +29,7 @@ class LoraProducts(nn.Cell):
         self.kernels = kernels
         self.scale = scale
         self.key_value_heads = key_value_heads
-        self.query, self.key_value, self.key, self.value = _places(ATTENTION[:-1], targets)
+        self.query, self.both, self.key, self.value = _places(ATTENTION[:-1], targets)
         self.gate, self.up = _places(FEED_FORWARD[:-1], targets)
         self.has_dense, self.has_down = ATTENTION[-1] in targets, FEED_FORWARD[-1] in targets
 
@@ -46,14 +46,21 @@ class LoraProducts(nn.Cell):
         count = len(lora) // 3
         return lora[2 * count - 2:2 * count] + lora[3 * count - 1:]
 
-    def add(self, y, x, place, lora):
-        """y = Wx with what the adapter at ``place`` gives added; y where there is none."""
-        return y if place is None else y + self.product(x, place, lora)
+    def linear(self, x, weight, place, lora, bias=None):
+        """x·weightᵀ + bias with what the adapter at ``place`` adds; None: there is none."""
+        if place is None:
+            return self.kernels.linear(x, weight, bias)
+        return self.kernels.adapted_linear(x, weight, bias, *self.factors(place, lora))
 
-    def add_key_value(self, y, x, lora):
-        """The same of keys and values, y (N, m·2D), [k|v] head by head."""
+    def factors(self, place, lora):
+        """A, B, s and the mask of the adapter at ``place``."""
+        return lora[2 * place], lora[2 * place + 1], self.scale, lora[2 * (len(lora) // 3) + place]
+
+    def key_value(self, x, weight, lora):
+        """`linear` of keys and values, (N, m·2D), [k|v] head by head, which may have an adapter each."""
         if self.key is None and self.value is None:
-            return self.add(y, x, self.key_value, lora)
+            return self.linear(x, weight, self.both, lora)
+        y = self.kernels.linear(x, weight)
         rows, width = y.shape
         half = (rows, self.key_value_heads, width // (2 * self.key_value_heads))
         nothing = ops.zeros(half, y.dtype)
@@ -63,10 +70,8 @@ class LoraProducts(nn.Cell):
 
     def product(self, x, place, lora):
         """s·B(A·dropout(x)): (N, out)."""
-        mask = lora[2 * (len(lora) // 3) + place]
-        if mask is not None:
-            x = x * mask.astype(x.dtype)
-        return self.kernels.linear(self.kernels.linear(x, lora[2 * place]) * self.scale, lora[2 * place + 1])
+        a, b, scale, mask = self.factors(place, lora)
+        return self.kernels.low_rank(x, a, b, scale, mask)
 
 
 def _places(products, targets):

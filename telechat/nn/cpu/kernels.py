@@ -51,6 +51,13 @@ class CpuKernels(Kernels):
             return self.quantised_linear(x, weight, bias)
         return self.operators.linear(x, weight, bias)
 
+    def adapted_linear(self, x, weight, bias, a, b, scale, mask=None):
+        if isinstance(weight, tuple):
+            if len(weight) == 3:  # x lies in another order for the weight than for the adapter
+                return super().adapted_linear(x, weight, bias, a, b, scale, mask)
+            weight = self.operators.dequantise(weight[0], weight[1], ops.stop_gradient(x))
+        return self.operators.adapted_linear(x, weight, bias, a, b, mask, Tensor(scale, ms.float32))
+
     def quantised_linear(self, x, weight, bias=None):
         if self.trains:  # the operator has no gradient
             x = in_order(x, weight)

@@ -26,9 +26,20 @@ void dequantise_all(const void* packed, const Quantisation& how, int64_t inputs,
     });
 }
 
+// x with its dropout: x (N, in), in place of which it is read, times mask (N, in) or none.
+const float* masked(const Arguments& in, int x, int mask) {
+    if (in.absent(mask)) return in.floats(x);
+    const int64_t rows = in.size(x, 0), width = in.size(x, 1);
+    float* result = scratch(13, rows * width);
+    parallel(rows, [&](int64_t row) {
+        for (int64_t i = row * width; i < (row + 1) * width; i++) result[i] = in.floats(x)[i] * in.floats(mask)[i];
+    });
+    return result;
+}
+
 }  // namespace
 
-// Of all three the input before the result is 1 where factors are to be rounded to bfloat16, else 0.
+// rounded: 1 where factors are to be rounded to bfloat16, else 0. Of `linear` and its gradients the input before the result.
 
 // x (N, in), weight (out, in), bias (out) or none → (N, out).
 OPERATOR(linear) {
@@ -103,6 +114,44 @@ OPERATOR(linear_weight_gradient) {
     const int64_t rows = in.size(0, 0), outputs = in.size(0, 1), inputs = in.size(1, 1);
     product(outputs, inputs, rows, {in.data[0], Type::float32, 1, outputs}, {in.data[1], Type::float32, inputs, 1},
             in.floats(3), inputs, in.scalar(2) != 0);
+    return 0;
+}
+
+// With LoRA, whose inner width is r: x (N, in), weight (out, in), bias (out) or none, rounded, a (r, in), b (out, r), mask
+// (N, in) or none, scale → x·weightᵀ + bias + scale·((x ⊙ mask)·aᵀ)·bᵀ, (N, out).
+OPERATOR(adapted_linear) {
+    const int64_t rows = in.size(0, 0), inputs = in.size(0, 1), outputs = in.size(1, 0), rank = in.size(4, 0);
+    float *inner = scratch(14, rows * rank), *result = in.floats(8);
+    narrow_product(rows, rank, inputs, {masked(in, 0, 6), Type::float32, inputs, 1}, {in.data[4], Type::float32, 1, inputs},
+                   in.scalar(7), inner, rank, 1);
+    product(rows, outputs, inputs, {in.data[0], Type::float32, inputs, 1}, {in.data[1], in.type(1), 1, inputs}, result,
+            outputs, in.scalar(3) != 0, {{inner, Type::float32, rank, 1}, {in.data[5], Type::float32, 1, rank}, rank});
+    add_bias(result, rows, outputs, {in.absent(2) ? nullptr : in.data[2], in.type(2)});
+    return 0;
+}
+
+// dy (N, out) and of these x, weight, rounded, a, b, mask, scale → dx (N, in), da (r, in), db (out, r); the weight is frozen.
+OPERATOR(adapted_linear_gradient) {
+    const int64_t rows = in.size(0, 0), inputs = in.size(1, 1), outputs = in.size(0, 1), rank = in.size(4, 0);
+    const Type type = Type::float32;
+    float *inner = scratch(14, rows * rank), *dinner = scratch(15, rows * rank), *dx = in.floats(8);
+    const float *x = masked(in, 1, 6), *dy = in.floats(0);
+    const float scale = in.scalar(7);
+    narrow_product(rows, rank, inputs, {x, type, inputs, 1}, {in.data[4], type, 1, inputs}, scale, inner, rank, 1);
+    narrow_product(outputs, rank, rows, {dy, type, 1, outputs}, {inner, type, rank, 1}, 1, in.floats(10), rank, 1);
+    narrow_product(rows, rank, outputs, {dy, type, outputs, 1}, {in.data[5], type, rank, 1}, scale, dinner, rank, 1);
+    narrow_product(inputs, rank, rows, {x, type, 1, inputs}, {dinner, type, rank, 1}, 1, in.floats(9), 1, inputs);
+    const Matrix a{in.data[4], type, inputs, 1}, of_dinner{dinner, type, rank, 1};
+    const bool rounded = in.scalar(3) != 0, dropped = !in.absent(6);
+    product(rows, inputs, outputs, {dy, type, outputs, 1}, {in.data[2], in.type(2), inputs, 1}, dx, inputs, rounded,
+            dropped ? Addend{} : Addend{of_dinner, a, rank});
+    if (dropped) {
+        float* dmasked = scratch(13, rows * inputs);  // in the place of x with its dropout
+        product(rows, inputs, rank, of_dinner, a, dmasked, inputs, rounded);
+        parallel(rows, [&](int64_t row) {
+            for (int64_t i = row * inputs; i < (row + 1) * inputs; i++) dx[i] += in.floats(6)[i] * dmasked[i];
+        });
+    }
     return 0;
 }
 

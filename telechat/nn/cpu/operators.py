@@ -42,6 +42,10 @@ def _weight_shape(dy, x, rounded):
     return [dy[1], x[1]]
 
 
+def _adapted_gradients(dy, x, weight, rounded, a, b, *others):
+    return x, a, b
+
+
 def _columns(x):
     return [x[1]]
 
@@ -115,6 +119,26 @@ class Linear(nn.Cell):
     def bprop(self, x, weight, bias, out, dout):
         dbias = None if bias is None else self.column_sums(dout)
         return self.input_gradient(dout, weight, self.rounded), self.weight_gradient(dout, x, self.rounded), dbias
+
+
+class AdaptedLinear(nn.Cell):
+    """x·weightᵀ + bias + scale·((x ⊙ mask)·aᵀ)·bᵀ: `Linear` with the LoRA factors a (r, in) and b (out, r), float32.
+
+    mask float32 (N, in) or None; scale float32 (). Weight and bias are frozen: what is given for their gradients is none.
+    """
+
+    def __init__(self, rounded):
+        super().__init__()
+        self.rounded = Tensor([float(rounded)], ms.float32)
+        self.product = _operator("adapted_linear", _product_shape)
+        self.gradient = _operator("adapted_linear_gradient", _adapted_gradients, 3)
+
+    def construct(self, x, weight, bias, a, b, mask, scale):
+        return self.product(x, weight, _or_nothing(bias), self.rounded, a, b, _or_nothing(mask), scale)
+
+    def bprop(self, x, weight, bias, a, b, mask, scale, out, dout):
+        dx, da, db = self.gradient(dout, x, weight, self.rounded, a, b, _or_nothing(mask), scale)
+        return dx, weight, bias, da, db, mask, scale
 
 
 class Dequantise(nn.Cell):
@@ -205,7 +229,8 @@ class Operators(nn.Cell):
 
     def __init__(self, rounded):
         super().__init__()
-        self.linear, self.rms_norm, self.swiglu = Linear(rounded), RmsNorm(), Swiglu()
+        self.linear, self.adapted_linear = Linear(rounded), AdaptedLinear(rounded)
+        self.rms_norm, self.swiglu = RmsNorm(), Swiglu()
         self.rotate, self.attend = Rotate(), Attend()
         self.quantised_linear, self.dequantise = _operator("quantised_linear", _product_shape), Dequantise()
         self.cross_entropy = _operator("cross_entropy", _loss_shapes, 2)

@@ -133,14 +133,21 @@ void pack_panel(const float* from, int64_t across, int64_t along, int64_t count,
 
 extern "C" __attribute__((visibility("default"))) int multiplies_bfloat16() { return PAIRS; }
 
-void product(int64_t m, int64_t n, int64_t k, Matrix a, Matrix b, float* result, int64_t stride, bool rounded) {
+void product(int64_t m, int64_t n, int64_t k, Matrix a, Matrix b, float* result, int64_t stride, bool rounded,
+             Addend added) {
     rounded = rounded && PAIRS;
-    const int64_t steps = rounded ? blocks(k, 2) : k, depth = DEPTH;
+    const int64_t own = rounded ? blocks(k, 2) : k, steps = own + (rounded ? blocks(added.k, 2) : added.k);
+    // Evenly: each part reads and writes the result, and a thin one would do little else.
+    const int64_t depth = blocks(steps, std::max<int64_t>(1, blocks(steps - DEPTH / 8, DEPTH)));
     const int64_t rows = std::max<int64_t>(ROWS, PACKED / std::max<int64_t>(steps, 1) / ROWS * ROWS);
     const int64_t columns = std::max<int64_t>(WIDTH, PACKED / std::max<int64_t>(steps, 1) / WIDTH * WIDTH);
     float* packed_a = scratch(0, std::min(blocks(m, ROWS) * ROWS, rows) * steps);
     float* packed_b = scratch(1, std::min(blocks(n, WIDTH) * WIDTH, columns) * steps);
-    const Matrix b_columns = b.transposed();
+    // Of both factors the added ones' numbers lie behind the others.
+    auto pack_both = [&](Matrix first, Matrix second, int64_t start, int64_t count, int width, float* to) {
+        pack_any(first, start, count, k, width, rounded, to);
+        if (added.k > 0) pack_any(second, start, count, added.k, width, rounded, to + own * width);
+    };
     for (int64_t first_column = 0; first_column < n; first_column += columns) {
         const int64_t width = std::min(columns, n - first_column), panels = blocks(width, WIDTH);
         for (int64_t first_row = 0; first_row < m; first_row += rows) {
@@ -150,11 +157,11 @@ void product(int64_t m, int64_t n, int64_t k, Matrix a, Matrix b, float* result,
             const int64_t pack_b = first_row == 0 ? panels : 0;
             parallel(pack_b + strips, [&](int64_t i) {
                 if (i < pack_b) {
-                    pack_any(b_columns, first_column + i * WIDTH, std::min<int64_t>(WIDTH, width - i * WIDTH), k, WIDTH,
-                             rounded, packed_b + i * WIDTH * steps);
+                    pack_both(b.transposed(), added.b.transposed(), first_column + i * WIDTH,
+                              std::min<int64_t>(WIDTH, width - i * WIDTH), WIDTH, packed_b + i * WIDTH * steps);
                 } else {
                     const int64_t start = strip_start(i - pack_b), count = strip_start(i - pack_b + 1) - start;
-                    pack_any(a, first_row + start, count, k, count, rounded, packed_a + start * steps);
+                    pack_both(a, added.a, first_row + start, count, count, packed_a + start * steps);
                 }
             });
             const int64_t row_groups = blocks(strips, ROW_GROUP), panel_groups = blocks(panels, PANEL_GROUP);

@@ -16,10 +16,22 @@ struct Matrix {
     Matrix transposed() const { return {data, type, column, row}; }
 };
 
-// result (m, n), rows `stride` apart, = a (m, k) · b (k, n), k > 0. Sums are float32 and added up in one order, so that
-// a row's bits do not depend on the other rows or on the number of threads.
+// Two more factors, (m, k) and (k, n), whose product is added.
+struct Addend {
+    Matrix a, b;
+    int64_t k = 0;
+};
+
+// result (m, n), rows `stride` apart, = a (m, k) · b (k, n) + added.a · added.b, k > 0. Sums are float32 and added up in
+// one order, so that a row's bits do not depend on the other rows or on the number of threads.
 // `rounded`: factors are rounded to bfloat16 where the machine multiplies these.
-void product(int64_t m, int64_t n, int64_t k, Matrix a, Matrix b, float* result, int64_t stride, bool rounded);
+void product(int64_t m, int64_t n, int64_t k, Matrix a, Matrix b, float* result, int64_t stride, bool rounded,
+             Addend added = {});
+
+// A product of few columns (narrow.cpp): result[i·row + j·column] = scale · Σ_l a[i, l]·b[l, j], in the same way; float32
+// alone, and only b is copied.
+void narrow_product(int64_t m, int64_t n, int64_t k, Matrix a, Matrix b, float scale, float* result, int64_t row,
+                    int64_t column);
 
 // `count` rows (or columns) of k numbers as a panel of `width`: for each of the k those of all rows together, 0 where there
 // is no row. Number j of row i lies at i·across + j·along, one of which is 1.

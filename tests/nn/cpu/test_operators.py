@@ -85,6 +85,45 @@ def test_products_of_rounded_factors(rows, inputs, outputs):
         assert np.abs(mine.asnumpy() - reference).max() <= 2e-6 * np.abs(reference).max()
 
 
+@pytest.mark.parametrize("rows, inputs, outputs, rank, dropped", [
+    (1, 7, 5, 3, True), (7, 100, 33, 16, False), (33, 71, 50, 5, True), (123, 530, 601, 16, False), (70, 129, 300, 40, True),
+])
+def test_adapted_linear(rows, inputs, outputs, rank, dropped):
+    """A product with a LoRA adapter beside it, and the gradients of x and of the adapter."""
+    weight, bias, a, b = draw(outputs, inputs), draw(outputs), draw(rank, inputs), draw(outputs, rank)
+    mask = (draw(rows, inputs, seed=3) > -1).astype(np.float32) * 1.25 if dropped else None
+
+    def theirs(x, a, b):
+        inner = (x if mask is None else x * torch.tensor(mask)) @ a.T
+        return x @ torch.tensor(weight).double().T + torch.tensor(bias) + 0.7 * inner @ b.T
+
+    compare(lambda x, a, b: KERNELS.adapted_linear(x, Tensor(weight), Tensor(bias), a, b, 0.7,
+                                                   None if mask is None else Tensor(mask)),
+            theirs, draw(rows, inputs), a, b)
+
+
+@pytest.mark.parametrize("rank", [4, 7])
+def test_adapted_linear_beside_bfloat16(threads, rank):
+    """What is rounded is the factors that a weight is multiplied by; the bits are those of any number of threads."""
+    x, dy, a, b = draw(45, 71), draw(45, 50), draw(rank, 71), draw(50, rank)
+    weight = Tensor(draw(50, 71)).astype(ms.bfloat16)
+    adapted = CpuKernels(weights=ms.bfloat16).for_training().operators.adapted_linear
+
+    def results():
+        arguments = Tensor(x), weight, None, Tensor(a), Tensor(b), None, Tensor(0.5, ms.float32)
+        dx, _, _, da, db, *_ = adapted.bprop(*arguments, None, Tensor(dy))
+        return [tensor.asnumpy() for tensor in (adapted(*arguments), dx, da, db)]
+
+    w = weight.astype(ms.float32).asnumpy().astype(np.float64)
+    inner, dinner = 0.5 * x.astype(np.float64) @ a.T, 0.5 * dy.astype(np.float64) @ b
+    found = results()
+    for mine, reference, tolerance in zip(found, (x @ w.T + inner @ b.T, dy @ w + dinner @ a, dinner.T @ x, dy.T @ inner),
+                                          (5e-3, 5e-3, 2e-6, 2e-6)):
+        assert np.abs(mine - reference).max() <= tolerance * np.abs(reference).max()
+    load_library().set_thread_count(2)
+    assert all(np.array_equal(*pair) for pair in zip(found, results()))
+
+
 def test_copy_rounded():
     """To the nearest, ties to even, infinities too: torch's bits. NaN stays NaN."""
     values = np.concatenate([draw(20000), np.float32([0, -0.0, np.inf, -np.inf, 1e-40, 3.4e38, 1 + 2 ** -8,
