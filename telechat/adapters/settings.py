@@ -29,7 +29,7 @@ def read_settings(path):
     """
     values = read_json_object(path, "copy the adapter again")
     try:
-        kind = values.get("peft_type", values.get("swift_type"))
+        kind = values.get("peft_type") or values.get("swift_type")
         if kind != "LORA":
             raise InputError(f"peft_type must be LORA, not {fields.shown(kind)}; merge it with the peft package instead")
         for name, plain in _PLAIN.items():
@@ -41,10 +41,13 @@ def read_settings(path):
             raise InputError(f"init_lora_weights {fields.shown(begun)} changed the model's own weights before training; save the "
                              "adapter with peft's path_initial_model_for_weight_conversion, or merge it with the peft package "
                              "and give the merged model")
+        whole = values.get("modules_to_save") or []
+        if not isinstance(whole, list) or not all(isinstance(name, str) for name in whole):
+            raise InputError(f"modules_to_save must be a list of module names, not {fields.shown(whole)}")
         settings = {"r": fields.whole_number("r", values.get("r"), 1, 2 ** 16),
                     "lora_alpha": fields.real_number("lora_alpha", values.get("lora_alpha"), above=0),
                     "use_rslora": fields.flag("use_rslora", values.get("use_rslora"), False),
-                    "modules_to_save": values.get("modules_to_save") or []}
+                    "modules_to_save": whole}
         for name, read, bounds in (("rank_pattern", fields.whole_number, {"least": 1}),
                                    ("alpha_pattern", fields.real_number, {"above": 0})):
             given = values.get(name) or {}

@@ -124,6 +124,7 @@ def test_ranks_and_alphas_of_single_modules(shared, base, tmp_path):
     (dict(use_dora=True), "use_dora True is not supported"),
     (dict(modules_to_save=["lm_head"]), "holds no weights of lm_head, which its modules_to_save names"),
     (dict(init_lora_weights="pissa_niter_16"), "init_lora_weights 'pissa_niter_16' changed the model's own weights"),
+    (dict(modules_to_save="lm_head"), "modules_to_save must be a list of module names, not 'lm_head'"),
     (dict(init_lora_weights="loftq"), "init_lora_weights 'loftq' changed the model's own weights"),
     (dict(alora_invocation_tokens=[5]), r"alora_invocation_tokens \[5\] is not supported"),
     (dict(target_parameters=["mlp.up_proj.weight"]), "target_parameters .* is not supported"),

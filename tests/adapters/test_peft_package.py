@@ -21,7 +21,7 @@ STYLES = {"7b": dict(tie_word_embeddings=True), "52b": dict(style="gpt2", use_bi
 
 
 class Official(torch.nn.Module):
-    """Linear modules (of 52B Conv1D) under official names, with a model's weights, and what peft asks of a causal model."""
+    """Linear modules (of 52B Conv1D) and norms under official names, with a model's weights, and what peft asks of a model."""
 
     def __init__(self, config, tensors):
         super().__init__()
@@ -29,16 +29,24 @@ class Official(torch.nn.Module):
 
         self.config = types.SimpleNamespace(to_dict=dict, get=lambda name, default=None: default, tie_word_embeddings=False)
         for name, value in tensors.items():
+            if name.endswith(".bias"):
+                continue
             *parents, last = name.removesuffix(".weight").split(".")
             place = self
             for parent in parents:
                 if not hasattr(place, parent):
                     place.add_module(parent, torch.nn.Module())
                 place = getattr(place, parent)
-            linear = Conv1D(value.shape[1], value.shape[0]) if config.style == "gpt2" else torch.nn.Linear(
-                *value.shape[::-1], bias=False)
-            linear.weight.data = torch.tensor(value)
-            place.add_module(last, linear)
+            bias = tensors.get(name.removesuffix("weight") + "bias")
+            if value.ndim == 1:
+                module = torch.nn.RMSNorm(len(value))
+            else:
+                module = Conv1D(value.shape[1], value.shape[0]) if config.style == "gpt2" else torch.nn.Linear(
+                    *value.shape[::-1], bias=bias is not None)
+            module.weight.data = torch.tensor(value)
+            if bias is not None:
+                module.bias.data = torch.tensor(bias)
+            place.add_module(last, module)
 
     def prepare_inputs_for_generation(self):
         raise NotImplementedError
