@@ -5,9 +5,13 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
+from telechat.config import TeleChatConfig
 from telechat.quantization.quantise import quantise
+from tests.adapter_files import write_adapter
 from tests.conftest import ROOT, save_small_model
 from tests.distributed.job import run_job
 
@@ -54,15 +58,31 @@ def test_four_processes_give_the_tokens_of_one(checkpoint, tmp_path):
     assert [shown(log) for log in job.logs] == [place(0, 4) + expected, *(place(rank, 4) for rank in (1, 2, 3))]
 
 
-@pytest.mark.parametrize("bits", [4, pytest.param(8, marks=pytest.mark.wide)])
-def test_quantised_weights_are_shared(checkpoint, tmp_path, bits):
-    """Two processes hold half of each product, the row-parallel ones cut within a group of 32."""
+@pytest.mark.parametrize("bits, adapted", [(4, True), pytest.param(8, False, marks=pytest.mark.wide)])
+def test_quantised_weights_are_shared(checkpoint, tmp_path, bits, adapted):
+    """Two processes hold half of each product, the row-parallel ones cut within a group of 32, and of an adapter beside it."""
     quantise(checkpoint, tmp_path / "quantised", bits, 32, say=lambda line: None)
     arguments = ["--load_checkpoint", tmp_path / "quantised", "--predict_data", QUESTIONS[0], "--max_new_tokens", 16]
+    if adapted:
+        arguments += ["--lora", write_adapter(tmp_path / "adapter", TeleChatConfig.from_pretrained(checkpoint), 3, size=0.3)]
     expected = alone(*arguments)
     assert len(set(expected)) > 10
     job = run_job(tmp_path, 2, GENERATE, *arguments)
     assert [shown(log) for log in job.logs] == [place(0, 2) + expected, place(1, 2)]
+
+
+@pytest.mark.wide
+def test_act_order_is_refused_once(checkpoint, tmp_path):
+    """Each process would need inputs of all groups; several processes say so in one sentence."""
+    quantise(checkpoint, tmp_path / "quantised", 4, 32, say=lambda line: None)
+    tensors, random = load_file(tmp_path / "quantised/model.safetensors"), np.random.default_rng(0)
+    save_file({name: random.permutation(array) if name.endswith("g_idx") else array for name, array in tensors.items()},
+              tmp_path / "quantised/model.safetensors")
+    job = run_job(tmp_path, 2, GENERATE, "--load_checkpoint", tmp_path / "quantised", "--predict_data", QUESTIONS[0], check=False,
+                  timeout=60)
+    assert job.exit_code != 0
+    said = [line for log in job.logs for line in log.splitlines() if line.startswith("error: ")]
+    assert len(said) == 1 and "quantised with act-order (desc_act), which several processes cannot share" in said[0]
 
 
 def test_interactive_chat(checkpoint, tmp_path):
