@@ -16,9 +16,11 @@ void add_turned(const float* weights, const float* columns, int64_t padded, floa
     strips_product<KEY_ROWS, 1, KEYS>(weights, KEY_ROWS, KEYS / KEY_ROWS, columns, QUERIES, sums, padded, true);
 }
 
-void write_rows(const float* from, int64_t padded, int64_t rows, int64_t dim, float factor, float* to, int64_t stride) {
+// Rows times a factor, in the place of those that are there or, where there are `more`, added to them.
+void write_rows(const float* from, int64_t padded, int64_t rows, int64_t dim, float factor, float* to, int64_t stride,
+                bool more) {
     for (int64_t r = 0; r < rows; r++)
-        for (int64_t i = 0; i < dim; i++) to[r * stride + i] = from[r * padded + i] * factor;
+        for (int64_t i = 0; i < dim; i++) to[r * stride + i] = from[r * padded + i] * factor + (more ? to[r * stride + i] : 0);
 }
 
 }  // namespace
@@ -27,22 +29,20 @@ void write_rows(const float* from, int64_t padded, int64_t rows, int64_t dim, fl
 // `Attention` names → the gradients of query, key and value. With weights P: dS = P·(dP − Σ dy·y).
 OPERATOR(attention_gradient) {
     const Attention a(in, 2, 3, 6);
-    const int64_t query_blocks = blocks_of(a.length, QUERIES), key_blocks = blocks_of(a.length, KEYS);
-    const int64_t rows = query_blocks * QUERIES, keys = key_blocks * KEYS;
+    const int64_t rows = blocks_of(a.length, QUERIES) * QUERIES;
     const int64_t stride = a.heads * a.dim, key_stride = a.key_value_heads * a.dim;
     parallel(a.batch * a.key_value_heads, [&](int64_t task) {
         const int64_t b = task / a.key_value_heads, shared = task % a.key_value_heads;
         const int32_t* segments = a.segments == nullptr ? nullptr : a.segments_of(b);
-        float* memory = scratch(5, rows * (2 * a.dim + 3 * a.padded + 2) + 2 * keys * a.padded
-                                       + KEYS * (2 * a.dim + a.padded) + 2 * QUERIES * KEYS);
+        float* memory = scratch(5, rows * (2 * a.dim + 3 * a.padded + 2) + KEYS * (2 * a.dim + 3 * a.padded)
+                                       + 2 * QUERIES * KEYS);
         auto take = [&](int64_t floats) { return memory += floats, memory - floats; };
         float *query_strips = take(rows * a.dim), *dy_strips = take(rows * a.dim);
         float *query_columns = take(rows * a.padded), *dy_columns = take(rows * a.padded);
         float *dquery = take(rows * a.padded), *logs = take(rows), *along = take(rows);
-        float *dkey = take(keys * a.padded), *dvalue = take(keys * a.padded);
+        float *dkey = take(KEYS * a.padded), *dvalue = take(KEYS * a.padded);
         float *key_rows = take(KEYS * a.dim), *value_rows = take(KEYS * a.dim);
         float *key_columns = take(KEYS * a.padded), *weights = take(QUERIES * KEYS), *dweights = take(QUERIES * KEYS);
-        std::fill(dkey, dkey + 2 * keys * a.padded, 0.0f);  // and dvalue
         for (int64_t head = shared * a.group(); head < (shared + 1) * a.group(); head++) {
             for (int64_t row = 0; row < rows; row += QUERIES) {
                 const int64_t from = a.place(b, row, head, a.heads), count = a.length - row;
@@ -68,6 +68,7 @@ OPERATOR(attention_gradient) {
                 pack_rows(in.floats(3) + from, key_stride, count, KEYS, WIDTH, a.dim, key_rows);
                 pack_rows(in.floats(4) + from, key_stride, count, KEYS, WIDTH, a.dim, value_rows);
                 pack_columns(in.floats(3) + from, key_stride, count, KEYS, a.dim, key_columns);
+                std::fill(dkey, dkey + 2 * KEYS * a.padded, 0.0f);  // and dvalue
                 for (int64_t query = key / QUERIES * QUERIES; query < a.length; query += QUERIES) {
                     if (!may_see(a, segments, query, key)) continue;
                     block_scores(query_strips + query * a.dim, key_rows, a.dim, weights);
@@ -85,16 +86,17 @@ OPERATOR(attention_gradient) {
                             store(at, load(weights + r * KEYS + k) * (load(at) - along[query + r]));
                         }
                     if (a.dropout != nullptr) drop(a, b, head, query, key, weights);
-                    add_turned(weights, dy_columns + query * a.padded, a.padded, dvalue + key * a.padded);
-                    add_turned(dweights, query_columns + query * a.padded, a.padded, dkey + key * a.padded);
+                    add_turned(weights, dy_columns + query * a.padded, a.padded, dvalue);
+                    add_turned(dweights, query_columns + query * a.padded, a.padded, dkey);
                     add_weighted(dweights, key_columns, a.padded, dquery + query * a.padded);
                 }
+                const bool more = head > shared * a.group();  // heads before had the same keys
+                write_rows(dkey, a.padded, std::min(count, KEYS), a.dim, a.scale, in.floats(11) + from, key_stride, more);
+                write_rows(dvalue, a.padded, std::min(count, KEYS), a.dim, 1.0f, in.floats(12) + from, key_stride, more);
             }
-            write_rows(dquery, a.padded, a.length, a.dim, a.scale, in.floats(10) + a.place(b, 0, head, a.heads), stride);
+            write_rows(dquery, a.padded, a.length, a.dim, a.scale, in.floats(10) + a.place(b, 0, head, a.heads), stride,
+                       false);
         }
-        const int64_t to = a.place(b, 0, shared, a.key_value_heads);
-        write_rows(dkey, a.padded, a.length, a.dim, a.scale, in.floats(11) + to, key_stride);
-        write_rows(dvalue, a.padded, a.length, a.dim, 1.0f, in.floats(12) + to, key_stride);
     });
     return 0;
 }
