@@ -1,6 +1,7 @@
 // Tokens of some sequences through a whole model, from their ids to the logits: one new token of each, or the many of
 // a prompt. What a token gets does not depend on what is computed with it, to the bit.
 #include <algorithm>
+#include <numeric>
 #include <vector>
 
 #include "cached_attention.h"
@@ -19,7 +20,7 @@ struct DecodeSizes {
 
 namespace {
 
-constexpr int64_t TASK_ROWS = 32;  // of a weight, that one thread takes at a time
+constexpr int64_t LEAST_ROWS = 32, MOST_ROWS = 128, TASKS = 8;  // of a weight that one thread takes at a time; of a thread
 constexpr int64_t NORM_ROWS = 8;   // of activations, likewise
 
 enum { NORM1, QUERY, KEY_VALUE, DENSE, DENSE_BIAS, NORM2, GATE, UP, DOWN, DOWN_BIAS, KEYS, VALUES, PER_LAYER };
@@ -37,8 +38,8 @@ struct LowRank {
     void shrink(const float* x, int64_t inputs, int product, int place) const {
         if (!changes(product)) return;
         float* result = inner + place * batch * rank;
-        parallel((rank + TASK_ROWS - 1) / TASK_ROWS, [&](int64_t task) {
-            const int64_t first = task * TASK_ROWS, width = std::min(TASK_ROWS, rank - first);
+        parallel((rank + LEAST_ROWS - 1) / LEAST_ROWS, [&](int64_t task) {
+            const int64_t first = task * LEAST_ROWS, width = std::min(LEAST_ROWS, rank - first);
             rows_product(x, batch, inputs, {factors[2 * product], Type::float32}, first, width, result + first, rank);
             for (int64_t b = 0; b < batch; b++)
                 for (int64_t i = b * rank + first; i < b * rank + first + width; i++) result[i] *= columns[i];
@@ -48,27 +49,33 @@ struct LowRank {
     // Adds to the outputs [first, first + width) of a product, rows of `stride`; by the calling thread.
     void grow(int product, int place, int64_t first, int64_t width, float* result, int64_t stride) const {
         if (!changes(product)) return;
-        float* added = scratch(4, batch * TASK_ROWS);
+        float* added = scratch(4, batch * width);
         rows_product(inner + place * batch * rank, batch, rank, {factors[2 * product + 1], Type::float32}, first, width, added,
-                     TASK_ROWS);
+                     width);
         for (int64_t b = 0; b < batch; b++)
-            for (int64_t i = 0; i < width; i++) result[b * stride + first + i] += added[b * TASK_ROWS + i];
+            for (int64_t i = 0; i < width; i++) result[b * stride + first + i] += added[b * width + i];
     }
 };
+
+// Rows that one thread takes at a time: it is to read on for a while, and threads are to end together.
+int64_t part_rows(int64_t rows) {
+    return std::min(MOST_ROWS, std::max(LEAST_ROWS, rows / (TASKS * thread_count()) / 4 * 4));
+}
 
 // Rows of some weights that share their input, spread over the threads.
 template <typename Then>
 void products(const float* x, int64_t batch, int64_t inputs, const Weight* weights, const int64_t* rows, int count,
               float* const* results, const Then& then) {
+    const int64_t part = part_rows(std::accumulate(rows, rows + count, int64_t{0}));
     int64_t tasks = 0, starts[4];
     for (int i = 0; i < count; i++) {
         starts[i] = tasks;
-        tasks += (rows[i] + TASK_ROWS - 1) / TASK_ROWS;
+        tasks += (rows[i] + part - 1) / part;
     }
     parallel(tasks, [&](int64_t task) {
         int which = count - 1;
         while (task < starts[which]) which--;
-        const int64_t first = (task - starts[which]) * TASK_ROWS, width = std::min(TASK_ROWS, rows[which] - first);
+        const int64_t first = (task - starts[which]) * part, width = std::min(part, rows[which] - first);
         rows_product(x, batch, inputs, weights[which], first, width, results[which] + first, rows[which]);
         then(which, first, width);
     });
@@ -184,8 +191,9 @@ extern "C" __attribute__((visibility("default"))) void decode(
         norms(x, batch, hidden, vector(NORM2), s.epsilon, normed);
         const Weight gated[] = {weight(GATE), weight(UP)};
         for (int i = 0; i < 2; i++) adapters.shrink(normed, hidden, PLACE[GATE] + i, i);
-        parallel((s.inner + TASK_ROWS - 1) / TASK_ROWS, [&](int64_t task) {
-            const int64_t from = task * TASK_ROWS, width = std::min(TASK_ROWS, s.inner - from);
+        const int64_t part = part_rows(s.inner);
+        parallel((s.inner + part - 1) / part, [&](int64_t task) {
+            const int64_t from = task * part, width = std::min(part, s.inner - from);
             rows_product(normed, batch, hidden, gated[0], from, width, gate + from, s.inner);
             rows_product(normed, batch, hidden, gated[1], from, width, up + from, s.inner);
             adapters.grow(PLACE[GATE], 0, from, width, gate, s.inner);

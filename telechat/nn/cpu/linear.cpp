@@ -84,8 +84,8 @@ OPERATOR(quantised_linear) {
     } else {
         parallel((outputs + TASK_ROWS - 1) / TASK_ROWS, [&](int64_t task) {
             const int64_t first = task * TASK_ROWS;
-            quantised_rows_product(x, rows, inputs, in.data[1], how, first, std::min(TASK_ROWS, outputs - first),
-                                   result + first, outputs);
+            rows_product(x, rows, inputs, {in.data[1], Type::float32, how}, first, std::min(TASK_ROWS, outputs - first),
+                         result + first, outputs);
         });
     }
     add_bias(result, rows, outputs, {in.absent(4) ? nullptr : in.data[4], in.type(4)});
