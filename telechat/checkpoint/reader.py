@@ -15,7 +15,7 @@ from telechat.config import TeleChatConfig
 from telechat.errors import InputError
 
 
-PART = 1 << 24  # bytes that are read at a time where a tensor is converted
+PART = 1 << 22  # bytes that are read at a time where a tensor is converted
 
 
 class CheckpointReader:
