@@ -12,6 +12,7 @@ from mindspore import Parameter, Tensor, ops
 from mindspore.common.np_dtype import bfloat16
 
 from telechat.errors import InputError
+from telechat.nn.large_pages import in_large_pages
 
 _NUMPY = {ms.float32: np.float32, ms.float16: np.float16, ms.bfloat16: bfloat16}
 
@@ -71,10 +72,13 @@ def device_parameter(value, dtype, name=None):
         tensor = value if isinstance(value, Tensor) else Tensor.from_numpy(np.ascontiguousarray(value))
         return move_to_device(Parameter(tensor.astype(dtype), name=name))
     wanted = np.dtype(_NUMPY[dtype])
-    array = value.asnumpy() if isinstance(value, Tensor) else np.array(value, copy=value.dtype == wanted)
+    array = given = value.asnumpy() if isinstance(value, Tensor) else np.ascontiguousarray(value)
     if array.dtype != wanted:
         # Not by MindSpore, which keeps for itself what memory it converts in.
         array = array.astype(np.float32, copy=False).astype(wanted)
+    array = in_large_pages(array)
+    if array is given and not isinstance(value, Tensor):
+        array = array.copy()
     # A Parameter copies its Tensor, unless nobody else refers to it; arguments by their names count.
     return Parameter(Tensor.from_numpy(array), name)
 

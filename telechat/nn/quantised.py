@@ -13,7 +13,8 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, ops
 
-from telechat.nn.device import device_parameter, move_to_device
+from telechat.nn.device import device_parameter, move_to_device, on_cpu
+from telechat.nn.large_pages import in_large_pages
 
 CHUNK, WORDS, NIBBLES = 128, 16, 8  # inputs of a chunk of 4-bit values, its words, values of a word
 SMALLEST_GROUP = 16  # inputs; a group is whole vectors of weights
@@ -68,6 +69,9 @@ def weight_parameters(value, dtype, kernels=None):
     tensors = portable_tensors(value) if kernels is None else kernels.quantised_tensors(value)
     if value.order is not None:
         tensors += (Tensor.from_numpy(value.order),)
+    if on_cpu():
+        # A Parameter shares the memory of a Tensor that nobody else refers to; arguments by their names count.
+        return tuple(Parameter(Tensor.from_numpy(in_large_pages(tensor.asnumpy())), None, False) for tensor in tensors)
     return tuple(move_to_device(Parameter(tensor, requires_grad=False)) for tensor in tensors)
 
 
