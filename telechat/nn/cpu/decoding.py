@@ -63,6 +63,7 @@ class DecodeStep:
         self._shared = _Shared(address, self._rank, processes)
         self._decode = load_library().decode
         self._decode.restype = None
+        self._plain = ()
 
     def __call__(self, table, sequences, tokens, positions, rotation, outputs, embedding, norm, head, blocks, caches,
                  adapters=None):
@@ -97,8 +98,6 @@ class DecodeStep:
         columns, factors = adapters or (None, [])
         columns = None if columns is None else np.ascontiguousarray(columns, np.float32)
         factors = [_address(factor) for layer in factors for factor in layer]
-        quantised = (_Quantisation * (len(_PRODUCTS) * len(blocks)))(*(_quantisation(block[place]) for block in blocks
-                                                                       for place in _PRODUCTS))
         addresses = [_address(tensor) for block, pair in zip(blocks, caches) for tensor in (*block, *pair)]
         logits = np.empty((len(outputs), config.vocab_size), np.float32)
         whole = [np.ascontiguousarray(array, np.int32) for array in (sequences, table, tokens, positions)]
@@ -106,9 +105,18 @@ class DecodeStep:
         outputs = np.ascontiguousarray(outputs, np.int32)
         self._decode(ctypes.byref(sizes), *map(_pointer, (*whole, *cos_sin, self.slopes, outputs)),
                      *(ctypes.c_void_p(_address(tensor)) for tensor in (embedding, norm, head)),
-                     (ctypes.c_void_p * len(addresses))(*addresses), quantised, _pointer(columns),
+                     (ctypes.c_void_p * len(addresses))(*addresses), self._quantisations(blocks), _pointer(columns),
                      (ctypes.c_void_p * len(factors))(*factors), _pointer(logits))
         return logits
+
+    def _quantisations(self, blocks):
+        """A `_Quantisation` for every product: for plain weights, zeros that are kept from call to call."""
+        products = [block[place] for block in blocks for place in _PRODUCTS]
+        if any(isinstance(weight, tuple) for weight in products):
+            return (_Quantisation * len(products))(*map(_quantisation, products))
+        if len(self._plain) != len(products):
+            self._plain = (_Quantisation * len(products))()
+        return self._plain
 
 
 def _outputs(weight):
