@@ -101,8 +101,11 @@ def parts_and_whole(model, prompts):
     return float(np.abs(parts - whole).max() / np.abs(whole).max())
 
 
-def adapted(directory, adapters, prompts, dtype):
-    """Logits behind each prompt and its next token, rows with adapters and without in one call, and the kernels."""
+def adapted(directory, adapters, prompts, dtype, lora=None):
+    """Logits behind each prompt and its next token, rows with adapters and without in one call, and the kernels.
+
+    lora: the directory of an adapter that all rows have, where none has one of its own.
+    """
     from telechat.nn.inference import use_inference_kernels
 
     use_inference_kernels()
@@ -112,7 +115,7 @@ def adapted(directory, adapters, prompts, dtype):
     from telechat.parallel.inference import adapters_beside
     from telechat.parallel.mesh import Group
 
-    model = TeleChat.from_pretrained(directory, dtype)
+    model = TeleChat.from_pretrained(directory, dtype, lora=lora)
     made = {name: Adapter(name, model.config) for name in set(adapters) - {None}}
     engine = Engine(model, 64, adapters=adapters_beside(model, made, Group(None, (0,), 0, 1)))
     slots = range(len(prompts))
