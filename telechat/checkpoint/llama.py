@@ -18,6 +18,7 @@ from telechat.checkpoint.reader import CheckpointReader
 from telechat.checkpoint.atomic_replacement import replace_atomically
 from telechat.checkpoint.writer import EXTRA_FILES, MAX_SHARD_BYTES, Shards, write_json
 from telechat.data.conversation import ChatFormat
+from telechat.data.sentencepiece_bytes import user_defined
 from telechat.data.tokenizer import Tokenizer
 from telechat.errors import InputError
 from telechat.nn.rotary import fixed_tables_length, ntk_alpha, yarn_frequencies
@@ -44,7 +45,7 @@ def to_llama(mindspore_path, output_dir):
         raise InputError(f"{mindspore_path} is both input and output; give another --output_dir")
     reader = open_for_export(mindspore_path)
     config = reader.config
-    notes = export_notes(config)
+    notes = export_notes(config) + _tokenizer_notes(mindspore_path)
     with replace_atomically(output_dir, safetensors_files.is_weight_file) as temporary:
         size = _write_weights(reader, config, temporary)
         values = _config(config, reader)
@@ -176,6 +177,19 @@ def export_notes(config):
         notes.append("Dropout of the hidden states in training is not carried over.")
     notes.append("The chat template writes turns with the model's control tokens; tools are not in it.")
     return notes
+
+
+def _tokenizer_notes(source):
+    """What transformers' tokenizer does in another way than the checkpoint's, as sentences."""
+    path = os.path.join(source, "tokenizer.model")
+    if not os.path.isfile(path):
+        return []
+    with open(path, "rb") as file:
+        if not user_defined(file.read()):
+            return []
+    return ["Where a text begins with a piece that the tokenizer's maker defined, such as a digit or the end of a line, "
+            "transformers 5 leaves out the ▁ in front of it. Behind a space, as the chat template writes it, the ids are those "
+            "that the model was trained with."]
 
 
 def _write_tokenizer(source, target):

@@ -81,13 +81,17 @@ def ids_of(tokenizer, messages, add_generation_prompt):
 def test_tokenizer_and_chat_template(tmp_path):
     """Ids of texts, and of a chat, are those that the model was trained with."""
     save_small_model(tmp_path / "ours")
-    to_llama(tmp_path / "ours", tmp_path / "llama")
+    _, notes = to_llama(tmp_path / "ours", tmp_path / "llama")
     tokenizer, ours = transformers.AutoTokenizer.from_pretrained(tmp_path / "llama"), Tokenizer.from_pretrained(tmp_path / "ours")
+    assert any("such as a digit" in note and "Behind a space" in note for note in notes)
+    for text in ("3 apples", "361个", "\n7"):  # as EXPORT.md says
+        assert tokenizer.encode(" " + text, add_special_tokens=False) == ours.encode(text, control_tokens=False), text
     for text in ("生抽与老抽的区别？", "hello  world 123", "a\nb\n\n 一"):
         assert tokenizer.encode(text, add_special_tokens=False) == ours.encode(text, control_tokens=False), text
     history = [{"role": "user", "content": "一 b\nc"}, {"role": "bot", "content": "二"}]
     messages = [history[0], {"role": "assistant", "content": "二"}, {"role": "user", "content": "三"}]
     assert ids_of(tokenizer, messages, True) == build_prompt(ours, history, "三", 1 << 20)
+    assert ids_of(tokenizer, [{"role": "user", "content": "361个"}], True) == build_prompt(ours, [], "361个", 1 << 20)
 
 
 def test_chat_of_a_byte_level_tokenizer(tmp_path, save_byte_level):
