@@ -245,16 +245,18 @@ def dequantised_model(converted, tmp_path_factory):
 @pytest.mark.parametrize("kernels, some", [
     ("cpu", {}), ("cpu", {"targets": ["self_attention.key_value", "mlp.down_proj"], "layers": (1,)}),
     ("portable", {"rank_pattern": {"query": 2, "1.mlp.down_proj": 7}})], indirect=["kernels"])
-def test_one_adapter_for_all_stays_beside_quantised_weights(converted, dequantised_model, tmp_path, kernels, some):
+def test_one_adapter_for_all_stays_beside_quantised_weights(converted, dequantised_model, tmp_path, kernels, some, bits):
     """`TeleChat.from_pretrained` with ``lora``: what the dequantised weights give with the adapter added to them."""
     adapter = write_adapter(tmp_path / "adapter", TeleChatConfig.from_pretrained(dequantised_model), 4, size=0.05, **some)
     ids = np.random.default_rng(0).integers(5, 90, (2, 12))
     found, expected = [], []
     for directory, logits in ((converted, found), (dequantised_model, expected)):
         model = TeleChat.from_pretrained(directory, kernels=kernels, lora=adapter)
-        engine = Engine(model, 64)
-        engine.reserve(2, 64)
-        logits += [model(ids).asnumpy(), engine.prefill([0, 1], ids.tolist()), engine.decode([0, 1], [7, 8], [12, 12])]
+        logits.append(model(ids).asnumpy())
+        if kernels == "cpu" or bits == 4:  # compiling takes seconds, and once is enough
+            engine = Engine(model, 64)
+            engine.reserve(2, 64)
+            logits += [engine.prefill([0, 1], ids.tolist()), engine.decode([0, 1], [7, 8], [12, 12])]
     plain = TeleChat.from_pretrained(converted, kernels=kernels)(ids).asnumpy()
     assert np.abs(plain - expected[0]).max() > 0.02 * np.abs(plain).max(), "the adapter does something"
     for one, other in zip(found, expected):
