@@ -52,6 +52,8 @@ def environment(base: dict[str, str] | None = None, **settings: str) -> dict[str
     result["LD_LIBRARY_PATH"] = ":".join(filter(None, libraries))
     package = str(Path(__file__).resolve().parent / "python")  # hccl
     result["PYTHONPATH"] = ":".join(filter(None, [package, result.get("PYTHONPATH", "")]))
+    # Not by MindSpore's other library of collectives, which calls what the simulated card has not.
+    result.setdefault("MS_ENABLE_LCCL", "off")
     # The wheel's own library of internal kernels would be found before LD_LIBRARY_PATH's: RPATH goes first.
     internal = cann / "lib64" / "libms_kernels_internal.so"
     if internal.exists():

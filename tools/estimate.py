@@ -162,7 +162,9 @@ def describe_generation(arguments, hardware):
     """Lines: what each process holds at most while it answers."""
     from telechat.config import TeleChatConfig
     from telechat.generation.card_memory import card_memory
-    from telechat.generation.memory import inference_memory
+    from telechat.generation.memory import RESERVE, cache_bytes, inference_memory
+    from telechat.model import as_dtype
+    from telechat.nn.kernel_choice import cpu_obstacle
     from telechat.parallel.parallel_config import ParallelConfig
     from telechat.parallel.plan import check_mesh
 
@@ -174,7 +176,8 @@ def describe_generation(arguments, hardware):
             raise InputError(f"--{flag} must be at least 1, not {value}")
     check_mesh(model, ParallelConfig(tensor=cards, data=1))
     if arguments.device == "cpu":
-        parts = inference_memory(model, arguments.dtype, length, 1, slots, length, slots, cards, 1)
+        parts = inference_memory(model, arguments.dtype, length, 1, slots, length, slots, cards, 1,
+                                 operators=cpu_obstacle(as_dtype(arguments.dtype)) is None)
     else:
         parts = card_memory(model, arguments.dtype, slots, length, cards)
     where = "a CPU" if arguments.device == "cpu" else f"each of {cards} card(s)"
@@ -183,7 +186,12 @@ def describe_generation(arguments, hardware):
     if arguments.device == "cpu":
         return lines
     verdict = "fits" if sum(parts.values()) <= hardware.card_memory else "DOES NOT FIT"
-    return [*lines, f"  {verdict} into {hardware.card_memory / 1e9:g} GB; not counted: what a card holds before a program begins"]
+    beside = sum(parts.values()) - parts["key-value cache"]
+    token = cache_bytes(model, 1, 1, 4 if arguments.dtype == "float32" else 2, cards)
+    tokens = max(int(((1 - RESERVE) * hardware.card_memory - beside) // token), 0)
+    return [*lines, f"  {verdict} into {hardware.card_memory / 1e9:g} GB; not counted: what a card holds before a program begins",
+            f"  with a tenth kept free, as tools/serve.py does, the cache may hold {tokens:,} tokens: {tokens // length:,} "
+            f"sequence(s) of {length:,}"]
 
 
 def main(argv=None):

@@ -11,8 +11,5 @@ pytestmark = [pytest.mark.ascend, pytest.mark.skipif(unavailable() is not None, 
 
 
 def test_cards_serve_as_one(msrun, tmp_path):
-    """In float32, so that the tokens are those of one CPU: put back, shared, in parts, with an adapter.
-
-    Without LCCL, MindSpore's other library of collectives, which calls what the simulated card has not.
-    """
-    check_serving(msrun, tmp_path, 2, environment(base={"PYTHONPATH": str(ROOT)}, MS_ENABLE_LCCL="off", **PATIENT))
+    """In float32, so that the tokens are those of one CPU: put back, shared, in parts, with an adapter."""
+    check_serving(msrun, tmp_path, 2, environment(base={"PYTHONPATH": str(ROOT)}, **PATIENT))

@@ -8,8 +8,9 @@ import random
 import numpy as np
 import pytest
 
-from telechat import Tokenizer
+from telechat import TeleChatConfig, Tokenizer
 from telechat.generation import chat
+from telechat.generation.memory import cache_bytes
 from tests.conftest import load_tool, save_small_model
 
 torch = pytest.importorskip("torch")
@@ -87,11 +88,14 @@ def torch_answers(torch_model, checkpoint, layout, subject, examples, rows):
     return scores, ["ABCD"[int(np.argmax(score))] for score in scores]
 
 
-@pytest.mark.parametrize("layout, split", [("ceval", "val"), ("mmlu", "test")])
-def test_five_shot_scores_equal_torch(checkpoint, torch_model, data, tmp_path, capsys, layout, split):
+@pytest.mark.parametrize("layout, split, small", [("ceval", "val", False), ("mmlu", "test", True)])
+def test_five_shot_scores_equal_torch(checkpoint, torch_model, data, tmp_path, capsys, layout, split, small):
+    """small: on a cache of one of the longest prompts."""
     root, questions = data
+    token = cache_bytes(TeleChatConfig.from_pretrained(checkpoint), 1, 1, 4)
+    given = ["--cache_memory", f"{FIELDS['training_seqlen'] * token / 1e6:.6f}MB"] if small else []
     assert evaluate.main(["--load_checkpoint", str(checkpoint), "--task", layout, "--data", str(root / layout),
-                          "--output_dir", str(tmp_path / "out"), "--batch_size", "4"]) == 0
+                          "--output_dir", str(tmp_path / "out"), "--batch_size", "4", *given]) == 0
     scores = json.loads((tmp_path / "out" / "scores.json").read_text(encoding="utf-8"))
     lines = (tmp_path / "out" / "answers.jsonl").read_text(encoding="utf-8").splitlines()
     records = {record["key"]: record for record in map(json.loads, lines)}

@@ -150,3 +150,13 @@ def test_wrong_prompts_are_refused(prompt, words):
 def test_wrong_sizes_are_refused(fields):
     with pytest.raises(InputError, match=next(iter(fields))):
         Generator(TeleChat(small_config()), **fields)
+
+
+def test_a_small_cache_changes_no_answer():
+    """Four at a time, of up to 48 tokens each, on five blocks of 16."""
+    model = TeleChat(small_config(initializer_range=0.3))
+    prompts, params = [[7 + number, 9, 3] * 5 for number in range(6)], SamplingParams(33)
+    generator = Generator(model, 64, batch_size=4, cache_tokens=64)
+    answers = generator.generate(prompts, params)
+    assert generator._engine.table.pool.count == 5 < 4 * 3
+    assert answers == Generator(model, 64).generate(prompts, params)

@@ -56,6 +56,13 @@ def test_bodies(raw, body, status, words):
     assert given_status == status and words in json.loads(answer)["error"]["message"]
 
 
+@pytest.mark.parametrize("field, value, said", [("best_of", 2, "best_of is not supported; leave it out"),
+                                                ("num_beams", 4, "there is no field 'num_beams' here; leave it out")])
+def test_beams_are_refused_by_name(raw, field, value, said):
+    status, answer = raw("POST", CHAT, json.dumps(good(**{field: value})).encode())
+    assert status == 400 and json.loads(answer)["error"]["message"] == said
+
+
 def test_a_chunked_body_that_is_too_large(raw):
     chunks = (b" " * 65536 for _ in range(20))
     status, _ = raw("POST", CHAT, chunks, headers={"Transfer-Encoding": "chunked"}.items())

@@ -157,6 +157,13 @@ def test_answering_on_cards(model_file, capsys):
     assert f"memory      about {sum(parts.values()) / 1e9:.2f} GB, 8 sequence(s) of 1,000 tokens in float16 on each of 2" in said
     shown = {name: float(size) for size, name in re.findall(r"^ +([\d.]+) GB  (.+)$", said, re.MULTILINE)}
     assert shown == {name: round(size / 1e9, 2) for name, size in parts.items()} and "DOES NOT FIT into 0.001 GB" in said
+    assert said.endswith("the cache may hold 0 tokens: 0 sequence(s) of 1,000\n")
+    load_tool("estimate").main(["--generation", "--model_config", str(model_file), "--batch_size", "8", "--max_length", "1000",
+                                "--dtype", "float16", "--cards", "2", "--card_memory", "10GB"])
+    config = TeleChatConfig.from_pretrained(model_file)
+    token = 2 * config.n_layer * config.num_key_value_heads * config.head_dim * 2 // 2
+    tokens = int((0.9 * 10 ** 10 - sum(size for name, size in parts.items() if name != "key-value cache")) // token)
+    assert f"the cache may hold {tokens:,} tokens: {tokens // 1000:,} sequence(s) of 1,000\n" in capsys.readouterr().out
 
 
 def test_a_model_must_be_given(tool):
