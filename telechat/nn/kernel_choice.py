@@ -3,6 +3,7 @@
 import mindspore as ms
 
 from telechat.errors import InputError
+from telechat.nn.ascend import AscendKernels
 from telechat.nn.device import on_cpu
 from telechat.nn.flash_attention import obstacle as flash_obstacle
 from telechat.nn.inference import has_inference_kernels
@@ -58,9 +59,9 @@ def choose_kernels(config, dtype, kernels=None, use_flash_attention=None, use_pa
     elif not_paged and use_paged_attention is None:
         log_once(f"decoding by portable operations: {not_paged}")
     _refuse_unless(use_paged_attention, "use_paged_attention", not_paged)
-    return Kernels(dtype, fused=True, flash=not obstacle and use_flash_attention is not False,
-                   paged=not not_paged and use_paged_attention is not False, keep_prob=1 - config.attention_dropout,
-                   quantised=has_inference_kernels())
+    return AscendKernels(dtype, flash=not obstacle and use_flash_attention is not False,
+                         paged=not not_paged and use_paged_attention is not False, keep_prob=1 - config.attention_dropout,
+                         quantised=has_inference_kernels())
 
 
 def _refuse_unless(wanted, name, obstacle):

@@ -1,9 +1,9 @@
-"""The seam between the model and the device: what each kernel computes, and which one computes it.
+"""The seam between the model and the device: what each kernel computes.
 
-`Kernels` has one method a kernel, with its contract, those over a cache in cache_kernels.py; behind it are the fused
-Ascend operations (ascend_kernels.py), operators of our own for CPUs (cpu/) and operations that every device has
-(portable_kernels.py). kernel_choice.py decides once for a model. Beside parallel/collectives.py these alone ask for the
-device.
+`Kernels` has one method a kernel, with its contract, those over a cache in cache_kernels.py, and computes by operations
+that every device has (portable_kernels.py). `AscendKernels` (ascend.py) puts fused Ascend operations in their
+place, `CpuKernels` (cpu/kernels.py) operators of our own for CPUs. kernel_choice.py decides once for a model. Beside
+parallel/collectives.py these alone ask for the device.
 """
 
 import os
@@ -11,20 +11,15 @@ import os
 import mindspore as ms
 from mindspore import Tensor, ops
 
-from telechat.errors import InputError
-from telechat.nn import ascend_kernels as ascend
 from telechat.nn import portable_kernels as portable
-from telechat.nn import quantised_matmul
 from telechat.nn.blockwise_attention import BlockwiseAttention, causal_blocks, dropout_blocks, is_long
 from telechat.nn.cache_kernels import CacheKernels
 from telechat.nn.device import device_tensor, on_cpu
 from telechat.nn.dropout import dropout_mask
-from telechat.nn.flash_tensors import flash_tensors
-from telechat.nn.log import log_once
 from telechat.nn.positions import causal_mask
-from telechat.nn.quantised import dequantise, in_order, is_portable, portable_tensors
+from telechat.nn.quantised import dequantise, in_order, portable_tensors
 
-ROWS_AT_ONCE = 2048
+ROWS_AT_ONCE = 2048  # of a feed-forward layer
 # Logits made at a time in training, as rows × vocabulary. On a CPU 16 MB in float32, so that a chunk stays near the
 # caches while its products are still large; on a card 512 MB: each chunk adds a whole gradient of the head.
 LOGITS_ON_CPU, LOGITS_ON_CARD = 2 ** 22, 2 ** 27
@@ -51,38 +46,31 @@ class Kernels(CacheKernels):
 
     Args:
         dtype: of the activations.
-        fused (bool): norm, rotation, SwiGLU, loss and AdamW by the fused Ascend operations.
-        flash (bool): attention over whole sequences by FlashAttentionScore; activations lie as
-            (B, S, heads, D) then, else as (B, heads, S, D).
-        paged (bool): decoding by ReshapeAndCache and PagedAttention.
         keep_prob (float): 1 − the rate of attention dropout.
-        quantised (bool): products with quantised weights by WeightQuantBatchMatmul, which has no gradient.
+
+    Attributes:
+        fused (bool): whether these are `AscendKernels`.
+        flash (bool): attention over whole sequences by FlashAttentionScore.
+        paged (bool): decoding by ReshapeAndCache and PagedAttention.
     """
 
+    fused = False
     in_graphs = True  # whether what is done to gradients goes through compiled graphs, which hold on to them
 
-    def __init__(self, dtype=ms.float32, fused=False, flash=False, paged=False, keep_prob=1.0, quantised=False):
-        super().__init__(dtype, flash, paged)
-        self.fused = fused
-        self.quantised = quantised
+    def __init__(self, dtype=ms.float32, keep_prob=1.0):
+        super().__init__(dtype)
         self.keep_prob = keep_prob
-        self.for_cpu = not fused and on_cpu()  # with what only MindSpore's CPU backend needs
+        self.for_cpu = on_cpu()  # with what only MindSpore's CPU backend needs
         self.blockwise_attention = BlockwiseAttention()
-        # Rows of a feed-forward layer at a time: a device's fused operations are best left whole.
-        self.rows_at_once = None if fused else ROWS_AT_ONCE
+        self.rows_at_once = ROWS_AT_ONCE
         self.logits_at_once = LOGITS_ON_CPU if on_cpu() else LOGITS_ON_CARD
 
     def describe(self):
         """Which implementation each kernel has, as one line."""
-        attention = "FlashAttentionScore" if self.flash else "portable"
-        decoding = "PagedAttention" if self.paged else "portable"
-        others = "fused Ascend operations" if self.fused else "portable"
-        return f"attention {attention}, decoding {decoding}, all else {others}"
+        return "attention portable, decoding portable, all else portable"
 
     def require_device(self):
         """InputError where Ascend operations were chosen and this device has none."""
-        if on_cpu() and (self.fused or self.flash or self.paged):
-            raise InputError('kernels "ascend" cannot run on a CPU; set kernels to "portable" or leave it out')
 
     def for_training(self):
         """The kernels that train a model whose answers these compute; the same, unless training may be less exact."""
@@ -105,7 +93,7 @@ class Kernels(CacheKernels):
         """
         if isinstance(weight, tuple):
             return self.quantised_linear(x, weight, bias)
-        return ascend.linear(x, weight, bias) if self.fused else portable.linear(x, weight, bias)
+        return portable.linear(x, weight, bias)
 
     def adapted_linear(self, x, weight, bias, a, b, scale, mask=None):
         """`linear` with a LoRA adapter, in training: x·weightᵀ + bias + scale·((x ⊙ mask)·aᵀ)·bᵀ.
@@ -121,82 +109,55 @@ class Kernels(CacheKernels):
 
     def quantised_tensors(self, weight):
         """A `QuantisedWeight`'s values and scales as `quantised_linear` takes them, two Tensors on the host."""
-        if self.quantised:
-            obstacle = quantised_matmul.obstacle(weight, self.dtype)
-            if obstacle is None:
-                return quantised_matmul.tensors(weight, self.dtype)
-            log_once(f"quantised weights are dequantised for each product: {obstacle}")
         return portable_tensors(weight)
 
     def quantised_linear(self, x, weight, bias=None):
-        """`linear` with the tuple of a quantised weight; one that no operation takes is dequantised for this product alone."""
-        x = in_order(x, weight)
-        if is_portable(weight):
-            return self.linear(x, dequantise(weight, x.shape[1]), bias)
-        return self.add_bias(quantised_matmul.quantised_matmul(x, weight[0], weight[1]), bias)
+        """`linear` with the tuple of a quantised weight, which is dequantised for this product alone."""
+        return self.linear(in_order(x, weight), dequantise(weight, x.shape[1]), bias)
 
     def add_bias(self, x, bias):
         """x (N, H) + bias (H,); x where bias is None."""
-        if self.fused and bias is not None:
-            return x + bias.astype(x.dtype)  # an operation of the new kind, as its gradient is
         return portable.add_bias(x, bias)
 
     def rms_norm(self, x, weight, epsilon):
         """RMSNorm (arXiv:1910.07467) of x (N, H) with weight (H,); statistics in float32, x's dtype out."""
-        return ascend.rms_norm(x, weight, epsilon) if self.fused else portable.rms_norm(x, weight, epsilon)
+        return portable.rms_norm(x, weight, epsilon)
 
     def add_rms_norm(self, x, delta, weight, epsilon):
         """RMSNorm of x + delta, and the sum; (N, H) each. For inference: it has no gradient."""
-        if self.fused:
-            return ascend.add_rms_norm(x, delta, weight, epsilon)
         total = x + delta
-        return portable.rms_norm(total, weight, epsilon), total
+        return self.rms_norm(total, weight, epsilon), total
 
     def swiglu(self, gate, up):
         """SiLU(gate)·up (arXiv:2002.05202), elementwise."""
-        return ascend.swiglu(gate, up) if self.fused else portable.swiglu(gate, up)
+        return portable.swiglu(gate, up)
 
     def rotary_tensor(self, table):
         """A float32 table of `rotary_tables` as the tensor that `rotate` takes."""
-        # The fused operation takes all in one dtype, so the table is rounded to it, once for all layers.
-        return device_tensor(table, self.dtype if self.fused else None)
+        return device_tensor(table)
 
     def rotate(self, x, cos, sin):
         """Rotary positions in the rotate-half form (arXiv:2104.09864).
 
         x as `split_heads` gives it; cos and sin (1 or B, 1, S, D), both halves of D equal.
         """
-        if self.flash:
-            shape = (cos.shape[0], cos.shape[2], 1, cos.shape[3])
-            return ascend.rotate(x, cos.reshape(shape), sin.reshape(shape))
-        # With (B, heads, S, D) CANN's operation takes no more heads than 8·S / B, and not every D.
         return portable.rotate(x, cos, sin)
 
     def split_heads(self, x, length, dim):
         """(B·S, n·dim) → (B, n, S, dim), or (B, S, n, dim) where attention wants it so."""
-        if not self.fused:
-            return portable.split_heads(x, length, dim)
-        x = x.reshape(-1, length, x.shape[-1] // dim, dim)
-        return x if self.flash else x.transpose(0, 2, 1, 3)
+        return portable.split_heads(x, length, dim)
 
     def split_key_value(self, x, length, dim):
         """(B·S, m·2·dim), [k|v] head by head, → keys and values as `split_heads` gives heads."""
-        if not self.fused:
-            return portable.split_key_value(x, length, dim)
-        return ops.Split(-1, 2)(self.split_heads(x, length, 2 * dim))
+        return portable.split_key_value(x, length, dim)
 
     def merge_key_value(self, key, value):
         """The inverse of `split_key_value`."""
-        if not self.fused:
-            return portable.merge_key_value(key, value)
-        return self.merge_heads(ops.concat((key, value), -1))
+        return portable.merge_key_value(key, value)
 
     def merge_heads(self, x):
         """The inverse of `split_heads`: (B·S, n·dim)."""
-        if not self.fused:
-            return portable.merge_heads(x)
-        x = x if self.flash else x.transpose(0, 2, 1, 3)
-        return x.reshape(x.shape[0] * x.shape[1], x.shape[2] * x.shape[3])
+        return portable.merge_heads(x)
 
     def attention_tensors(self, config, length, padding=None, documents=None, heads=slice(None), dropout=False):
         """What `attention` needs to know of the tokens, in three parts, each None where there is nothing to say.
@@ -214,20 +175,13 @@ class Kernels(CacheKernels):
             (mask, shift, documents). Portable: the additive mask, float32 (1 or B, 1 or n, S, S), or for long
             sequences `BlockMasks` of it, and two times None. Flash: those of `flash_tensors`.
         """
-        if self.flash and not (dropout and length % 8):
-            return flash_tensors(config, length, self.dtype, padding, documents, heads, dropout)
-        if self.flash:
-            log_once("attention by portable operations: with dropout flash attention takes lengths of a multiple of 8")
         if self.goes_by_blocks(length, dropout):
             return causal_blocks(config, length, padding, documents, heads), None, None
         return device_tensor(causal_mask(config, length, padding, documents, heads)), None, None
 
     def goes_by_blocks(self, length, dropout=False):
-        """Whether attention over ``length`` tokens goes by blocks of queries.
-
-        In float32 only, which is what a CPU computes in; not with the masks that a card's own generator makes whole.
-        """
-        return not self.flash and self.dtype == ms.float32 and is_long(length) and not (dropout and self.fused)
+        """Whether attention over ``length`` tokens goes by blocks of queries: in float32 only, as a CPU computes."""
+        return self.dtype == ms.float32 and is_long(length)
 
     def attention_dropout(self, length, rate, place, heads):
         """Dropout masks of some heads over sequences of ``length`` tokens, as `attention` takes them; None for rate 0.
@@ -237,20 +191,11 @@ class Kernels(CacheKernels):
         """
         if rate and self.goes_by_blocks(length, dropout=True):
             return dropout_blocks(length, rate, place, heads)
-        if rate == 0 or not self.fused:
-            return _tensor(dropout_mask(length, length, rate, place, heads))
-        if self.flash and length % 8 == 0:
-            bits = ascend.dropout_bits(length, length, rate, place.keys(heads), self.dtype)
-            return bits.reshape(-1, len(heads), length, length // 8)
-        masks = ascend.dropout_mask(length, length, rate, place.keys(heads), ms.float32)
-        return masks.reshape(-1, len(heads), length, length)
+        return _tensor(dropout_mask(length, length, rate, place, heads))
 
     def output_dropout(self, length, width, rate, place, stream):
         """A mask of activations (B·S, width), 1/(1 − rate) where they are kept and 0 elsewhere; None for rate 0."""
-        if rate == 0 or not self.fused:
-            mask = _tensor(dropout_mask(length, width, rate, place, [stream]))
-        else:
-            mask = ascend.dropout_mask(length, width, rate, place.keys([stream]), self.dtype)
+        mask = _tensor(dropout_mask(length, width, rate, place, [stream]))
         return None if mask is None else mask.reshape(-1, width)
 
     def attention(self, query, key, value, mask, shift, documents, scale, dropout=None):
@@ -268,12 +213,7 @@ class Kernels(CacheKernels):
         """
         if not isinstance(mask, Tensor):
             return self.blockwise_attention(query, key, value, mask, scale, dropout)
-        if not self.flash:
-            return portable.attention(query, key, value, mask, scale, dropout)
-        if mask.dtype != ms.float32:
-            return ascend.attention(query, key, value, mask, shift, documents, scale, dropout, self.keep_prob)
-        query, key, value = query.transpose(0, 2, 1, 3), key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)
-        return portable.attention(query, key, value, mask, scale, dropout).transpose(0, 2, 1, 3)
+        return portable.attention(query, key, value, mask, scale, dropout)
 
     def attention_in_training(self, query, key, value, mask, shift, documents, scale, dropout=None):
         """`attention` of tensors with its heads merged, (B·S, n·D), and what `attention_backward` may take besides.
@@ -299,7 +239,7 @@ class Kernels(CacheKernels):
         Returns:
             (Tensor, Tensor): the weighted losses, float32 (N,); the gradient, (N, V) in float32.
         """
-        return (ascend if self.fused else portable).token_cross_entropy(logits, labels, weights)
+        return portable.token_cross_entropy(logits, labels, weights)
 
     def adamw_scalars(self, updates, rate, betas, epsilon, decay):
         """The arguments of `adamw` after the tensors, for the ``updates``-th update, 1 first.
@@ -307,17 +247,16 @@ class Kernels(CacheKernels):
         Returns:
             list: step, rate, beta1, beta2, epsilon, decay, and the decay of what has none.
         """
-        return (ascend if self.fused else portable).adamw_scalars(updates, rate, betas, epsilon, decay)
+        return portable.adamw_scalars(updates, rate, betas, epsilon, decay)
 
     def adamw(self, parameter, first_moment, second_moment, gradient, clip, step, rate, beta1, beta2, epsilon, decay):
         """One step of torch's AdamW (arXiv:1711.05101) in place on float32 tensors of one shape.
 
-        The gradient, of any float dtype, is multiplied by ``clip`` first, on Ascend unless that is None. Scalars behind it are those of `adamw_scalars`. Returns something to depend on.
+        The gradient, of any float dtype, is multiplied by ``clip`` first, on Ascend unless that is None. Scalars behind
+        it are those of `adamw_scalars`. Returns something to depend on.
         """
-        if clip is not None:
-            gradient = gradient.astype(ms.float32) * clip
-        step_by = ascend.adamw if self.fused else portable.adamw
-        return step_by(parameter, first_moment, second_moment, gradient, step, rate, beta1, beta2, epsilon, decay)
+        gradient = gradient.astype(ms.float32) * clip
+        return portable.adamw(parameter, first_moment, second_moment, gradient, step, rate, beta1, beta2, epsilon, decay)
 
     def copy_rounded(self, target, source):
         """Write the float32 tensor ``source`` into ``target``, of its shape and any float dtype; outside graphs."""
@@ -325,7 +264,7 @@ class Kernels(CacheKernels):
 
     def sums_of_squares(self, *tensors):
         """Sums of squares, float32, which add up to those of all tensors; the bits are the same in every run."""
-        return ascend.sums_of_squares(tensors) if self.fused else portable.sums_of_squares(tensors, self.for_cpu)
+        return portable.sums_of_squares(tensors, self.for_cpu)
 
 
 def _tensor(array):

@@ -6,7 +6,7 @@ In a file of their own, since MindSpore compiles functions from their source.
 from mindspore import Tensor
 
 from telechat.nn import ascend_kernels, device, dropout, graphs, inference, paged_attention
-from telechat.nn.kernels import Kernels
+from telechat.nn.ascend import AscendKernels
 
 _attend_paged = ascend_kernels.paged_attention
 
@@ -45,7 +45,7 @@ def dropout_on_the_host():
         mask = None if rate == 0 else dropout.dropout_mask(length, width, rate, place, [stream])
         return None if mask is None else device.device_tensor(mask, self.dtype).reshape(-1, width)
 
-    Kernels.attention_dropout, Kernels.output_dropout = attention_dropout, output_dropout
+    AscendKernels.attention_dropout, AscendKernels.output_dropout = attention_dropout, output_dropout
 
 
 def dropout_that_is_not_scaled_up():
@@ -53,8 +53,8 @@ def dropout_that_is_not_scaled_up():
     def output_dropout(self, length, width, rate, place, stream):
         return None if rate == 0 else _output_dropout(self, length, width, rate, place, stream) * (1 - rate)
 
-    _output_dropout = Kernels.output_dropout
-    Kernels.output_dropout = output_dropout
+    _output_dropout = AscendKernels.output_dropout
+    AscendKernels.output_dropout = output_dropout
 
 
 def sums_in_the_gradients_dtype():
@@ -69,7 +69,7 @@ def _rotate_heads_first(self, x, cos, sin):
 
 def rotation_with_heads_first():
     """BNSD, in which CANN takes no more heads than 8 for each token."""
-    Kernels.rotate = _rotate_heads_first
+    AscendKernels.rotate = _rotate_heads_first
 
 
 def a_step_counted_from_one():

@@ -183,11 +183,11 @@ def dropout(dtype, masks=None):
     masks (dict): those to use, as another process returned them; None: what the kernels draw, each time the same.
     """
     from telechat import TeleChat, TeleChatConfig, TrainConfig, Trainer
-    from telechat.nn.kernels import Kernels
+    from telechat.nn.ascend import AscendKernels
     from telechat.nn.self_test import kept_factors
     from telechat.parallel.parallel_config import ParallelConfig
 
-    drawn, attention, output = {}, Kernels.attention_dropout, Kernels.output_dropout
+    drawn, attention, output = {}, AscendKernels.attention_dropout, AscendKernels.output_dropout
 
     def used(factors, key, place):
         key = f"{key} {place.step} {list(place.sequences)} {place.layer}"
@@ -209,7 +209,7 @@ def dropout(dtype, masks=None):
         given = used(own, stream, place)
         return own if given is None else given
 
-    Kernels.attention_dropout, Kernels.output_dropout = attention_dropout, output_dropout
+    AscendKernels.attention_dropout, AscendKernels.output_dropout = attention_dropout, output_dropout
     try:
         traces, ids = [], np.random.default_rng(0).integers(4, 96, (4, 33))
         for recompute in (False, True):
@@ -218,7 +218,7 @@ def dropout(dtype, masks=None):
             train = TrainConfig(learning_rate=1e-2, lr_schedule="constant", total_steps=4, dtype=dtype, micro_batches=2)
             traces.append(trace(Trainer(model, train, ParallelConfig(recompute=recompute)), [(ids, ids)] * 2))
     finally:
-        Kernels.attention_dropout, Kernels.output_dropout = attention, output
+        AscendKernels.attention_dropout, AscendKernels.output_dropout = attention, output
     return {"traces": traces, "masks": {key: array.tolist() for key, array in drawn.items()}}
 
 
@@ -282,7 +282,7 @@ def limits():
     from mindspore import Tensor, ops
 
     from telechat.nn import ascend_kernels as ascend
-    from telechat.nn.kernels import Kernels
+    from telechat.nn.ascend import AscendKernels
 
     def ones(*shape, dtype=ms.bfloat16):
         return ops.ones(shape, dtype)
@@ -301,7 +301,7 @@ def limits():
         return ascend.adamw(ones(4, 4, dtype=master), ones(4, 4, dtype=moments), ones(4, 4, dtype=moments),
                             ones(4, 4, dtype=gradient), *scalars)
 
-    kernels, labels, odd = Kernels(ms.bfloat16, fused=True, flash=True), Tensor([3, 10], ms.int32), (3, 5)
+    kernels, labels, odd = AscendKernels(ms.bfloat16), Tensor([3, 10], ms.int32), (3, 5)
     losses, weights = ones(2, 11, dtype=ms.float32), ones(2, dtype=ms.float32)
     table, wide = ones(1, 1, 2, 32), ones(1, 1, 2, 32, dtype=ms.float32)
     bits = ascend.dropout_bits(8, 24, 0.1, [1], ms.bfloat16)

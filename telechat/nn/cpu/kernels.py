@@ -30,7 +30,7 @@ class CpuKernels(Kernels):
     in_graphs = False
 
     def __init__(self, keep_prob=1.0, weights=ms.float32, rounded=False):
-        super().__init__(ms.float32, keep_prob=keep_prob)
+        super().__init__(ms.float32, keep_prob)
         self.trains = False
         self.weights = weights
         self.operators = Operators(rounded)
@@ -67,10 +67,6 @@ class CpuKernels(Kernels):
 
     def rms_norm(self, x, weight, epsilon):
         return self.operators.rms_norm(x, weight, Tensor(epsilon, ms.float32))
-
-    def add_rms_norm(self, x, delta, weight, epsilon):
-        total = x + delta
-        return self.rms_norm(total, weight, epsilon), total
 
     def swiglu(self, gate, up):
         return self.operators.swiglu(gate, up)
