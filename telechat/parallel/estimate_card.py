@@ -100,14 +100,10 @@ class CardStep:
     def held(self):
         """What compiled graphs keep of their last call.
 
-        The squared norms' keep the gradients of one tensor group of each kind, the passes of a block its activations,
-        the gradients around it and dropout's masks.
+        The passes of a block keep its activations, the gradients around it and dropout's masks.
         """
-        # Sums of micro-batches stay where they are from step to step.
-        norms = 0 if self.many and self.parallel.data == 1 else \
-            sum(width * count for width, count in zip(self.group_widths, self.one_of_each))
         layer = self.layer - (2 * self.inner if self.parallel.recompute else 0)
-        return norms + layer + _HELD_HIDDEN * self.hidden + 2 * self.dropout()
+        return layer + _HELD_HIDDEN * self.hidden + 2 * self.dropout()
 
     def head_work(self):
         """Of the head and its loss, in its stage: either its logits are most, or the gradients of its weight."""
