@@ -43,6 +43,9 @@ CONFIGURATIONS = {
         "sequence_length": 128, "batch_size": 4, "dtype": "bfloat16"},
     "12B architecture, attention in pieces": {
         "model": SMALL, "sequence_length": 2048, "batch_size": 1},
+    "12B architecture, an adapter of rank 16": {"model": SMALL, "sequence_length": 512, "batch_size": 4, "lora": {"rank": 16}},
+    "12B architecture, an adapter of rank 16, dropout, bfloat16": {
+        "model": SMALL, "sequence_length": 512, "batch_size": 4, "dtype": "bfloat16", "lora": {"rank": 16, "dropout": 0.05}},
 }
 
 
@@ -51,6 +54,7 @@ def train(configuration):
     import numpy as np
 
     from benchmarks.measure import peak_memory
+    from telechat.adapters.trained import TrainedAdapter, read_initial
     from telechat.config import TeleChatConfig
     from telechat.parallel.mesh import Mesh
     from telechat.parallel.stage import build_stage, read_random
@@ -64,7 +68,10 @@ def train(configuration):
     mesh = Mesh.create(config.parallel)
     parallel = dataclasses.replace(config.parallel, data=mesh.data.size)
     stage = build_stage(model, config.train.dtype, mesh, parallel, read_random(model, 0))
-    trainer = Trainer(stage, config.train, parallel, mesh)
+    adapter = None
+    if config.lora is not None:
+        adapter = TrainedAdapter(model, config.lora, stage.layers, read_initial(model, config.lora, 0), mesh.tensor)
+    trainer = Trainer(stage, config.train, parallel, mesh, adapter)
     shape = (config.batch_size, config.sequence_length + 1)
     ids = np.random.default_rng(0).integers(4, model.vocab_size, shape).astype(np.int32)
     for _ in range(STEPS):
