@@ -8,7 +8,7 @@ import math
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from telechat.config import TeleChatConfig
@@ -73,6 +73,7 @@ def _json(value):
 
 @settings(max_examples=300, **examples)
 @given(st.dictionaries(st.sampled_from([*RUN_FIELDS, "model", "parallel"]), values, max_size=4))
+@example({"epochs": 1})
 def test_values_of_a_run(changes):
     config = or_refused(RunConfig.from_dict, changes)
     if config is not None:

@@ -129,6 +129,8 @@ class RunConfig:
         values["lora"] = None if self.lora is None else self.lora.to_dict()
         values.update(dataclasses.asdict(self.train))
         values["betas"] = list(values["betas"])
+        if self.epochs is not None:  # which say how many steps there are, once the data is known
+            values["epochs"], values["total_steps"] = self.epochs, None
         parallel = dataclasses.asdict(self.parallel)
         values["parallel"] = {key: list(value) if isinstance(value, tuple) else value
                               for key, value in parallel.items() if value is not None}
