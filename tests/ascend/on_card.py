@@ -184,10 +184,12 @@ def dropout(dtype, masks=None):
     """
     from telechat import TeleChat, TeleChatConfig, TrainConfig, Trainer
     from telechat.nn.ascend import AscendKernels
+    from telechat.nn.kernels import Kernels
     from telechat.nn.self_test import kept_factors
     from telechat.parallel.parallel_config import ParallelConfig
 
-    drawn, attention, output = {}, AscendKernels.attention_dropout, AscendKernels.output_dropout
+    computing = AscendKernels if masks is None else Kernels
+    drawn, attention, output = {}, computing.attention_dropout, computing.output_dropout
 
     def used(factors, key, place):
         key = f"{key} {place.step} {list(place.sequences)} {place.layer}"
@@ -209,7 +211,7 @@ def dropout(dtype, masks=None):
         given = used(own, stream, place)
         return own if given is None else given
 
-    AscendKernels.attention_dropout, AscendKernels.output_dropout = attention_dropout, output_dropout
+    computing.attention_dropout, computing.output_dropout = attention_dropout, output_dropout
     try:
         traces, ids = [], np.random.default_rng(0).integers(4, 96, (4, 33))
         for recompute in (False, True):
@@ -218,7 +220,7 @@ def dropout(dtype, masks=None):
             train = TrainConfig(learning_rate=1e-2, lr_schedule="constant", total_steps=4, dtype=dtype, micro_batches=2)
             traces.append(trace(Trainer(model, train, ParallelConfig(recompute=recompute)), [(ids, ids)] * 2))
     finally:
-        AscendKernels.attention_dropout, AscendKernels.output_dropout = attention, output
+        computing.attention_dropout, computing.output_dropout = attention, output
     return {"traces": traces, "masks": {key: array.tolist() for key, array in drawn.items()}}
 
 
