@@ -38,8 +38,7 @@ struct LowRank {
     void shrink(const float* x, int64_t inputs, int product, int place) const {
         if (!changes(product)) return;
         float* result = inner + place * batch * rank;
-        parallel((rank + LEAST_ROWS - 1) / LEAST_ROWS, [&](int64_t task) {
-            const int64_t first = task * LEAST_ROWS, width = std::min(LEAST_ROWS, rank - first);
+        parallel_stretches(rank, LEAST_ROWS, [&](int64_t first, int64_t width) {
             rows_product(x, batch, inputs, {factors[2 * product], Type::float32}, first, width, result + first, rank);
             for (int64_t b = 0; b < batch; b++)
                 for (int64_t i = b * rank + first; i < b * rank + first + width; i++) result[i] *= columns[i];
@@ -101,9 +100,8 @@ std::vector<int64_t> tiles_of(const int32_t* sequences, int64_t batch) {
 
 // RMSNorm of some rows, spread over the threads.
 void norms(const float* x, int64_t rows, int64_t width, Weight weight, float epsilon, float* result) {
-    parallel((rows + NORM_ROWS - 1) / NORM_ROWS, [&](int64_t task) {
-        const int64_t first = task * NORM_ROWS;
-        rms_norm_rows(x + first * width, std::min(NORM_ROWS, rows - first), width, weight, epsilon, result + first * width);
+    parallel_stretches(rows, NORM_ROWS, [&](int64_t first, int64_t count) {
+        rms_norm_rows(x + first * width, count, width, weight, epsilon, result + first * width);
     });
 }
 
@@ -191,9 +189,7 @@ extern "C" __attribute__((visibility("default"))) void decode(
         norms(x, batch, hidden, vector(NORM2), s.epsilon, normed);
         const Weight gated[] = {weight(GATE), weight(UP)};
         for (int i = 0; i < 2; i++) adapters.shrink(normed, hidden, PLACE[GATE] + i, i);
-        const int64_t part = part_rows(s.inner);
-        parallel((s.inner + part - 1) / part, [&](int64_t task) {
-            const int64_t from = task * part, width = std::min(part, s.inner - from);
+        parallel_stretches(s.inner, part_rows(s.inner), [&](int64_t from, int64_t width) {
             rows_product(normed, batch, hidden, gated[0], from, width, gate + from, s.inner);
             rows_product(normed, batch, hidden, gated[1], from, width, up + from, s.inner);
             adapters.grow(PLACE[GATE], 0, from, width, gate, s.inner);

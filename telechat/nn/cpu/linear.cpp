@@ -20,9 +20,15 @@ void add_bias(float* result, int64_t rows, int64_t outputs, Weight bias) {
 
 // Rows of a weight as packed, from `first` on → float32 (count, inputs).
 void dequantise_all(const void* packed, const Quantisation& how, int64_t inputs, int64_t first, int64_t count, float* to) {
-    parallel((count + TASK_ROWS - 1) / TASK_ROWS, [&](int64_t task) {
-        const int64_t from = task * TASK_ROWS;
-        dequantise_rows(packed, how, inputs, first + from, std::min(TASK_ROWS, count - from), to + from * inputs);
+    parallel_stretches(count, TASK_ROWS, [&](int64_t from, int64_t some) {
+        dequantise_rows(packed, how, inputs, first + from, some, to + from * inputs);
+    });
+}
+
+// The product of few rows with a weight, which is read as it lies, spread over the threads.
+void product_of_few(const float* x, int64_t rows, int64_t inputs, Weight weight, int64_t outputs, float* result) {
+    parallel_stretches(outputs, TASK_ROWS, [&](int64_t first, int64_t count) {
+        rows_product(x, rows, inputs, weight, first, count, result + first, outputs);
     });
 }
 
@@ -50,11 +56,7 @@ OPERATOR(linear) {
         product(rows, outputs, inputs, {in.data[0], Type::float32, inputs, 1}, {weight.data, weight.type, 1, inputs},
                 result, outputs, in.scalar(3) != 0);
     } else {
-        parallel((outputs + TASK_ROWS - 1) / TASK_ROWS, [&](int64_t task) {
-            const int64_t first = task * TASK_ROWS;
-            rows_product(in.floats(0), rows, inputs, weight, first, std::min(TASK_ROWS, outputs - first),
-                         result + first, outputs);
-        });
+        product_of_few(in.floats(0), rows, inputs, weight, outputs, result);
     }
     add_bias(result, rows, outputs, bias);
     return 0;
@@ -82,11 +84,7 @@ OPERATOR(quantised_linear) {
                     outputs, false);
         }
     } else {
-        parallel((outputs + TASK_ROWS - 1) / TASK_ROWS, [&](int64_t task) {
-            const int64_t first = task * TASK_ROWS;
-            rows_product(x, rows, inputs, {in.data[1], Type::float32, how}, first, std::min(TASK_ROWS, outputs - first),
-                         result + first, outputs);
-        });
+        product_of_few(x, rows, inputs, {in.data[1], Type::float32, how}, outputs, result);
     }
     add_bias(result, rows, outputs, {in.absent(4) ? nullptr : in.data[4], in.type(4)});
     return 0;
@@ -159,8 +157,8 @@ OPERATOR(adapted_linear_gradient) {
 OPERATOR(column_sums) {
     const int64_t rows = in.size(0, 0), width = in.size(0, 1);
     constexpr int64_t COLUMNS = 4 * LANES;
-    parallel((width + COLUMNS - 1) / COLUMNS, [&](int64_t task) {
-        for (int64_t i = task * COLUMNS; i < std::min(width, (task + 1) * COLUMNS); i += LANES) {
+    parallel_stretches(width, COLUMNS, [&](int64_t first, int64_t count) {
+        for (int64_t i = first; i < first + count; i += LANES) {
             Floats sums{};
             for (int64_t row = 0; row < rows; row++) sums += load_first(in.floats(0) + row * width + i, width - i);
             store_first(in.floats(1) + i, sums, width - i);

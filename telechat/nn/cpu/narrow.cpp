@@ -10,7 +10,8 @@ constexpr int TALL = ROWS < 8 ? ROWS : 8;  // rows of a tile, whose sums are in 
 constexpr int64_t TILES = 8;               // of a task, beside each other: what lies in one line of a cache is read once
 constexpr int64_t DEPTH = 128;             // of k at a time
 
-// sums (R, V·LANES) += Σ_k a[r·row + k·step]·panel[k·V·LANES …].
+// sums (R, V·LANES) += Σ_k a[r·row + k·step]·panel[k·V·LANES …]. Unlike `panel_product` it carries the sums on from part to
+// part of k, so that a long k is added up in one row.
 template <int R, int V>
 void add_tile(const float* a, int64_t row, int64_t step, const float* panel, int64_t k, float* sums) {
     Floats part[R][V];
@@ -41,8 +42,8 @@ void columns(int64_t m, int64_t first, int64_t count, int64_t k, Matrix a, const
     constexpr int64_t width = V * LANES;
     const float* data = static_cast<const float*>(a.data);
     const int64_t height = m < TALL ? 1 : TALL, group = TILES * height;
-    parallel((m + group - 1) / group, [&](int64_t task) {
-        const int64_t start = task * group, end = std::min(m, start + group);
+    parallel_stretches(m, group, [&](int64_t start, int64_t some) {
+        const int64_t end = start + some;
         float sums[TILES * TALL * width] = {};
         for (int64_t from = 0; from < k; from += DEPTH)
             for (int64_t i = start; i < end; i += height) {
