@@ -161,8 +161,8 @@ def check_run(model, config, workload):
 def describe_generation(arguments, hardware):
     """Lines: what each process holds at most while it answers."""
     from telechat.config import TeleChatConfig
-    from telechat.generation.card_memory import card_memory
-    from telechat.generation.memory import RESERVE, cache_bytes, inference_memory
+    from telechat.generation.card_memory import cache_room, card_memory
+    from telechat.generation.memory import inference_memory
     from telechat.model import as_dtype
     from telechat.nn.kernel_choice import cpu_obstacle
     from telechat.parallel.parallel_config import ParallelConfig
@@ -186,9 +186,8 @@ def describe_generation(arguments, hardware):
     if arguments.device == "cpu":
         return lines
     verdict = "fits" if sum(parts.values()) <= hardware.card_memory else "DOES NOT FIT"
-    beside = sum(parts.values()) - parts["key-value cache"]
-    token = cache_bytes(model, 1, 1, 4 if arguments.dtype == "float32" else 2, cards)
-    tokens = max(int(((1 - RESERVE) * hardware.card_memory - beside) // token), 0)
+    free = hardware.card_memory - parts["weights"]
+    tokens = max(cache_room(model, arguments.dtype, slots, length, hardware.card_memory, free, cards), 0)
     return [*lines, f"  {verdict} into {hardware.card_memory / 1e9:g} GB; not counted: what a card holds before a program begins",
             f"  with a tenth kept free, as tools/serve.py does, the cache may hold {tokens:,} tokens: {tokens // length:,} "
             f"sequence(s) of {length:,}"]

@@ -70,21 +70,34 @@ def plan_card_cache(config, dtype, slots, length, total, free, fixed_length=Fals
     Raises:
         InputError: even one sequence does not fit.
     """
-    width = FLOAT32 if dtype == "float32" else 2
-
     def room(length):
-        return int((free - RESERVE * total - work(length)) // cache_bytes(config, 1, 1, width, processes))
+        return cache_room(config, dtype, slots, length, total, free, processes)
 
-    def work(length):
-        parts = card_memory(config, dtype, slots, length, processes)
-        return sum(size for name, size in parts.items() if name not in ("weights", "key-value cache"))
     plan = fit_cache(slots, length, fixed_length, room)
     if room(plan.length) < plan.length:
+        work = _work(config, dtype, slots, plan.length, processes)
         raise InputError(f"the card has {gigabytes(free)} GB free beside the weights, of which {gigabytes(RESERVE * total)} GB are "
-                         f"kept, and answering {slots} sequences of {plan.length} tokens works in {gigabytes(work(plan.length))} GB: "
+                         f"kept, and answering {slots} sequences of {plan.length} tokens works in {gigabytes(work)} GB: "
                          f"too little for one of them; lower --max_batch {slots} or --max_length {plan.length}, share the "
                          "model over more cards, or give --cache_memory to try it all the same")
     return plan
+
+
+def cache_room(config, dtype, slots, length, total, free, processes=1):
+    """How many tokens a cache may hold beside the work of answering and a tenth of the card; below 0 where there is no room.
+
+    Args:
+        total, free (int): bytes of the card, and those that are left beside the weights.
+        others: as of `card_memory`.
+    """
+    width = FLOAT32 if dtype == "float32" else 2
+    left = free - RESERVE * total - _work(config, dtype, slots, length, processes)
+    return int(left // cache_bytes(config, 1, 1, width, processes))
+
+
+def _work(*arguments):
+    """Bytes of what `card_memory` counts beside what stays: weights and cache."""
+    return sum(size for name, size in card_memory(*arguments).items() if name not in ("weights", "key-value cache"))
 
 
 def card_bytes():
