@@ -35,7 +35,8 @@ def main(argv=None):
     name = arguments.model_name or pathlib.Path(arguments.load_checkpoint).absolute().name
     lora, named = read_lora(arguments.lora, name)
     adapters = open_adapters(named, config)
-    beside = factor_bytes(adapters, config) + attached_bytes(lora, config)
+    named_bytes = factor_bytes(adapters, config)
+    beside = named_bytes + attached_bytes(lora, config)
 
     from telechat.generation.engine import Engine
     from telechat.generation.memory import (CachePlan, cache_width, cache_bytes, check_inference_memory, plan_cache,
@@ -71,7 +72,7 @@ def main(argv=None):
     if not on_cpu() and arguments.cache_memory is None:
         from telechat.generation.card_memory import card_bytes, plan_card_cache
         total, free = card_bytes()
-        free -= factor_bytes(adapters, config)
+        free -= named_bytes
         plan = run_on_all(lambda: plan_card_cache(config, arguments.dtype, arguments.max_batch, wanted, total, free,
                                                   arguments.max_length is not None, process_count()), world)
     # What one process has room for may be less than what another has: all take the least.

@@ -28,6 +28,7 @@ class AscendKernels(Kernels):
     """
 
     fused = True
+    in_graphs = False
 
     def __init__(self, dtype, flash=True, paged=False, keep_prob=1.0, quantised=False):
         super().__init__(dtype, keep_prob)
@@ -178,6 +179,7 @@ class AscendKernels(Kernels):
         return portable.attention(query, keys, values, mask, scale)
 
     def read_cache(self, cache, written, table):
+        """With flash attention (B, T, m, D)."""
         cache = ops.depend(cache, written)
         if not self.paged:
             heads = cached.read_cache(cache, table)

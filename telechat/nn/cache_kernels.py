@@ -73,7 +73,7 @@ class CacheKernels(nn.Cell):
         return portable.attention(query, keys, values, mask, scale)
 
     def read_cache(self, cache, written, table):
-        """The blocks of each sequence in a row, as `attention` takes heads, once ``written`` is done."""
+        """The blocks of each sequence in a row, (B, m, T, D), once ``written`` is done."""
         return cached.read_cache(ops.depend(cache, written), table)
 
     def decoding_places(self, positions, index, table, lengths, slopes, size):

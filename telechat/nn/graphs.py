@@ -139,8 +139,7 @@ class SquaredNorm(nn.Cell):
         self.kernels = kernels
 
     def construct(self, *tensors):
-        compiled = self.kernels.in_graphs and not self.kernels.fused
-        return self.in_graph(*tensors) if compiled else self.kernels.sums_of_squares(*tensors)
+        return self.in_graph(*tensors) if self.kernels.in_graphs else self.kernels.sums_of_squares(*tensors)
 
     @ms.jit
     def in_graph(self, *tensors):

@@ -118,7 +118,7 @@ def load_for_inference(directory, dtype, lora=None, use_paged_attention=None):
         return TeleChat.from_pretrained(directory, dtype, lora=lora, use_paged_attention=use_paged_attention), mesh.world
     print(mesh.describe(), file=sys.stderr, flush=True)  # the first one's output is the answer's alone
     model = run_on_all(lambda: load_tensor_parallel(directory, dtype, mesh, parallel, lora=lora,
-                                                  use_paged_attention=use_paged_attention), mesh.world)
+                                                    use_paged_attention=use_paged_attention), mesh.world)
     model.shared = _shared(model, mesh.world) if on_cpu() else None
     return model, mesh.world
 

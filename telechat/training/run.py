@@ -68,7 +68,7 @@ class TrainingRun:
             raise InputError("train_dataset is not set; give --train_dataset a directory written by tools/preprocess.py")
         self.mesh = Mesh.create(config.parallel)
         self.checkpoint = run_on_all(lambda: find_checkpoint(config.output_dir, resume, resume_from,
-                                                           warn=self.mesh.world.rank == 0), self.mesh.world)
+                                                             warn=self.mesh.world.rank == 0), self.mesh.world)
         run_on_all(lambda: self._open(config), self.mesh.world)
         mine = self._identity()
         first = gather_objects(mine, self.mesh.world)[0]

@@ -5,6 +5,7 @@ import ctypes
 import mindspore as ms
 import numpy as np
 
+from telechat.nn.block import PRODUCTS
 from telechat.nn.cpu.build import load_library
 
 TYPES = {ms.float32: 0, ms.bfloat16: 1}  # of weights, as the operator numbers them
@@ -32,8 +33,7 @@ class _Quantisation(ctypes.Structure):
     _fields_ = [("scales", ctypes.c_void_p), ("order", ctypes.c_void_p), ("groups", ctypes.c_int64), ("bits", ctypes.c_int64)]
 
 
-_PRODUCTS = (1, 2, 3, 6, 7, 8)  # places of a block's products in `Block.weights`
-_QUERY, _GATE = 1, 6
+_QUERY, _GATE = 1, 6  # places in `Block.weights`
 
 
 def shared_bytes(processes):
@@ -111,7 +111,7 @@ class DecodeStep:
 
     def _quantisations(self, blocks):
         """A `_Quantisation` for every product: for plain weights, zeros that are kept from call to call."""
-        products = [block[place] for block in blocks for place in _PRODUCTS]
+        products = [block[place] for block in blocks for place in PRODUCTS]
         if any(isinstance(weight, tuple) for weight in products):
             return (_Quantisation * len(products))(*map(_quantisation, products))
         if len(self._plain) != len(products):
