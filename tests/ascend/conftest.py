@@ -85,7 +85,7 @@ def parts(request):
 
 @pytest.fixture(scope="session")
 def card(tmp_path_factory):
-    """card(function, *arguments, **settings): what a function of on_card.py returns on the simulated card.
+    """card(function, *arguments, **settings): what a function of on_card.py, or FILE.FUNCTION, returns on the simulated card.
 
     settings: environment variables, such as SIM_LOG. The test is skipped where there is no simulated card.
     """

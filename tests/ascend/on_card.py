@@ -1,5 +1,9 @@
-"""What the tests run on the simulated card, in a process of its own: on_card.py FUNCTION ARGUMENTS.json RESULT.json."""
+"""What the tests run on the simulated card, in a process of its own: on_card.py FUNCTION ARGUMENTS.json RESULT.json.
 
+A function of another file of this folder is FILE.FUNCTION.
+"""
+
+import importlib
 import json
 import sys
 
@@ -275,177 +279,11 @@ def faults(dtype):
     return said
 
 
-def limits():
-    """Of each limit of CANN's operations that our calls stay within: what the card says to a call that does not, and to ours.
-
-    {name: [sentence or None of the wrong call, the same of ours]}. What ours do beside calling an operation is laid out here:
-    casts, other layouts, a step of one element, masks of whole groups of 128 bits.
-    """
-    from mindspore import Tensor, ops
-
-    from telechat.nn import ascend_kernels as ascend
-    from telechat.nn.ascend import AscendKernels
-
-    def ones(*shape, dtype=ms.bfloat16):
-        return ops.ones(shape, dtype)
-
-    def said(call):
-        try:
-            results = call()
-            for result in results if isinstance(results, (tuple, list)) else [results]:
-                result.asnumpy()
-        except (RuntimeError, ValueError, TypeError) as error:
-            return str(error)
-        return None
-
-    def adamw(step=(0.0,), step_dtype=ms.float32, moments=ms.float32, master=ms.float32, gradient=ms.bfloat16):
-        scalars = [Tensor(step, step_dtype), *ascend.adamw_scalars(1, 0.1, (0.9, 0.95), 1e-8, 0.1)[1:6]]
-        return ascend.adamw(ones(4, 4, dtype=master), ones(4, 4, dtype=moments), ones(4, 4, dtype=moments),
-                            ones(4, 4, dtype=gradient), *scalars)
-
-    kernels, labels, odd = AscendKernels(ms.bfloat16), Tensor([3, 10], ms.int32), (3, 5)
-    losses, weights = ones(2, 11, dtype=ms.float32), ones(2, dtype=ms.float32)
-    table, wide = ones(1, 1, 2, 32), ones(1, 1, 2, 32, dtype=ms.float32)
-    bits = ascend.dropout_bits(8, 24, 0.1, [1], ms.bfloat16)
-    calls = {
-        "heads before few tokens": (lambda: ascend.rotate(ones(2, 20, 2, 32), table, table),
-                                    lambda: kernels.rotate(ones(2, 2, 20, 32), table, table)),
-        "rotary tables of another dtype": (lambda: ascend.rotate(ones(1, 2, 4, 32), *[wide.reshape(1, 2, 1, 32)] * 2),
-                                           lambda: ascend.rotate(ones(1, 2, 4, 32), *[kernels.rotary_tensor(
-                                               np.ones((1, 2, 1, 32), np.float32))] * 2)),
-        "labels of 32 bits": (lambda: ascend._cross_entropy(losses, labels, None, "none", -100, 0.0, 0.0, False),
-                              lambda: ascend.token_cross_entropy(losses, labels, weights)),
-        "gradients of another dtype than the logits": (
-            lambda: ascend._cross_entropy_gradient(weights.astype(ms.bfloat16), losses, labels.astype(ms.int64), None, None,
-                                                   None, "none", -100, 0.0, 0.0),
-            lambda: ascend.token_cross_entropy(losses.astype(ms.bfloat16), labels, weights)),
-        "a step of several elements": (lambda: adamw([0.0, 0.0]), adamw),
-        "a step of 32 bits": (lambda: adamw([0], ms.int32), lambda: adamw([0], ms.int64)),
-        "moments of another dtype": (lambda: adamw(moments=ms.bfloat16), lambda: adamw(gradient=ms.float16)),
-        "a gradient wider than the weight": (lambda: adamw(master=ms.bfloat16, moments=ms.bfloat16, gradient=ms.float32),
-                                             lambda: adamw(gradient=ms.float32)),
-        "a dropout mask cut at its bytes": (lambda: ascend._apply_bits(ones(8, 24), bits[0], 0.1),
-                                            lambda: ascend.dropout_mask(8, 24, 0.1, [1], ms.bfloat16)),
-        "a rate above 1": (lambda: ascend.dropout_bits(8, 24, 1.5, [1], ms.bfloat16),
-                           lambda: ascend.dropout_bits(8, 24, 0.5, [1], ms.bfloat16)),
-        "a dropout mask for whole numbers": (lambda: ascend.dropout_mask(8, 24, 0.1, [1], ms.int32),
-                                             lambda: ascend.dropout_mask(8, 24, 0.1, [1], ms.float16)),
-        "a norm's weight narrower than its input": (
-            lambda: ascend.rms_norm(ones(2, 32, dtype=ms.float32), ones(32), 1e-5),
-            lambda: ascend.rms_norm(ones(2, 32), ones(32, dtype=ms.float32), 1e-5)),
-        "a norm's weight of another width": (lambda: ascend.rms_norm(ones(2, 32), ones(16), 1e-5),
-                                             lambda: ascend.rms_norm(ones(2, 32), ones(32), 1e-5)),
-        "a sum of two dtypes in a norm": (lambda: ascend.add_rms_norm(ones(2, 32), ones(2, 32, dtype=ms.float32), ones(32), 1e-5),
-                                          lambda: ascend.add_rms_norm(ones(2, 32), ones(2, 32), ones(32), 1e-5)),
-        "halves that are none": (lambda: ops.swiglu(ones(*odd), -1), lambda: ascend.swiglu(ones(*odd), ones(*odd))),
-        "factors of two dtypes": (lambda: ascend._matmul(ones(2, 32), ones(8, 32, dtype=ms.float32)),
-                                  lambda: ascend.linear(ones(2, 32), ones(8, 32, dtype=ms.float32), None)),
-    }
-    return {name: [said(wrong), said(ours)] for name, (wrong, ours) in calls.items()}
-
-
-def training_memory(values):
-    """Takes three steps of a run, given as a dict with its model; the bytes that are expected of it."""
-    from telechat.config import TeleChatConfig
-    from telechat.parallel.mesh import Mesh
-    from telechat.parallel.stage import build_stage, read_random
-    from telechat.adapters.trained import TrainedAdapter, read_initial
-    from telechat.quantization.checkpoint import with_settings
-    from telechat.training import optimizer
-    from telechat.training.lora_run import resolve_lora
-    from telechat.training.memory import fullest_rank
-    from telechat.training.run_config import RunConfig
-    from telechat.training.trainer import Trainer
-
-    optimizer.CHECKED_UPDATES = 0  # operators that do nothing change no weights
-    config, bits = TeleChatConfig.from_dict(values.pop("model")), values.pop("bits", None)
-    run, read, adapter = RunConfig.from_dict(values), read_random(config, 0), None
-    if bits is not None:
-        config = with_settings(config, {"bits": bits, "group_size": 128})
-        read = quantised_random(config, bits, read)
-    stage = build_stage(config, run.train.dtype, Mesh.single(), run.parallel, read)
-    lora = resolve_lora(run, config)
-    if lora is not None:
-        adapter = TrainedAdapter(config, lora, range(config.n_layer), read_initial(config, lora, 0))
-    trainer = Trainer(stage, run.train, run.parallel, adapter=adapter)
-    ids = np.random.default_rng(0).integers(4, config.vocab_size, (run.batch_size, run.sequence_length + 1))
-    for _ in range(3):
-        trainer.train_step(ids, ids)
-    return fullest_rank(config, run, run.sequence_length).peak
-
-
-def quantised_random(config, bits, read):
-    """``read`` of `build_stage` with the products rounded to the nearest of ``bits`` bits."""
-    from telechat.checkpoint.products import is_product
-    from telechat.quantization.rounding import round_to_nearest
-
-    def quantised(name, part):
-        array = read(name, part)
-        return round_to_nearest(array, bits, 128).weight(bits, name) if is_product(name) else array
-    return quantised
-
-
-def generation_memory(fields, dtype, slots, length):
-    """Reads prompts into two slots and decodes in all; the bytes that are expected of it."""
-    from telechat.nn.inference import use_inference_kernels
-
-    use_inference_kernels()
-    from telechat import TeleChat, TeleChatConfig
-    from telechat.generation.card_memory import card_memory
-    from telechat.generation.engine import Engine
-
-    config = TeleChatConfig.from_dict(fields)
-    engine = Engine(TeleChat(config, dtype), length)
-    engine.reserve(slots, length)
-    prompt = [5] * (length - 8)
-    for slot in (0, 1):
-        engine.prefill([slot], [prompt])
-    for step in range(2):
-        engine.decode(range(slots), [5] * slots, [len(prompt) + step] * slots)
-    return sum(card_memory(config, dtype, slots, length).values())
-
-
-def default_cache(fields, dtype, slots, length):
-    """What a server takes for a cache where the user names no size, and a run that fills it.
-
-    Returns:
-        (list, list, str): the plan; a card's bytes, those free before and after the cache was there, and the cache's; what is
-        said of a cache twice the size.
-    """
-    from telechat.nn.inference import use_inference_kernels
-
-    use_inference_kernels()
-    from telechat import TeleChat, TeleChatConfig
-    from telechat.generation.card_memory import card_bytes, plan_card_cache
-    from telechat.generation.engine import Engine
-
-    config = TeleChatConfig.from_dict(fields)
-    engine = Engine(TeleChat(config, dtype), length)
-    total, free = card_bytes()
-    plan = plan_card_cache(config, dtype, slots, length, total, free)
-    engine.reserve(plan.slots, plan.length, plan.blocks(engine.block_size))
-    ms.runtime.synchronize()
-    _, left = card_bytes()
-    held = sum(tensor.nbytes for layer in engine._cache.layers for tensor in layer[2:])
-    prompt, full = [5] * (plan.length - 8), plan.tokens // plan.length
-    for slot in range(full):
-        engine.begin(slot, prompt)
-        assert engine.grow(slot, plan.length)
-        engine.prefill([slot], [prompt])
-    engine.decode(range(full), [5] * full, [len(prompt)] * full)
-    said = ""
-    try:
-        engine.reserve(plan.slots, plan.length, 8 * plan.blocks(engine.block_size))
-        ms.runtime.synchronize()
-    except RuntimeError as error:
-        said = str(error)
-    return plan, [total, free, left, held], said
-
-
 if __name__ == "__main__":
     ms.set_device("Ascend")
     with open(sys.argv[2]) as file:
         arguments = json.load(file)
-    answer = globals()[sys.argv[1]](*arguments)
+    module, _, function = sys.argv[1].rpartition(".")
+    answer = getattr(importlib.import_module(f"tests.ascend.{module or 'on_card'}"), function)(*arguments)
     with open(sys.argv[3], "w") as file:
         json.dump(answer, file)

@@ -5,7 +5,7 @@ Those with a check of our own (flash and paged attention, quantised products, th
 
 import pytest
 
-# Of each of on_card.limits: words of the refusal. A few MindSpore itself refuses, before the card is asked.
+# Of each of limits_on_card.limits: words of the refusal. A few MindSpore itself refuses, before the card is asked.
 REFUSALS = {
     "heads before few tokens": "in BNSD, B·N = 40 must not be above 8·S = 16",
     "rotary tables of another dtype": "cos is float32, must be one of bfloat16",
@@ -28,7 +28,7 @@ REFUSALS = {
 
 @pytest.fixture(scope="module")
 def answers(card):
-    return card("limits")
+    return card("limits_on_card.limits")
 
 
 def test_all_are_asked(answers):

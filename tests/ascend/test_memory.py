@@ -32,7 +32,7 @@ def usual(names, one):
 @pytest.mark.parametrize("name", usual(RUNS, USUAL))
 def test_a_training_step(card, tmp_path, name):
     """Within 10 %: tensors, and what MindSpore's pool holds beside them."""
-    expected = card("training_memory", RUNS[name], SIM_LOG=str(tmp_path / "log"), SIM_OPERATORS="none")
+    expected = card("memory_on_card.training_memory", RUNS[name], SIM_LOG=str(tmp_path / "log"), SIM_OPERATORS="none")
     assert report(read(str(tmp_path / "log"))).peak_bytes == pytest.approx(expected, rel=0.1)
 
 
@@ -43,14 +43,14 @@ GENERATIONS = {"bfloat16": ("bfloat16", 4, 2048), "float16, 4,096 tokens": ("flo
 def test_answering(card, tmp_path, name):
     """Prompts that fill the cache and tokens of all sequences: within 10 %."""
     fields = dict(SMALL, n_head=4)
-    expected = card("generation_memory", fields, *GENERATIONS[name], SIM_LOG=str(tmp_path / "log"), SIM_OPERATORS="none")
+    expected = card("memory_on_card.generation_memory", fields, *GENERATIONS[name], SIM_LOG=str(tmp_path / "log"), SIM_OPERATORS="none")
     assert report(read(str(tmp_path / "log"))).peak_bytes == pytest.approx(expected, rel=0.1)
 
 
 def test_a_server_takes_what_is_free_less_a_tenth(card):
     """Of a card of 1.1 GB 8 sequences of 2,048 tokens get less than they can fill; a prompt in each place fits beside."""
     fields = dict(SMALL, n_head=4)
-    plan, (total, free, left, held), said = card("default_cache", fields, "bfloat16", 8, 2048, SIM_MEMORY="1.1GB", SIM_OPERATORS="none")
+    plan, (total, free, left, held), said = card("memory_on_card.default_cache", fields, "bfloat16", 8, 2048, SIM_MEMORY="1.1GB", SIM_OPERATORS="none")
     config = TeleChatConfig.from_dict(fields)
     parts = card_memory(config, "bfloat16", 8, 2048)
     assert total == pytest.approx(1.1 * 2 ** 30, rel=1e-6)
