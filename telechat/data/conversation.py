@@ -237,7 +237,7 @@ def encode_conversation(tokenizer, chat_format, turns):
     parts = learnt_parts(chat_format, turns)
     encoded = (np.array(tokenizer.encode(part.content, control_tokens=False), np.int32) for part in parts
                if isinstance(part.content, str))
-    input_ids, labels = join_parts(parts, encoded)
+    input_ids, labels = next(join_parts([parts], encoded))
     return input_ids.tolist(), labels.tolist()
 
 
@@ -252,11 +252,30 @@ def learnt_parts(chat_format, conversation):
     return parts
 
 
-def join_parts(parts, encoded):
-    """Ids and labels, int32 arrays, of parts whose texts' ids come from the iterator ``encoded``, in order."""
-    ids = [np.array([part.content], np.int32) if isinstance(part.content, int) else next(encoded) for part in parts]
-    labels = [part_ids if part.learnt else np.full_like(part_ids, IGNORED) for part, part_ids in zip(parts, ids)]
-    return np.concatenate(ids), np.concatenate(labels)
+def join_parts(conversations, encoded):
+    """Ids and labels of conversations, all joined in one array each, of which a conversation's are a view.
+
+    Args:
+        conversations: list of conversations, each a list of `Part`.
+        encoded: iterator over the ids of their texts, int32 arrays, in order.
+
+    Yields:
+        (input_ids, labels), int32 arrays of the same length, a conversation each.
+    """
+    pieces = [_one_id(part.content) if isinstance(part.content, int) else next(encoded)
+              for parts in conversations for part in parts]
+    lengths = np.fromiter(map(len, pieces), np.int64, len(pieces))
+    ids = np.concatenate(pieces)
+    learnt = np.repeat([part.learnt for parts in conversations for part in parts], lengths)
+    labels = np.where(learnt, ids, np.int32(IGNORED))
+    ends = np.concatenate(([0], np.cumsum(lengths)))[np.cumsum([0, *map(len, conversations)])].tolist()
+    for start, end in zip(ends, ends[1:]):
+        yield ids[start:end], labels[start:end]
+
+
+@functools.lru_cache
+def _one_id(index):
+    return np.array([index], np.int32)
 
 
 def read_conversations(path, tokens=(), system="refuse", template=None):

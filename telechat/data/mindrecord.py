@@ -85,7 +85,7 @@ def _write_split(path, packing, max_length, directory):
         while batch := list(itertools.islice(rows, _ROWS)):
             for row in batch:
                 for name in (*COLUMNS, LENGTHS):
-                    digest.update(row[name].astype("<i4").tobytes())
+                    digest.update(row[name].astype("<i4", copy=False))
             writer.write_raw_data(batch)
         writer.commit()
     except (RuntimeError, MindRecordException) as error:

@@ -37,8 +37,7 @@ def encode_conversations(tokenizer, chat_format, conversations, workers=None):
         parts = [learnt_parts(chat_format, conversation) for conversation in chunk]
         texts = [part.content for some in parts for part in some if isinstance(part.content, str)]
         encoded = iter(tokenizer.encode_batch(texts, workers))
-        for some in parts:
-            yield join_parts(some, encoded)
+        yield from join_parts(parts, encoded)
 
 
 def check_settings(max_length, overlong):
