@@ -12,6 +12,7 @@ from telechat import fields
 from telechat.errors import InputError
 from telechat.foreign import refuse_foreign_config, refuse_foreign_directory
 from telechat.text_files import read_json_object
+from telechat.yarn import YarnScaling, json_object
 
 # Style → name in a file of that style → field, where the two differ. What has no counterpart is kept in `extra`
 # and written back untouched.
@@ -40,56 +41,18 @@ _LLAMA_NAMES = {
 }
 _NAMES = {"telechat": _TELECHAT_NAMES, "gpt2": _GPT2_NAMES, "llama": _LLAMA_NAMES}
 
+# Fields that rope_parameters and use_mup of a file may stand for.
+_OVERRULED = ("rotary_base", "yarn", "input_mult", "output_mult", "mup_scale_factor")
+
 _MODEL_TYPES = ("telechat", "telechat3")  # what the published files call themselves
-_YARN = "telechat3-yarn"
 
-
-@dataclasses.dataclass(frozen=True)
-class YarnScaling:
-    """TeleChat3's ``rope_scaling``: YaRN (arXiv:2309.00071), its factor and attention factor the publisher's own.
-
-    Attributes:
-        original_max_position_embeddings (int): tokens of the context that is stretched.
-        beta_fast, beta_slow (float): turns within that context above which a frequency stays as it is, and below
-            which it is divided by the factor.
-
-    Raises:
-        InputError: a value is out of range.
-    """
-
-    original_max_position_embeddings: int
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-
-    def __post_init__(self):
-        for name, read, bounds in (("original_max_position_embeddings", fields.whole_number, {"least": 1}),
-                                   ("beta_fast", fields.real_number, {"above": 0}),
-                                   ("beta_slow", fields.real_number, {"above": 0})):
-            object.__setattr__(self, name, read(f"rope_scaling.{name}", getattr(self, name), **bounds))
-
-    @classmethod
-    def from_dict(cls, values):
-        """From the ``rope_scaling`` of a file; None where that asks for nothing (null, or type "default")."""
-        if values is None:
-            return None
-        if not isinstance(values, dict):
-            raise InputError(f"rope_scaling must be an object or null, not {fields.shown(values)}")
-        kinds = {fields.shown(values[key]) for key in ("rope_type", "type") if values.get(key) is not None}
-        if kinds == {repr("default")}:
-            return None
-        if kinds != {repr(_YARN)}:
-            found = " and ".join(sorted(kinds)) or "none"
-            raise InputError(f'rope_scaling must be of the type "{_YARN}" or null, and its type is {found}; '
-                             "no other extension of the context is supported")
-        if values.get("original_max_position_embeddings") is None:
-            raise InputError("rope_scaling lacks original_max_position_embeddings")
-        return cls(**{field.name: values[field.name] for field in dataclasses.fields(cls)
-                      if values.get(field.name) is not None})
-
-    def to_dict(self, length):
-        """As a file has it; ``length``: the model's max_position_embeddings."""
-        return {**dataclasses.asdict(self), "factor": length / self.original_max_position_embeddings,
-                "rope_type": _YARN, "type": _YARN}
+# Style → switch of the official code → the one value that is computed here, which every published file has.
+_FIXED = {
+    "telechat": {"apply_residual_connection_post_layernorm": False, "embed_layernorm": False},
+    "gpt2": {"activation_function": "silu", "relative_encoding": "rotary", "rotary_use_xpos": False, "scale_attn_weights": True,
+             "use_RMSNorm": True},
+    "llama": {"hidden_act": "silu"},
+}
 
 
 def _end_ids(name, value):
@@ -192,6 +155,10 @@ class TeleChatConfig:
         """
         style = _style(values)
         names = {field.name for field in dataclasses.fields(cls)} - {"style", "extra"}
+        for key, only in _FIXED[style].items():
+            if values.get(key) is not None and values[key] != only:
+                raise InputError(f"{key} is {fields.shown(values[key])}, which no published TeleChat has; only "
+                                 f"{fields.shown(only)} is supported")
         known = {}
         for key, value in values.items():
             name = _NAMES[style].get(key, key)
@@ -202,10 +169,17 @@ class TeleChatConfig:
             known.setdefault("rotary_float16", False)
             known.setdefault("rotary_ntk_scales_theta", True)
             known.setdefault("rotary_ntk_context", 4096)
+            if not fields.flag("use_mup", values.get("use_mup"), True):  # the official code leaves the multipliers out
+                known.update(input_mult=1.0, output_mult=1.0, mup_scale_factor=1.0)
             if "ffn_hidden_size" not in known and "hidden_size" in known:
                 known["ffn_hidden_size"] = 4 * fields.whole_number("n_embd", known["hidden_size"], 1, 2 ** 29)
         elif style == "llama":
-            known["yarn"] = YarnScaling.from_dict(values.get("rope_scaling"))
+            # transformers 5 writes rope_theta and rope_scaling as one object, rope_parameters.
+            rotary = dict(json_object("rope_parameters", values.get("rope_parameters")))
+            base = rotary.pop("rope_theta", None)
+            known["yarn"] = YarnScaling.from_dict(values.get("rope_scaling") or rotary)
+            known.setdefault("rotary_base", 1e6 if base is None else base)
+            known.setdefault("training_seqlen", 2048)
             known.setdefault("rotary_ntk_context", None)
             known.setdefault("rotary_float16", False)
             biases = [fields.flag(name, values.get(name), False) for name in ("attention_bias", "mlp_bias")]
@@ -248,6 +222,10 @@ class TeleChatConfig:
         names = {name: key for key, name in _NAMES[self.style].items()}
         values = {"model_type": "telechat3" if self.style == "llama" else "telechat", **self.extra}
         read = type(self).from_dict(values) if self.extra else None
+        if read is not None and any(getattr(read, name) != getattr(self, name) for name in _OVERRULED):
+            values.pop("rope_parameters", None)
+            values.pop("use_mup", None)
+            read = type(self).from_dict(values)
         for field in dataclasses.fields(self):
             if field.name in ("style", "extra"):
                 continue
@@ -263,7 +241,8 @@ class TeleChatConfig:
 def config_keys():
     """The keys of a ``config.json`` that mean something, of every style: set of str."""
     fields = {field.name for field in dataclasses.fields(TeleChatConfig)} - {"style", "extra", "yarn"}
-    return fields.union(*_NAMES.values(), ("model_type", "attention_bias", "mlp_bias"))
+    return fields.union(*_NAMES.values(), *_FIXED.values(),
+                        ("model_type", "attention_bias", "mlp_bias", "rope_parameters", "use_mup"))
 
 
 def _style(values):

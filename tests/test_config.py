@@ -144,6 +144,46 @@ def test_other_families_and_extensions_are_refused(values, words):
         TeleChatConfig.from_dict({**LLAMA, **values})
 
 
+def test_rope_parameters_as_transformers_5_writes_them():
+    """One object in the place of rope_scaling, with the base in it; what a change makes untrue is not left beside it."""
+    values = {**LLAMA, "rope_parameters": {**ROPE, "rope_theta": 7e5, "rope_type": "telechat3-yarn", "type": "telechat3-yarn"}}
+    del values["rope_theta"]
+    config = TeleChatConfig.from_dict(values)
+    assert (config.yarn, config.rotary_base) == (YarnScaling(16), 7e5)
+    assert dataclasses.replace(config, n_layer=3).to_dict() == {**values, "num_hidden_layers": 3}
+    for change in (dict(rotary_base=5e4), dict(yarn=None), dict(yarn=YarnScaling(8))):
+        changed = dataclasses.replace(config, **change)
+        assert TeleChatConfig.from_dict(changed.to_dict()) == changed
+    plain = TeleChatConfig.from_dict({**values, "rope_parameters": {"rope_theta": 7e5, "rope_type": "default"}})
+    assert (plain.yarn, plain.rotary_base) == (None, 7e5)
+    del values["rope_parameters"]
+    assert TeleChatConfig.from_dict(values).rotary_base == 1e6  # where the official class has it
+
+
+def test_multipliers_without_mup():
+    values = dict(n_embd=8, vocab_size=10, n_layer=1, n_head=2, input_mult=2.0, output_mult=3.0, mup_scale_factor=4.0)
+    config = TeleChatConfig.from_dict({**values, "use_mup": False})
+    assert (config.input_mult, config.logits_scale) == (1.0, 1.0)
+    assert config.to_dict() == {"model_type": "telechat", **values, "use_mup": False}
+    changed = dataclasses.replace(config, input_mult=5.0)
+    assert TeleChatConfig.from_dict(changed.to_dict()) == changed
+    assert TeleChatConfig.from_dict({**values, "use_mup": True}).logits_scale == 0.75
+
+
+@pytest.mark.parametrize("values, words", [
+    ({**LLAMA, "hidden_act": "gelu"}, "hidden_act is 'gelu', which no published TeleChat has; only 'silu' is supported"),
+    ({"apply_residual_connection_post_layernorm": True}, "apply_residual_connection_post_layernorm is True"),
+    ({"embed_layernorm": True}, "embed_layernorm is True, which no published TeleChat has; only False is supported"),
+    ({"n_embd": 8, "rotary_use_xpos": True}, "rotary_use_xpos"), ({"n_embd": 8, "use_RMSNorm": False}, "use_RMSNorm is False"),
+    ({"n_embd": 8, "activation_function": "gelu_new"}, "activation_function"),
+    ({"n_embd": 8, "relative_encoding": "learned"}, "relative_encoding"),
+    ({"n_embd": 8, "scale_attn_weights": False}, "scale_attn_weights is False"),
+])
+def test_what_no_published_model_has_is_refused(values, words):
+    with pytest.raises(InputError, match=words):
+        TeleChatConfig.from_dict(values)
+
+
 def test_another_family_in_the_published_style_is_refused():
     with pytest.raises(InputError, match="model_type is 'bloom', which is not supported"):
         TeleChatConfig.from_dict({"model_type": "bloom", "vocab_size": 10, "hidden_size": 8, "n_layer": 1, "n_head": 2})

@@ -136,7 +136,7 @@ def _recognise(files, config, directory):
 def _drop_tied_head(files, config, found):
     """A tied model saved by torch may repeat the embedding as its head: leave that out of `found`."""
     head = next((name for name in found if name.endswith("lm_head.weight")), None)
-    embedding = next((name for name in found if name.endswith("word_embeddings.weight")), None)
+    embedding = next((name for name in found if name.endswith(("word_embeddings.weight", "embed_tokens.weight"))), None)
     if not config.tie_word_embeddings or not (head and embedding) or found[head] != found[embedding]:
         return
     bits = (array.view(f"u{array.itemsize}") for array in (files.read(head), files.read(embedding)))

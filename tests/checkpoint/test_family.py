@@ -13,6 +13,7 @@ from telechat.checkpoint.convert import ms_to_torch, torch_to_ms
 from telechat.checkpoint.layout import official_parameters, parameter_shapes
 from telechat.checkpoint.reader import CheckpointReader
 from telechat.config import TeleChatConfig
+from telechat.errors import InputError
 from telechat.training.run_config import RunConfig
 from tests.conftest import ROOT
 
@@ -103,3 +104,18 @@ def test_keys_and_values_go_head_by_head(llama, tmp_path):
                               tensors[f"model.layers.{layer}.self_attn.o_proj.weight"])
     ms_to_torch(tmp_path / "ms", tmp_path / "back", format="safetensors")
     assert read(tmp_path / "back") == read(folder)
+
+
+def test_telechat3_with_a_repeated_head(llama, tmp_path):
+    """As torch saves a tied model: the head is the embedding once more. One that differs is not passed over."""
+    folder, tensors = llama
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    with pytest.raises(InputError, match="1 not expected: lm_head.weight"):
+        torch_to_ms(folder, tmp_path / "ms")
+    part = folder / "model-00002-of-00002.safetensors"
+    names = read(folder).keys() - {name for name in tensors if "v_proj" in name}
+    save_file({name: tensors["model.embed_tokens.weight" if name == "lm_head.weight" else name] for name in names}, part)
+    torch_to_ms(folder, tmp_path / "ms")
+    assert np.array_equal(CheckpointReader(tmp_path / "ms").read("transformer.word_embeddings.weight"),
+                          tensors["model.embed_tokens.weight"])
