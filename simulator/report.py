@@ -2,9 +2,10 @@
 
     python simulator/report.py LOG        for each training step or generated token, in the steady state, and a layer of it
 
-A training step ends with its last AdamW; a token ends with the copy to the host that follows its last PagedAttention.
-A layer's forward is what is launched from one attention to the next, its backward from one attention's gradient to the
-next. The first steps compile and are left out.
+A training step ends with its last AdamW; a token ends with the copy to the host that follows its last PagedAttention or,
+on a plain cache, its last ScatterUpdate. A layer's forward is what is launched from one attention to the next (from one
+Softmax where no attention is fused), its backward from one attention's gradient to the next (or one SwiGLU's). The first
+steps compile and are left out.
 """
 
 import collections
@@ -13,6 +14,9 @@ import sys
 from dataclasses import dataclass, field
 
 WARM_UP = 2  # steps or tokens that compile, or are the first to find things compiled
+# What a layer launches once, the first that is there.
+FORWARD = ("PagedAttention", "FlashAttention", "Softmax")
+BACKWARD = ("FlashAttentionScoreGrad", "FlashAttentionUnpaddingScoreGrad", "SwiGluGrad")
 
 
 @dataclass(frozen=True)
@@ -67,10 +71,11 @@ def cut(events: list[Event]) -> tuple[str, list[list[Event]]]:
             units.append(events[begin:end + 1])
             begin = end + 1
         return "step", units
-    if any("PagedAttention" in event.name for event in events):
+    cached = next((name for name in ("PagedAttention", "ScatterUpdate") if any(name in event.name for event in events)), None)
+    if cached:
         begin, attended = 0, False
         for i, event in enumerate(events):
-            attended = attended or "PagedAttention" in event.name
+            attended = attended or cached in event.name
             if attended and event.kind == "copy" and event.name == "device to host":
                 units.append(events[begin:i + 1])
                 begin, attended = i + 1, False
@@ -113,15 +118,14 @@ def report(events: list[Event]) -> Report:
         peak = max(peak, used)
     ends = [u[-1].time for u in units if u]
     gaps = [b - a for a, b in zip(ends[WARM_UP - 1:], ends[WARM_UP:])]
-    attention = "PagedAttention" if unit == "token" else "FlashAttention"
     updates = [event.time for event in middle if "AdamW" in event.name]
-    backward = next((name for name in ("FlashAttentionScoreGrad", "FlashAttentionUnpaddingScoreGrad")
-                     if any(_is(event.name, name) for event in middle)), "FlashAttentionScoreGrad")
+    forward, backward = (next((name for name in names if any(_is(event.name, name) for event in middle)), names[0])
+                         for names in (FORWARD, BACKWARD))
     return Report(
         unit=unit, count=len(steady), milliseconds=statistics.median(gaps) / 1000 if gaps else 0.0,
         update_milliseconds=(updates[-1] - updates[0]) / 1000 if updates else 0.0,
         kernels=dict(collections.Counter(event.name for event in middle if event.kind == "launch").most_common()),
-        layer_forward=layer(middle, attention, "Grad"), layer_backward=layer(middle, backward, "CrossEntropyLoss"),
+        layer_forward=layer(middle, forward, "Grad"), layer_backward=layer(middle, backward, "CrossEntropyLoss"),
         copies=copies, synchronisations=sum(event.kind == "synchronize" for event in middle), peak_bytes=peak,
         errors=[event.details for event in events if event.kind == "error"])
 

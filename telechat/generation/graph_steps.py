@@ -232,18 +232,20 @@ class GraphSteps:
         kernels = self.model.kernels
         if kernels.paged:
             return self._decode_on_card(tokens, positions, places.reshape(-1), table, columns)
-        x, groups = Tensor(tokens[:, None]), self._groups if columns is None else self._adapted_groups
+        groups = self._groups if columns is None else self._adapted_groups
+        index = kernels.cache_index(places, self._key_value_heads, self.cache.table.block_size)
+        x, positions, table, index = map(self._send, (tokens[:, None], positions, table, index))
         if groups or not self.model.embeds_in_graphs:
             x = self.model.embed(x)
-        index = kernels.cache_index(places, self._key_value_heads, self.cache.table.block_size)
-        positions, table = Tensor(positions), Tensor(table)
         if not groups:
             caches = [tensor for layer in self.cache.layers for tensor in layer]
-            return self._decode(x, positions, index, table, *caches).asnumpy()
-        delta = ops.zeros_like(x)
-        for tensors in groups:
-            x, delta = self._decode_blocks(x, delta, positions, index, table, columns, *tensors)
-        return self._logits(x, delta).asnumpy()
+            logits = self._decode(x, positions, index, table, *caches)
+        else:
+            delta = ops.zeros_like(x)
+            for tensors in groups:
+                x, delta = self._decode_blocks(x, delta, positions, index, table, columns, *tensors)
+            logits = self._logits(x, delta)
+        return self._read(logits)
 
     def _decode_on_card(self, tokens, positions, places, table, columns):
         """`_decode_rows` by one graph, which is given all on the card: a host tensor would make it wait at each."""
@@ -256,6 +258,10 @@ class GraphSteps:
         shape = table.shape, layers[0][-1].shape, columns is None
         if shape not in self._on_card:
             self._on_card[shape] = DecodeOnCard(self._decode_blocks, self.model)
-        logits = self._on_card[shape](x, *where, columns, *tensors).asnumpy()
+        return self._read(self._on_card[shape](x, *where, columns, *tensors))
+
+    def _read(self, logits):
+        """A graph's result as an array; what was sent for it has arrived."""
+        logits = logits.asnumpy()
         self._send.clear()
         return logits

@@ -45,8 +45,8 @@ class Sender:
         self._sent = []
 
     def __call__(self, array):
-        """A Tensor of an array; on a CPU all is there."""
-        tensor = Tensor(array)
+        """A Tensor of an array, or one in the host's memory; on a CPU all is there."""
+        tensor = array if isinstance(array, Tensor) else Tensor(array)
         if on_cpu():
             return tensor
         self._sent.append(tensor)

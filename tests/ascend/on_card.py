@@ -257,6 +257,18 @@ def steps(count, dtype):
     return trace(Trainer(TeleChat(TeleChatConfig(**{**SIZES, "n_layer": 3}), dtype), train), [(ids, ids)] * count)
 
 
+def wide_head(vocab_size, length):
+    """Two training steps of a sequence through a shallow model with a large vocabulary."""
+    from telechat import TeleChat, TeleChatConfig, TrainConfig, Trainer
+    from telechat.training import optimizer
+
+    optimizer.CHECKED_UPDATES = 0  # operators that do nothing change no weights
+    ids = np.random.default_rng(0).integers(4, vocab_size, (1, length + 1))
+    model = TeleChat(TeleChatConfig(**{**SIZES, "vocab_size": vocab_size, "n_layer": 1}), "bfloat16")
+    trainer = Trainer(model, TrainConfig(learning_rate=1e-2, lr_schedule="constant", total_steps=2, dtype="bfloat16"))
+    trace(trainer, [(ids, ids)] * 2)
+
+
 def faults(dtype):
     """What is said where weights are left in host memory: by the check of placement, and without it."""
     from telechat import InputError, TeleChat, TeleChatConfig, TrainConfig, Trainer

@@ -1,4 +1,4 @@
-"""tools/serve.py on two simulated cards that share a model."""
+"""tools/serve.py on two and four simulated cards that share a model."""
 
 import pytest
 
@@ -10,6 +10,7 @@ from tests.distributed.test_training import PATIENT
 pytestmark = [pytest.mark.ascend, pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))]
 
 
-def test_cards_serve_as_one(msrun, tmp_path):
+@pytest.mark.parametrize("cards", [2, 4])
+def test_cards_serve_as_one(msrun, tmp_path, cards):
     """In float32, so that the tokens are those of one CPU: put back, shared, in parts, with an adapter."""
-    check_serving(msrun, tmp_path, 2, environment(base={"PYTHONPATH": str(ROOT)}, **PATIENT))
+    check_serving(msrun, tmp_path, cards, environment(base={"PYTHONPATH": str(ROOT)}, **PATIENT))

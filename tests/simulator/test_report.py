@@ -58,6 +58,24 @@ def test_tokens():
     assert "2 tokens, of each" in text(found) and "a layer forward  4:" in text(found)
 
 
+def test_tokens_on_a_plain_cache():
+    layer = ("launch aclnnMm", "launch ScatterUpdate", "launch ScatterUpdate", "launch InternalSoftmax")
+    token = ("copy to device 8", *layer, *layer, "launch aclnnMm", "copy to host 4")
+    found = report(log("launch aclnnCast", "copy to host 4", *token, *token, *token))
+    assert (found.unit, found.count, found.copies["device to host"]) == ("token", 1, (1, 4))
+    assert found.layer_forward == {"InternalSoftmax": 1, "aclnnMm": 1, "ScatterUpdate": 2}
+
+
+def test_steps_without_fused_attention():
+    forward = ("launch aclnnMm", "launch aclnnSoftmax", "launch aclnnMatmul")
+    backward = ("launch aclnnSwiGluGrad", "launch aclnnMm", "launch aclnnSoftmax")
+    found = report(log(*(*forward, *forward, "launch aclnnCrossEntropyLoss", *backward, *backward,
+                         "launch aclnnApplyAdamWV2", "launch aclnnRmsNorm") * 3))
+    assert found.unit == "step"
+    assert found.layer_forward == {"aclnnMm": 1, "aclnnSoftmax": 1, "aclnnMatmul": 1}
+    assert found.layer_backward == {"aclnnSwiGluGrad": 1, "aclnnMm": 1, "aclnnSoftmax": 1}
+
+
 def test_a_run_without_steps_is_one_unit():
     found = report(log("launch aclnnAdd", "launch aclnnAdd"))
     assert (found.unit, found.kernels, found.layer_forward) == ("run", {"aclnnAdd": 2}, {})
