@@ -114,6 +114,23 @@ def test_no_bit_depends_on_the_cache_or_on_chunks(case, blocks, chunk, reuse):
     assert (engine.table.hits > 100) == reuse
 
 
+def test_prompts_that_end_with_a_block_or_with_the_cache(case):
+    """Of whole blocks, a token more or less, and with room for a single token; several answers to one prompt."""
+    model, _, _ = case
+    ids = np.random.default_rng(3).integers(0, 96, LENGTH).tolist()
+    requests = [(ids[:count], SamplingParams(4, temperature=1.0, seed=8)) for count in (16, 16, 32, 33, 47, 48, LENGTH - 1)]
+    alone, shared = Engine(model, LENGTH, reuse=False), Engine(model, LENGTH)
+    alone.reserve(1, LENGTH)
+    shared.reserve(4, LENGTH, 9)
+    expected, ends = run(Batch(alone), requests)
+    assert ends == ["length"] * len(requests) and [len(answer) for answer in expected] == [4] * 6 + [1]
+    assert expected[0] != expected[1], "draws of their own"
+    for chunk in (None, 16):
+        assert run(Batch(shared, chunk), requests)[0] == expected
+        assert shared.available == 9
+    assert shared.table.hits > 0
+
+
 def test_a_conversation_computes_what_is_new(case):
     """Each turn's prompt is the last one's, its answer and a question: all but a block of the past is there."""
     model, _, _ = case

@@ -212,6 +212,31 @@ def test_a_cancelled_sequence_that_waits_is_never_answered(service):
     assert items[2].listener.empty()
 
 
+def test_a_sequence_that_is_cancelled_while_it_is_put_back_leaves_nothing():
+    """Four blocks of 4 tokens: the second one has to make room for the first, and its client goes meanwhile."""
+    engine = CountingEngine(slots=2, length=16, blocks=4, block_size=4)
+    service = Service(engine, Mesh.single().world, Metrics())
+    service.deliver = lambda events: [event.choice.listener.put(event) for event in events]
+    stays, gone, later = choice([1, 1, 1], 13), choice([9] * 7, 9), choice([30], 3)
+    service.submit([stays, gone])
+    decode = engine.decode
+
+    def cancel_when_put_back(slots, tokens, positions):
+        if service._batch.preemptions == 1 and gone.key not in service._leaving and len(slots) == 1:
+            service.cancel([gone])
+            service.stopping = False
+            service.submit([later])
+            service.stopping = True
+            engine.decode = decode
+        return decode(slots, tokens, positions)
+
+    engine.decode = cancel_when_put_back
+    finish(service)
+    assert collect(stays)[0].split() == [str(token) for token in range(2, 15)] and collect(later) == ("31 32 33 ", "length")
+    assert all(event.reason is None for event in gone.listener.queue) and service._batch.preemptions == 1
+    assert engine.available == 4 and service.running == len(service._batch) == 0
+
+
 def test_the_time_limit_ends_what_runs_and_what_waits(service, engine):
     items = [choice([1], 30), choice([2], 30), choice([3], 30)]
     service.submit(items)

@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 import socket
+import struct
 import threading
 import time
 
@@ -124,6 +125,16 @@ def test_a_client_that_goes_while_it_sends_a_body_is_no_failure_of_the_server(im
     counted = set()
     wait_until(lambda: counted.update(re.findall(r'path="/v1/completions",status="(\d+)"', metrics(impatient))) or counted)
     assert counted == {"499"}
+
+
+@pytest.mark.parametrize("sent", [b"POST /v1/comp", b"POST /v1/completions HTTP/1.1\r\nContent-Le"])
+def test_a_client_that_goes_while_it_sends_a_head_leaves_nothing(impatient, sent, capfd):
+    with socket.create_connection(("127.0.0.1", impatient.port), timeout=20) as client:
+        client.sendall(sent)
+        wait_until(lambda: impatient._server._connections.count == 1)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # the connection is reset, not closed
+    wait_until(lambda: impatient._server._connections.count == 0)
+    assert Raw(impatient.url)("GET", "/health")[0] == 200 and capfd.readouterr() == ("", "")
 
 
 def metrics(server):

@@ -1,7 +1,8 @@
 """A server as it is used, for half an hour (make soak-serve): nothing is lost or mixed up, memory and descriptors stay.
 
-Sixteen clients come at random with short and long requests to the base model and two adapters, some read slowly, some go
-away in between, and the cache holds a third of what eight of the longest sequences need.
+Sixteen clients come at random with short and long requests to the base model and two adapters, some with two answers, stop
+strings or log-probabilities; some read slowly, some go away in between, and the cache holds a third of what eight of the longest
+sequences need.
 """
 
 import collections
@@ -34,18 +35,20 @@ FLAT = 1.02  # times the most memory that was resident in the first fifth
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One of those that are asked over and over; ``answer`` is the text that it gets alone."""
+    """One of those that are asked over and over; ``answers`` are the texts that it gets alone."""
 
     model: str
     prompt: list
     params: SamplingParams
-    answer: str
+    stop: str  # or None
+    logprobs: int  # or None
+    answers: list
 
     @property
     def body(self):
         params = self.params
-        return {"model": self.model, "prompt": self.prompt, "max_tokens": params.max_new_tokens,
-                "temperature": params.temperature, "seed": params.seed}
+        return {"model": self.model, "prompt": self.prompt, "max_tokens": params.max_new_tokens, "n": len(self.answers),
+                "temperature": params.temperature, "seed": params.seed, "stop": self.stop, "logprobs": self.logprobs}
 
 
 @pytest.fixture(scope="module")
@@ -60,21 +63,34 @@ def folder(tmp_path_factory):
 
 
 def make_requests(folder):
-    """Short and long prompts and answers in all combinations, half of each with a common beginning, half greedy."""
+    """Short and long prompts and answers in all combinations, half of each with a common beginning, half greedy.
+
+    Some prompts end with a block of the cache, one leaves room for a single token; of every five requests one has two answers,
+    one a stop string, and one log-probabilities.
+    """
     rng, tokenizer, requests = random.Random(5), Tokenizer.from_pretrained(folder / "base"), []
     system = [rng.randrange(300, 1600) for _ in range(90)]
     for model in ("base", *ADAPTERS):
         lora = None if model == "base" else folder / model
         generator = Generator(TeleChat.from_pretrained(folder / "base", lora=lora), MAX_LENGTH)
-        for number in range(16):
+        for number in range(20):
             long_prompt, long_answer, shared, greedy = (number >> bit & 1 for bit in range(4))
             own = [rng.randrange(300, 1600) for _ in range(rng.randint(120, 220) if long_prompt else rng.randint(2, 30))]
-            prompt = [20, *(system if shared else []), *own, 21]
-            params = SamplingParams(rng.randint(100, 200) if long_answer else rng.randint(1, 16), stop_ids=STOP,
-                                    temperature=0.0 if greedy else 1.0, seed=number)
-            tokens, = generator.generate([prompt], params)
-            requests.append(Request(model, prompt, params, tokenizer.decode(tokens, skip_control_tokens=True)))
-    assert len({request.answer for request in requests}) > 40
+            if number >= 16:
+                length = (16, 32, 256, MAX_LENGTH - 1)[number - 16]
+                own = [rng.randrange(300, 1600) for _ in range(length - 2)]
+            prompt = [20, *(system if shared and number < 16 else []), *own, 21]
+            count = rng.randint(100, 200) if long_answer else rng.randint(1, 16)
+            params = SamplingParams(min(count, MAX_LENGTH - len(prompt)), stop_ids=STOP, temperature=float(not greedy),
+                                    seed=number)
+            tokens = generator.generate([prompt] * (1 + (number % 5 == 0)), params)
+            texts, stop = [tokenizer.decode(ids, skip_control_tokens=True) for ids in tokens], None
+            if number % 5 == 1:
+                stop = next((text for text in re.findall("[^\ufffd]{3}", texts[0][len(texts[0]) // 2:])), "never there")
+            requests.append(Request(model, prompt, params, stop, 2 if number % 5 == 2 else None,
+                                    [text if stop is None else text.partition(stop)[0] for text in texts]))
+    assert len({tuple(request.answers) for request in requests}) > 50
+    assert sum(request.stop not in (None, "never there") for request in requests) > 4
     return requests
 
 
@@ -105,12 +121,12 @@ class Clients:
             except Exception as error:
                 self.faults.append(f"{way}, {request.body}: {error!r}")
                 return
-            if answer is not None and answer != request.answer:
-                self.faults.append(f"{way}, {request.body}: {answer!r} instead of {request.answer!r}")
+            if answer is not None and answer != request.answers:
+                self.faults.append(f"{way}, {request.body}: {answer!r} instead of {request.answers!r}")
             self.counts[way] += 1
 
     def _ask(self, request, way, rng):
-        """The text of an answer, or None where it is given up."""
+        """The texts of an answer's choices, or None where it is given up."""
         connection = http.client.HTTPConnection(self.address.netloc, timeout=300)
         connection.sock = socket.socket()
         if way == "slowly":  # the little that the system takes ahead is soon full
@@ -126,19 +142,20 @@ class Clients:
             if response.status != 200:
                 raise RuntimeError(f"status {response.status}: {response.read()}")
             if way == "whole":
-                return json.loads(response.read())["choices"][0]["text"]
-            return self._read(response, way, rng)
+                return [choice["text"] for choice in json.loads(response.read())["choices"]]
+            return self._read(response, [""] * len(request.answers), way, rng)
         finally:
             connection.close()
 
-    def _read(self, response, way, rng):
-        text, events = "", rng.randint(1, 60)
+    def _read(self, response, texts, way, rng):
+        events = rng.randint(1, 60)
         for line in response:
             line = line.strip().removeprefix(b"data: ")
             if line == b"[DONE]":
-                return text
+                return texts
             if line:
-                text += json.loads(line)["choices"][0]["text"]
+                for choice in json.loads(line)["choices"]:
+                    texts[choice["index"]] += choice["text"]
                 events -= 1
             if way == "slowly":
                 time.sleep(rng.uniform(0, 0.05))
