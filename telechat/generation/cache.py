@@ -4,7 +4,7 @@ from telechat.generation.block_table import BlockTable
 from telechat.nn.device import device_zeros
 from telechat.nn.paged_attention import block_size
 
-TOKENS = 16  # of a block, where the kernels take any number: what begins alike is shared in steps of so many
+TOKENS = 16  # of a block, where the kernels take any number of whole vectors: what begins alike is shared in steps of so many
 
 
 def tokens_of_block(kernels, config):

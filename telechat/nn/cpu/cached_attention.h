@@ -3,12 +3,21 @@
 
 #include <cstdint>
 
-// One layer's keys or values: (blocks, heads, block_size, D) float32; a sequence's row of a table names its blocks.
+// One layer's keys or values, float32; a sequence's row of a table names its blocks. Values are (blocks, heads, block_size, D);
+// keys are (blocks, heads, D, block_size), so that one number of many tokens' keys is read together. block_size is a multiple of
+// LANES.
 struct CacheShape {
     int64_t heads, block_size, dim;
 
+    int64_t block(const int32_t* table, int64_t head, int64_t position) const {
+        return (table[position / block_size] * heads + head) * block_size * dim;
+    }
+    // The first number of a token's value, and of its key, whose others lie block_size apart.
     int64_t place(const int32_t* table, int64_t head, int64_t position) const {
-        return ((table[position / block_size] * heads + head) * block_size + position % block_size) * dim;
+        return block(table, head, position) + position % block_size * dim;
+    }
+    int64_t key_place(const int32_t* table, int64_t head, int64_t position) const {
+        return block(table, head, position) + position % block_size;
     }
 };
 

@@ -127,12 +127,12 @@ extern "C" __attribute__((visibility("default"))) void decode(
     float *normed = x + batch * hidden, *query = normed + batch * hidden, *attended = query + batch * queries;
     float *key_value = attended + batch * queries, *gate = key_value + batch * pairs, *up = gate + batch * s.inner;
     LowRank adapters{columns, s.rank, batch, factors, columns == nullptr ? nullptr : scratch(5, 2 * batch * s.rank)};
-    const Weight table{embedding, type};
+    const Weight embeddings{embedding, type};
     const bool alone = s.shared.memory == nullptr;
     for (int64_t b = 0; b < batch; b++) {
         const int64_t row = tokens[b] - s.first_token;
         const bool here = row >= 0 && row < s.rows;
-        for (int64_t i = 0; i < hidden; i++) x[b * hidden + i] = here ? table.at(row * hidden + i) * s.input_mult : 0.0f;
+        for (int64_t i = 0; i < hidden; i++) x[b * hidden + i] = here ? embeddings.at(row * hidden + i) * s.input_mult : 0.0f;
     }
     if (!alone) add_up(s.shared, x, batch * hidden);  // of each row one process has it, the others zeros
     // Adds columns of a product and its bias to the residual.
@@ -172,15 +172,18 @@ extern "C" __attribute__((visibility("default"))) void decode(
             for (int64_t h = 0; h < s.key_value_heads; h++) {
                 float* pair = key_value + b * pairs + h * 2 * dim;
                 if (cos != nullptr) rotate(pair, dim, turn, lift);
-                const int64_t place = cache.place(tables + sequences[b] * s.table_width, h, positions[b]);
-                std::memcpy(keys + place, pair, dim * sizeof(float));
-                std::memcpy(values + place, pair + dim, dim * sizeof(float));
+                const int32_t* table = tables + sequences[b] * s.table_width;
+                float* key = keys + cache.key_place(table, h, positions[b]);
+                for (int64_t i = 0; i < dim; i++) key[i * s.block_size] = pair[i];
+                std::memcpy(values + cache.place(table, h, positions[b]), pair + dim, dim * sizeof(float));
             }
         });
         const int64_t count = tiles.size() - 1;
         parallel(count * s.heads, [&](int64_t task) {
-            // Those with the most to read first, so that threads end together.
-            const int64_t tile = count - 1 - task / s.heads, h = task % s.heads, b = tiles[tile];
+            // Those that read the same keys one after the other; of these those with the most to read first, so that threads
+            // end together.
+            const int64_t part = task % (count * group), tile = count - 1 - part / group, b = tiles[tile];
+            const int64_t h = task / (count * group) * group + part % group;
             attend_cached(tiles[tile + 1] - b, query + b * queries + h * dim, queries, positions + b, keys, values, cache,
                           tables + sequences[b] * s.table_width, h / group, slopes == nullptr ? 0 : slopes[h],
                           attended + b * queries + h * dim);

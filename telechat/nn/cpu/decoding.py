@@ -80,7 +80,8 @@ class DecodeStep:
             embedding, norm, head (Tensor): weights (V, H), (H,), (V, H), or V/processes rows of embedding and head, rounded
                 up; all weights of one dtype.
             blocks (list): for each layer what `Block.weights` gives.
-            caches (list): for each layer keys and values, float32 (blocks, m, block size, D).
+            caches (list): for each layer keys and values, float32 (blocks, m, block size, D); zeros at first. A block of keys
+                is kept as (D, block size).
             adapters (tuple): which columns of LoRA's factors each token takes, float32 (N, R) of 0 and 1, and for each
                 layer A and B of its six products, float32 (R, inputs) and (outputs, R), None for none; None: no token
                 has an adapter.
