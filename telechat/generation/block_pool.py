@@ -1,8 +1,9 @@
 """The blocks of a key-value cache: handed out, taken back, shared, and remembered by the tokens they hold.
 
 Kwon et al., "PagedAttention" (arXiv:2309.06180). A block that is full is known by its tokens and those before them: a
-sequence that begins with the same tokens shares it instead of computing it. What nobody uses any more is kept until
-room is needed, and the least recently used goes first. All is decided by the calls, in their order: processes that
+sequence that begins with the same tokens shares it instead of computing it. One that is not full is known in the same way
+when its sequence has ended, and goes to the next one that goes on from there, as the turns of a chat do. What nobody uses any
+more is kept until room is needed, and the least recently used goes first. All is decided by the calls, in their order: processes that
 share a model make the same calls and hold the same blocks.
 """
 
@@ -33,6 +34,8 @@ class BlockPool:
         self._key = {}  # remembered block → its key in `_known`
         self._number = {}  # remembered block → a number that no other block ever had
         self._numbers = 0
+        self._tails = {}  # what comes before → (block, its first tokens), of blocks that are not full and that nobody uses
+        self._tail_key = {}  # such a block → its key in `_tails`
 
     @property
     def available(self):
@@ -63,6 +66,32 @@ class BlockPool:
                 self._idle[block] = None
             else:
                 self._free.append(block)
+
+    def release_tail(self, block, before, tokens):
+        """A block's only user has ended, and its first ``tokens`` are computed: `take_tail` will find it."""
+        if not (self.reuse and tokens):
+            return self.release(block)
+        if before in self._tails:  # the newest one is the likeliest to go on
+            old, _ = self._tails[before]
+            self._forget(old)
+            del self._idle[old]
+            self._free.append(old)
+        self._users[block] = 0
+        self._idle[block] = None
+        self._tails[before], self._tail_key[block] = (block, tokens), before
+
+    def find_tail(self, before, tokens):
+        """How many of ``tokens`` behind ``before`` are the first ones of a block that is not full."""
+        _, known = self._tails.get(before, (None, ()))
+        return next((place for place, (one, other) in enumerate(zip(known, tokens)) if one != other), min(len(known), len(tokens)))
+
+    def take_tail(self, before):
+        """The block that `find_tail` found, for one user, who goes on in it."""
+        block, _ = self._tails[before]
+        self._forget(block)
+        del self._idle[block]
+        self._users[block] = 1
+        return block
 
     def share(self, block):
         """One user more of a block that `find` gave."""
@@ -106,10 +135,12 @@ class BlockPool:
         """Remember nothing any more: what was computed is out of date. Blocks in use stay their users'."""
         self._free += reversed(self._idle)
         self._idle.clear()
-        self._known.clear()
-        self._key.clear()
-        self._number.clear()
+        for known in (self._known, self._key, self._number, self._tails, self._tail_key):
+            known.clear()
 
     def _forget(self, block):
-        del self._known[self._key.pop(block)]
-        del self._number[block]
+        if block in self._tail_key:
+            del self._tails[self._tail_key.pop(block)]
+        else:
+            del self._known[self._key.pop(block)]
+            del self._number[block]

@@ -29,6 +29,7 @@ class BlockTable:
         self.hits = self.misses = 0
         self._held = [0] * slots
         self._named = [()] * slots  # the names of a sequence's full blocks that are remembered, in order
+        self._tail = [()] * slots  # the tokens behind these that are computed
         self._root = [None] * slots
         self._shareable = [0] * slots  # tokens up to which blocks may be remembered
 
@@ -50,8 +51,13 @@ class BlockTable:
             self.pool.share(block)
             self.table[slot, len(names)] = block
             names.append(self.pool.name(block))
-        self._named[slot], self._held[slot] = names, len(names)
         found = len(names) * self.block_size
+        tail = self._known_tail(ids, names, root, shareable)
+        if tail:
+            self.table[slot, len(names)] = self.pool.take_tail(names[-1] if names else root)
+            self._tail[slot] = tuple(ids[found:found + tail])
+        self._named[slot], self._held[slot] = names, len(names) + (tail > 0)
+        found += tail
         self.hits += found
         self.misses += len(ids) - found
         return found
@@ -66,8 +72,8 @@ class BlockTable:
         known = list(self._known_blocks(ids, root, shareable))
         used = sum(map(self.pool.is_used, known))
         names = [self.pool.name(block) for block in known]
-        return (-(-len(ids) // self.block_size) - used, len(known) * self.block_size,
-                self._next_block(ids, names, root, shareable))
+        found = len(known) * self.block_size + self._known_tail(ids, names, root, shareable)
+        return (-(-len(ids) // self.block_size) - used, found, self._next_block(ids, names, root, shareable))
 
     def next_block(self, slot, ids):
         """The first block of a running sequence that is not known: (name of what is before, its tokens).
@@ -91,6 +97,12 @@ class BlockTable:
             yield block
             before = self.pool.name(block)
 
+    def _known_tail(self, ids, names, root, shareable):
+        """How many tokens behind the known blocks the next block holds, all but the last of a sequence at most."""
+        first = len(names) * self.block_size
+        last = min(len(ids) - 1, shareable, first + self.block_size)
+        return self.pool.find_tail(names[-1] if names else root, ids[first:last]) if last > first else 0
+
     def grow(self, slot, length):
         """Give a sequence the blocks that ``length`` tokens need; False, and nothing, where there are not enough."""
         missing = self.missing(slot, length)
@@ -110,19 +122,27 @@ class BlockTable:
         return self.missing(slot, length) > 0
 
     def remember(self, slot, ids, count):
-        """The first ``count`` of a sequence's tokens ``ids`` are computed: their full blocks may be shared."""
+        """The first ``count`` of a sequence's tokens ``ids`` are computed: their full blocks may be shared, and the last one
+        when the sequence has ended."""
         names, size = self._named[slot], self.block_size
         while self.pool.reuse and (len(names) + 1) * size <= min(count, self._shareable[slot]):
             number = len(names)
             tokens = tuple(ids[number * size:(number + 1) * size])
             names.append(self.pool.remember(int(self.table[slot, number]), names[-1] if names else self._root[slot], tokens))
+        if self.pool.reuse:
+            self._tail[slot] = tuple(ids[len(names) * size:min(count, self._shareable[slot])])
 
     def clear(self, slot):
         """Give back the blocks of a sequence that has ended, the last one first: it will be the first to be taken."""
-        for block in self.table[slot, :self._held[slot]][::-1]:
-            self.pool.release(int(block))
+        names = self._named[slot]
+        for number in reversed(range(self._held[slot])):
+            block = int(self.table[slot, number])
+            if number == len(names) and self._tail[slot]:
+                self.pool.release_tail(block, names[-1] if names else self._root[slot], self._tail[slot])
+            else:
+                self.pool.release(block)
         self.table[slot] = UNREAD
-        self._held[slot], self._named[slot] = 0, []
+        self._held[slot], self._named[slot], self._tail[slot] = 0, [], ()
 
     def forget_all(self):
         """What the blocks hold is out of date; to be called while no sequence runs."""

@@ -58,8 +58,27 @@ def test_full_blocks_of_the_same_tokens_behind_the_same_are_shared():
     assert hold(table, 2, ids[:8]) == 4
     # The same tokens behind others are something else; so are those of another root.
     assert hold(table, 2, ids[:2] + [0, 0] + ids[4:]) == 0
-    assert hold(table, 2, ids, root=40) == 0 and hold(table, 2, ids, root=40) == 8
-    assert (table.hits, table.misses) == (8 + 4 + 8, 10 + 2 + 4 + 10 + 10 + 2)
+    assert hold(table, 2, ids, root=40) == 0 and hold(table, 2, ids, root=40) == 9
+    assert (table.hits, table.misses) == (8 + 4 + 9, 10 + 2 + 4 + 10 + 10 + 1)
+
+
+def test_the_last_block_goes_to_who_goes_on_in_it():
+    table, ids = BlockTable(slots=2, length=16, block_size=4), list(range(7))
+    hold(table, 0, ids)
+    last = table.table[0, 1]
+    assert hold(table, 1, ids + [7, 8]) == 4, "it is in use"
+    table.clear(0)
+    # Behind the same tokens, as far as they are the same; under another root nothing is.
+    assert table.needed(ids[:5] + [0, 0]) == (1, 5, None) and table.needed(ids, root=40)[1] == 0
+    assert table.begin(0, ids + [9]) == 7 and table.table[0, 1] == last and table.pool.available == 8 - 4
+    # Whoever goes before anything is computed gives it back as it was; of two last blocks behind the same the newer one stays.
+    assert hold(table, 0, ids[:4] + [6, 6, 6]) == 4
+    table.clear(0)
+    assert table.begin(0, ids) == 4 and table.pool.available == 8 - 3
+    assert table.begin(0, ids[:4] + [6, 6, 6]) == 6
+    table.clear(0)
+    table.clear(1)
+    assert table.pool.available == 8
 
 
 def test_what_depends_on_more_than_tokens_before_is_not_shared():
@@ -74,11 +93,11 @@ def test_blocks_are_kept_after_their_sequence_and_the_longest_unused_goes_first(
     first, second = list(range(9)), list(range(50, 59))
     hold(table, 0, first)
     hold(table, 0, second)
-    # Two known blocks of each, one that was not full and is free; a third sequence of two blocks takes the latter and
-    # the last block of the first.
-    assert table.pool.available == 5 - 3
-    hold(table, 0, list(range(80, 86)))
-    assert table.pool.evictions == 1
+    # Three known blocks of each, of which the second one's last took the place of the first one's; a third sequence takes the
+    # last that is left of the first.
+    assert table.pool.available == 5 - 3 and table.pool.evictions == 1
+    hold(table, 0, list(range(80, 84)))
+    assert table.pool.evictions == 2
     assert table.begin(0, first) == 4 and table.begin(0, second) == 8
     table.clear(0)
     table.forget_all()

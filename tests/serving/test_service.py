@@ -319,14 +319,14 @@ def test_metrics_are_in_the_text_form_of_prometheus(service):
 
 
 def test_metrics_count_what_the_cache_held_and_gave_up():
-    """Of four blocks of 4 tokens a sequence of 9 and 3 takes three, and two are full: the second sequence takes both free
-    ones and one known one, and the first one, when it comes again, finds its beginning and takes a known one too."""
+    """Of four blocks of 4 tokens a sequence of 9 and 3 takes three, all of them known: the second sequence takes the free one
+    and two of these, and the first one, when it comes again, finds its beginning and takes two known ones too."""
     service = Service(CountingEngine(slots=1, length=16, blocks=4), Mesh.single().world, Metrics())
     for first in (10, 30, 10):
         service.submit([choice([first] * 9, 3)])
     finish(service)
     lines = service.metrics.text(waiting=0, running=0).splitlines()
     for line in ("telechat_prefilled_tokens_total 23", "telechat_prefix_cache_hit_tokens_total 4",
-                 "telechat_prefix_cache_evictions_total 2", "telechat_preemptions_total 0", "telechat_cache_blocks 4",
+                 "telechat_prefix_cache_evictions_total 4", "telechat_preemptions_total 0", "telechat_cache_blocks 4",
                  "telechat_cache_blocks_free 4", "# TYPE telechat_prefix_cache_evictions_total counter"):
         assert line in lines, [line for line in lines if "cache" in line or "prefilled" in line]
