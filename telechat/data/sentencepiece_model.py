@@ -12,9 +12,9 @@ from telechat.errors import InputError
 _SPACE = "▁"  # U+2581, how SentencePiece spells a space
 
 # The official tokenizers cut the text at their special tokens before SentencePiece sees it. Those
-# that 12B's tokenizer_config.json calls single_word are cut at only between spaces; its unknown
-# token is <_end>, so <_unk> is no special token, while 52B's <unk> is one.
-_SINGLE_WORD = frozenset({"<_end>", "<_pad>"})
+# that tokenizer_config.json calls single_word are cut at only between spaces: these of 12B, whose unknown
+# token is <_end>, so that <_unk> is no special token, while 52B's <unk> is one.
+_RULES = dict.fromkeys(("<_end>", "<_pad>"), frozenset({"single_word"}))
 _UNKNOWN_THAT_SPLITS = "<unk>"
 
 # SentencePiece replaces each byte that is no UTF-8 by one U+FFFD.
@@ -28,7 +28,8 @@ class SentencePieceModel:
     Args:
         data: the content of ``tokenizer.model``.
         name: what error messages call the file.
-        registered: spellings of the control pieces that a text is cut at, a set of str; None: all of them.
+        registered (dict): spellings of the control and user-defined pieces that a text is cut at, and what is true of
+            each: "single_word", "lstrip", "rstrip"; None: all control pieces, by the rules of 12B.
     """
 
     has_leading_space = True  # the first token's space is dropped in decoding
@@ -45,10 +46,11 @@ class SentencePieceModel:
         if not self.size:
             raise InputError(f"{name} holds no vocabulary; give the published tokenizer.model")
         unknown = self.find(_UNKNOWN_THAT_SPLITS)
+        markers = [index for index in positions if _is_marker(self._processor.id_to_piece(index))]
         self._split_ids = frozenset(
             index for index, is_control in enumerate(self._processor.is_control(list(range(self.size))))
-            if is_control or index == unknown)
-        markers = [index for index in positions if _is_marker(self._processor.id_to_piece(index))]
+            if is_control or index == unknown).union(
+                index for index in markers if registered and self._processor.id_to_piece(index) in registered)
         self.control_ids = self._split_ids | {self._processor.unk_id()} | set(markers)
         # A control piece takes no part in segmentation, exactly as if it were not there.
         self._without_markers = made_control(data, map(positions.get, markers))
@@ -56,7 +58,8 @@ class SentencePieceModel:
                             if registered is None or spelling in registered), key=len, reverse=True)
         self._spellings = frozenset(spellings)
         self._split = re.compile("(" + "|".join(map(re.escape, spellings)) + ")") if spellings else None
-        self._single_word = _SINGLE_WORD.intersection(spellings)
+        rules = _RULES if registered is None else registered
+        self._rules = {spelling: rules[spelling] for spelling in spellings if rules.get(spelling)}
 
     def find(self, token):
         """The id of a piece, or None where there is no such piece."""
@@ -82,19 +85,26 @@ class SentencePieceModel:
         """Cut ``text`` at special tokens, by the rule of transformers' slow tokenizers.
 
         A single-word token with something other than a space beside it stays glued to that
-        neighbour, and is then text. The walk changes the neighbours as it goes, so the outcome for
-        runs of tokens depends on the order; it is the official one.
+        neighbour, and is then text; others may take the white space beside them away. The walk changes the
+        neighbours as it goes, so the outcome for runs of tokens depends on the order; it is the official one.
         """
         parts = [part for part in self._split.split(text) if part] if self._split else [text]
         for index, part in enumerate(parts):
-            if part not in self._single_word:
+            rules = self._rules.get(part)
+            if not rules:
                 continue
             left = parts[index - 1] if index else ""
             right = parts[index + 1] if index + 1 < len(parts) else ""
+            if right and "rstrip" in rules:
+                parts[index + 1] = right.lstrip()
+            if left and "lstrip" in rules:
+                parts[index - 1] = left.rstrip()
+            if "single_word" not in rules:
+                continue
             if left and not left.endswith(" "):
-                parts[index - 1], parts[index] = left + part, ""
+                parts[index - 1], parts[index] = parts[index - 1] + part, ""
             elif right and not right.startswith(" "):
-                parts[index + 1], parts[index] = part + right, ""
+                parts[index + 1], parts[index] = part + parts[index + 1], ""
         return [part for part in parts if part]
 
     def encode_text(self, text):

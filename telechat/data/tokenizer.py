@@ -212,16 +212,26 @@ def added_tokens(data, size):
 def registered_tokens(data):
     """The tokens that a tokenizer_config.json registers, so that the official tokenizer cuts a text at them.
 
-    TeleChat2's registers three of its control pieces, and spells the others out. Returns a set of str with <_start>,
-    which the official class registers itself; None where the file says nothing.
+    TeleChat2's registers three of its control pieces, and spells the others out. Of a token that is there several times
+    the first counts, in transformers' order.
+
+    Returns:
+        dict: spelling → frozenset of what is true of it: "single_word", "lstrip", "rstrip"; with <_start>, which the
+        official class registers itself. None where the file says nothing.
     """
     values = _config_values(data)
-    found = {_spelling(value) for name, value in values.items() if name.endswith("_token")}
-    for name in ("additional_special_tokens", "added_tokens_decoder"):
-        listed = values.get(name)
-        found.update(map(_spelling, listed.values() if isinstance(listed, dict) else listed or ()))
-    found.discard(None)
-    return found | {"<_start>"} if found else None
+    listed = values.get("added_tokens_decoder")
+    tokens = list(listed.values()) if isinstance(listed, dict) else []
+    tokens += [values.get(f"{name}_token") for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")]
+    more = values.get("additional_special_tokens")
+    tokens += more if isinstance(more, list) else []
+    found = {}
+    for token in tokens:
+        spelling = _spelling(token)
+        if spelling is not None:
+            rules = (name for name in ("single_word", "lstrip", "rstrip") if isinstance(token, dict) and token.get(name) is True)
+            found.setdefault(spelling, frozenset(rules))
+    return {"<_start>": frozenset(), **found} if found else None
 
 
 def _spelling(token):

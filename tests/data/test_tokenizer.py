@@ -97,6 +97,31 @@ def test_12b_cuts_where_transformers_does(tok, text, parts):
     assert tok.encode(text) == expected
 
 
+USER = 20  # of the demo's tokenizer
+
+
+@pytest.mark.parametrize("config, text, parts", [
+    ({"eos_token": "<_end>"}, "a<_end>b", ["a", 2, "b"]),  # a text says nothing of single words
+    ({"eos_token": {"content": "<_end>", "single_word": True}}, "a<_end>", ["a<_end>"]),
+    ({"eos_token": {"content": "<_end>", "single_word": True}, "unk_token": "<_end>"}, "a<_end>", ["a<_end>"]),
+    ({"unk_token": {"content": "<_end>", "single_word": True}, "eos_token": "<_end>"}, "a<_end>b", ["a", 2, "b"]),
+    ({"added_tokens_decoder": {"2": {"content": "<_end>", "single_word": True}}, "eos_token": "<_end>"}, "a<_end>", ["a<_end>"]),
+    ({"eos_token": {"content": "<_end>", "rstrip": True, "lstrip": True}}, "a \n<_end> \tb", ["a", 2, "b"]),
+    ({"eos_token": {"content": "<_end>", "rstrip": True}}, "a <_end> <_start>", ["a ", 2, 1]),
+    ({"additional_special_tokens": ["<_end>", 3, None]}, "<_pad>a<_end>", ["<_pad>a", 2]),
+    ({"additional_special_tokens": ["<_user>"], "eos_token": "<_end>"}, "a<_user>b", ["a", USER, "b"]),  # user-defined
+])
+def test_a_tokenizer_config_says_how_a_text_is_cut(tok, tmp_path, config, text, parts):
+    """transformers' rules: what is found first in added_tokens_decoder, then bos, eos, unk, … counts."""
+    shutil.copy(tok.path, tmp_path / "tokenizer.model")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    processor = sentencepiece.SentencePieceProcessor(model_file=tok.path)
+    expected = []
+    for part in parts:
+        expected += [part] if isinstance(part, int) else processor.encode(part)
+    assert Tokenizer.from_pretrained(tmp_path).encode(text) == expected
+
+
 def test_52b_cuts_at_its_special_tokens(reserved_tok):
     processor = sentencepiece.SentencePieceProcessor(model_file=reserved_tok.path)
     assert reserved_tok.encode("sky</s><unk>sea<_end>x<pad>") == [
