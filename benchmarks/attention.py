@@ -82,13 +82,13 @@ def ours_layer(length, passes):
 
     import telechat
     from telechat.config import TeleChatConfig
-    from telechat.nn.block_passes import BlockPasses
+    from telechat.nn.block_training import BlockTraining
     from telechat.nn.positions import sequence_tables
 
     config = TeleChatConfig(**SIZE)
     model = telechat.TeleChat(config, tensors=weight)
     block = model.transformer.h[0]
-    passes_of = BlockPasses(block.functions)
+    training = BlockTraining(block.functions)
     weights = [None if parameter is None else parameter.data for parameter in block.weights()]
     kernels = model.kernels
     tables = (*map(kernels.rotary_tensor, sequence_tables(config, length)), *kernels.attention_tensors(config, length))
@@ -96,8 +96,8 @@ def ours_layer(length, passes):
     x, dy = (ms.Tensor(draw(seed, length, SIZE["hidden_size"])) for seed in range(2))
 
     def run():
-        y, kept = passes_of.forward(x, tables, drops, weights)
-        outcome = y, *passes_of.backward(dy, x, kept, tables, drops, weights)
+        y, kept = training.forward(x, tables, drops, weights)
+        outcome = y, *training.backward(dy, x, kept, tables, drops, weights)
         ms.runtime.synchronize()
         return outcome
 

@@ -138,14 +138,14 @@ class TeleChat(nn.Cell):
         cos, sin = map(self.kernels.rotary_tensor, sequence_tables(self.config, length))
         return cos, sin, *self.kernels.attention_tensors(self.config, length, padding)
 
-    def construct(self, input_ids, cos, sin, mask, shift, documents):
+    def construct(self, input_ids, cos, sin, mask, position_bias, segment_ids):
         """The computation on tensors alone: logits (B·S, V).
 
-        cos, sin (1, 1, S, D); mask, shift, documents: of `Kernels.attention_tensors`.
+        cos, sin (1, 1, S, D); mask, position_bias, segment_ids: of `Kernels.attention_tensors`.
         """
         x = self.embed(input_ids)
         for block in self.transformer.h:
-            x = block(x, cos, sin, (mask, shift, documents))
+            x = block(x, cos, sin, (mask, position_bias, segment_ids))
         return self.head(x)
 
     @classmethod

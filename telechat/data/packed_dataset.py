@@ -33,7 +33,7 @@ class PackedDataset:
         shuffle: False: the order of the file in every epoch.
         num_shards: number of data-parallel ranks, a divisor of batch_size; global batches do not
             depend on it.
-        documents: whether batches say which conversation each token belongs to.
+        segment_ids: whether batches say which conversation each token belongs to.
         shard_id: which of their rows are read here: batch_size / num_shards of them, from
             shard_id · batch_size / num_shards.
 
@@ -48,7 +48,7 @@ class PackedDataset:
     """
 
     def __init__(self, directory, batch_size, seed=0, split="train", shuffle=True, num_shards=1, shard_id=0,
-                 documents=False):
+                 segment_ids=False):
         _check_whole("batch_size", batch_size, 1)
         _check_whole("seed", seed, 0, 2**32 - 1)
         _check_whole("num_shards", num_shards, 1)
@@ -66,7 +66,7 @@ class PackedDataset:
         self._batch_size, self._seed, self._shuffle = batch_size, seed, shuffle
         self._shard_size = batch_size // num_shards
         self._shard_id = shard_id
-        self._documents = documents
+        self._segment_ids = segment_ids
         self._pad_id = self.info["settings"]["tokens"]["pad"]["id"]
         self.max_length = self.info["settings"]["max_length"]
         self.num_packs = self.info[split]["packs"]
@@ -80,7 +80,7 @@ class PackedDataset:
 
         Yields:
             (input_ids, labels), int32 numpy arrays (batch_size / num_shards, max_length + 1); labels
-            equal the input where the loss counts, else -100, and are not shifted. With ``documents`` a
+            equal the input where the loss counts, else -100, and are not shifted. With ``segment_ids`` a
             third of that shape: 0 for padding, then 1, 2, … for the conversations of a row.
         """
         _check_whole("start_step", start_step, 0)
@@ -116,7 +116,7 @@ class PackedDataset:
             rows = list(self._rows(indices)) if indices else []
             filling = (np.full(self.max_length + 1, self._pad_id, np.int32),
                        np.full(self.max_length + 1, IGNORED, np.int32),
-                       *([np.zeros(self.max_length + 1, np.int32)] if self._documents else []))
+                       *([np.zeros(self.max_length + 1, np.int32)] if self._segment_ids else []))
             yield _stack(rows + [filling] * (self._shard_size - len(rows)))
 
     def identity(self):
@@ -169,7 +169,7 @@ class PackedDataset:
 
         try:
             dataset = mindspore.dataset.MindDataset(
-                self._file, columns_list=[*COLUMNS, *([LENGTHS] if self._documents else [])], num_parallel_workers=1,
+                self._file, columns_list=[*COLUMNS, *([LENGTHS] if self._segment_ids else [])], num_parallel_workers=1,
                 sampler=mindspore.dataset.SubsetSampler([int(index) for index in indices]))
             for row in dataset.create_dict_iterator(num_epochs=1, output_numpy=True):
                 input_ids, labels = (row[name] for name in COLUMNS)
@@ -179,14 +179,14 @@ class PackedDataset:
                             f"{self._file} is a wrong or mixed dataset: a row is {column.dtype} of shape "
                             f"{column.shape} where {DATASET_JSON} says int32 of ({self.max_length + 1},); "
                             f"{_AGAIN}")
-                if self._documents:
+                if self._segment_ids:
                     yield input_ids, labels, self._numbers(row[LENGTHS])
                 else:
                     yield input_ids, labels
         except (RuntimeError, ValueError, TypeError) as error:
             if isinstance(error, InputError):
                 raise
-            columns = (*COLUMNS, LENGTHS) if self._documents else COLUMNS
+            columns = (*COLUMNS, LENGTHS) if self._segment_ids else COLUMNS
             raise InputError(f"{self._file} cannot be read as MindRecord with the columns "
                              f"{' and '.join(columns)}; {_AGAIN}") from error
 

@@ -48,7 +48,7 @@ class Engine:
         self._fixed = fixed_tables_length(config) if functions.rotary else math.inf
         self._tables = decoding_tables(config, max_length) if functions.rotary else None
         step = None
-        if not functions.is_surrounded or model.shared is not None:
+        if not functions.is_tensor_parallel or model.shared is not None:
             slopes = None if functions.rotary else alibi_slopes(config.n_head)[model.own_heads]
             step = model.kernels.decode_step(config, slopes, model.shared)
         self._steps = (GraphSteps(model, max_length, 1 + guesses, adapters) if step is None

@@ -23,14 +23,14 @@ class PrefillAttention(nn.Cell):
         self.functions = functions
 
     @ms.jit
-    def construct(self, x, cos, sin, mask, shift, documents, index, key_cache, value_cache,
+    def construct(self, x, cos, sin, mask, position_bias, segment_ids, index, key_cache, value_cache,
                   norm, query, key_value, dense, dense_bias, columns=None, *factors):
         """columns, factors: as `with_adapters` takes them; None and nothing where no row has an adapter."""
         f, kernels = self.functions, self.functions.kernels
         query, key_value, dense = with_adapters((query, key_value, dense), columns, factors)
         query, key, value = f.heads(*f.project_qkv(x, norm, query, key_value), cos, sin)
         written = kernels.write_cache(key_cache, value_cache, key, value, index)
-        attended = kernels.merge_heads(kernels.attention(query, key, value, mask, shift, documents, f.scale))
+        attended = kernels.merge_heads(kernels.attention(query, key, value, mask, position_bias, segment_ids, f.scale))
         return ops.depend(f.project_attention(x, attended, dense, dense_bias), written)
 
 
@@ -42,15 +42,15 @@ class ExtendAttention(nn.Cell):
         self.functions = functions
 
     @ms.jit
-    def construct(self, x, cos, sin, mask, shift, index, table, key_cache, value_cache, keys, values,
+    def construct(self, x, cos, sin, mask, position_bias, index, table, key_cache, value_cache, keys, values,
                   norm, query, key_value, dense, dense_bias, columns=None, *factors):
-        """mask, shift, table: as `Kernels.attention_over_cache` takes them; caches: to be written, and to be read;
+        """mask, position_bias, table: as `Kernels.attention_over_cache` takes them; caches: to be written, and to be read;
         columns, factors: as of `PrefillAttention`."""
         f, kernels = self.functions, self.functions.kernels
         query, key_value, dense = with_adapters((query, key_value, dense), columns, factors)
         query, key, value = f.heads(*f.project_qkv(x, norm, query, key_value), cos, sin)
         written = kernels.write_cache(key_cache, value_cache, key, value, index)
-        attended = kernels.attention_over_cache(query, keys, values, written, table, mask, shift, f.scale)
+        attended = kernels.attention_over_cache(query, keys, values, written, table, mask, position_bias, f.scale)
         return f.project_attention(x, kernels.merge_heads(attended), dense, dense_bias)
 
 

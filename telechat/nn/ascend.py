@@ -99,12 +99,12 @@ class AscendKernels(Kernels):
     def merge_key_value(self, key, value):
         return self.merge_heads(ops.concat((key, value), -1))
 
-    def attention_tensors(self, config, length, padding=None, documents=None, heads=slice(None), dropout=False):
+    def attention_tensors(self, config, length, padding=None, segment_ids=None, heads=slice(None), dropout=False):
         if self.flash and not (dropout and length % 8):
-            return flash_tensors(config, length, self.dtype, padding, documents, heads, dropout)
+            return flash_tensors(config, length, self.dtype, padding, segment_ids, heads, dropout)
         if self.flash:
             log_once("attention by portable operations: with dropout flash attention takes lengths of a multiple of 8")
-        return super().attention_tensors(config, length, padding, documents, heads, dropout)
+        return super().attention_tensors(config, length, padding, segment_ids, heads, dropout)
 
     def goes_by_blocks(self, length, dropout=False):
         """Not with the masks that a card's own generator makes whole."""
@@ -124,13 +124,13 @@ class AscendKernels(Kernels):
             return None
         return ascend.dropout_mask(length, width, rate, place.keys([stream]), self.dtype).reshape(-1, width)
 
-    def attention(self, query, key, value, mask, shift, documents, scale, dropout=None):
+    def attention(self, query, key, value, mask, position_bias, segment_ids, scale, dropout=None):
         if not isinstance(mask, Tensor):
             return self.blockwise_attention(query, key, value, mask, scale, dropout)
         if not self.flash:
             return portable.attention(query, key, value, mask, scale, dropout)
         if mask.dtype != ms.float32:
-            return ascend.attention(query, key, value, mask, shift, documents, scale, dropout, self.keep_prob)
+            return ascend.attention(query, key, value, mask, position_bias, segment_ids, scale, dropout, self.keep_prob)
         query, key, value = query.transpose(0, 2, 1, 3), key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)
         return portable.attention(query, key, value, mask, scale, dropout).transpose(0, 2, 1, 3)
 
@@ -169,13 +169,13 @@ class AscendKernels(Kernels):
         if not self.flash:
             return super().chunk_tensors(config, positions, length, heads)
         bias = np.maximum(cached.chunk_mask(config, positions, length, heads), -1e4)
-        shift = device_tensor(bias, self.dtype) if config.position_embedding == "alibi" else None
-        return device_tensor((positions[:, None, :, None] < np.arange(length)).astype(np.uint8)), shift
+        position_bias = device_tensor(bias, self.dtype) if config.position_embedding == "alibi" else None
+        return device_tensor((positions[:, None, :, None] < np.arange(length)).astype(np.uint8)), position_bias
 
-    def attention_over_cache(self, query, keys, values, written, table, mask, shift, scale):
+    def attention_over_cache(self, query, keys, values, written, table, mask, position_bias, scale):
         keys, values = self.read_cache(keys, written, table), self.read_cache(values, written, table)
         if self.flash:
-            return ascend.attention(query, keys, values, mask, shift, None, scale, None, 1.0)
+            return ascend.attention(query, keys, values, mask, position_bias, None, scale, None, 1.0)
         return portable.attention(query, keys, values, mask, scale)
 
     def read_cache(self, cache, written, table):

@@ -55,14 +55,14 @@ def rotate(x, cos, sin):
     return ops.rotary_position_embedding(x, cos, sin, 0)
 
 
-def attention(query, key, value, mask, shift, documents, scale, dropout, keep_prob):
-    """FlashAttentionScore over (B, S, heads, D); with documents over all tokens in a row."""
+def attention(query, key, value, mask, position_bias, ends, scale, dropout, keep_prob):
+    """FlashAttentionScore over (B, S, heads, D); with the segments' ends over all tokens in a row."""
     keep_prob = 1.0 if dropout is None else keep_prob
-    if documents is None:
+    if ends is None:
         sparse_mode = _CAUSAL if len(mask.shape) == 2 else _AS_MASKED
-        return flash_attention(query, key, value, scale, "BSND", mask, sparse_mode, shift, dropout, keep_prob)
-    attended = flash_attention(with_filler(query, documents), with_filler(key, documents),
-                               with_filler(value, documents), scale, "TND", mask, _CAUSAL, ends=documents)
+        return flash_attention(query, key, value, scale, "BSND", mask, sparse_mode, position_bias, dropout, keep_prob)
+    attended = flash_attention(with_filler(query, ends), with_filler(key, ends),
+                               with_filler(value, ends), scale, "TND", mask, _CAUSAL, ends=ends)
     return attended[:query.shape[0] * query.shape[1]].reshape(query.shape)
 
 

@@ -39,21 +39,21 @@ class BlockFunctions(nn.Cell):
         self.rotary = rotary
         self.lora = lora
         self.scale = head_dim ** -0.5
-        # What surrounds each pair of products: nothing here. Where the weights are cut over several
-        # devices, telechat/parallel puts its collectives in their place, by `surround`.
-        self.enter = self.leave = Unchanged()
-        self.is_surrounded = False
+        # The hooks of tensor parallelism before and behind each pair of products: nothing here. Where the
+        # weights are cut over several devices, telechat/parallel puts its collectives in their place.
+        self.copy_to = self.reduce_from = Unchanged()
+        self.is_tensor_parallel = False
 
-    def surround(self, enter, leave):
-        """Put Cells before and behind each pair of products; the bias is added behind ``leave``."""
-        self.enter, self.leave, self.is_surrounded = enter, leave, True
+    def set_tensor_parallel(self, copy_to, reduce_from):
+        """Put Cells before and behind each pair of products; the bias is added behind ``reduce_from``."""
+        self.copy_to, self.reduce_from, self.is_tensor_parallel = copy_to, reduce_from, True
 
     def adapted(self, targets, scale):
         """The same computation with an adapter: arguments as of `LoraProducts`."""
         lora = LoraProducts(targets, scale, self.key_value_heads, self.kernels)
         result = BlockFunctions(self.head_dim, self.key_value_heads, self.epsilon, self.rotary, self.kernels, lora)
-        if self.is_surrounded:
-            result.surround(self.enter, self.leave)
+        if self.is_tensor_parallel:
+            result.set_tensor_parallel(self.copy_to, self.reduce_from)
         return result
 
     def cut_attention(self, lora):
@@ -70,7 +70,7 @@ class BlockFunctions(nn.Cell):
 
     def project_qkv(self, x, norm, query, key_value, *lora):
         """x (B·S, H) → queries (B·S, n·D), keys and values (B·S, m·2D), [k|v] head by head."""
-        x = self.enter(self.kernels.rms_norm(x, norm, self.epsilon))
+        x = self.copy_to(self.kernels.rms_norm(x, norm, self.epsilon))
         if len(lora) == 0:
             return self.linear(x, query), self.linear(x, key_value)
         return self.lora.linear(x, query, self.lora.query, lora), self.lora.key_value(x, key_value, lora)
@@ -94,13 +94,13 @@ class BlockFunctions(nn.Cell):
             dquery, dkey = self.kernels.rotate(dquery, cos, sin * -1.0), self.kernels.rotate(dkey, cos, sin * -1.0)
         return self.kernels.merge_heads(dquery), self.kernels.merge_key_value(dkey, dvalue)
 
-    def attend(self, query, key_value, cos, sin, mask, shift, documents):
+    def attend(self, query, key_value, cos, sin, mask, position_bias, segment_ids):
         """Causal self-attention of what `project_qkv` gives: (B·S, n·D).
 
-        mask, shift, documents: of `Kernels.attention_tensors`.
+        mask, position_bias, segment_ids: of `Kernels.attention_tensors`.
         """
         query, key, value = self.heads(query, key_value, cos, sin)
-        attended = self.kernels.attention(query, key, value, mask, shift, documents, self.scale)
+        attended = self.kernels.attention(query, key, value, mask, position_bias, segment_ids, self.scale)
         return self.kernels.merge_heads(attended)
 
     def project_attention(self, x, attended, dense, bias=None, dropout=None, *lora):
@@ -109,7 +109,7 @@ class BlockFunctions(nn.Cell):
 
     def project_gate_up(self, x, norm, gate, up, *lora):
         """x (B·S, H) → gate and up, (B·S, F) each."""
-        x = self.enter(self.kernels.rms_norm(x, norm, self.epsilon))
+        x = self.copy_to(self.kernels.rms_norm(x, norm, self.epsilon))
         if len(lora) == 0:
             return self.linear(x, gate), self.linear(x, up)
         return self.lora.linear(x, gate, self.lora.gate, lora), self.lora.linear(x, up, self.lora.up, lora)
@@ -142,20 +142,20 @@ class BlockFunctions(nn.Cell):
             normed = kernels.rms_norm(x, norm1, self.epsilon)
         else:
             normed, x = kernels.add_rms_norm(x, delta, norm1, self.epsilon)
-        normed = self.enter(normed)
+        normed = self.copy_to(normed)
         attended = kernels.cached_attention(self.linear(normed, query), self.linear(normed, key_value), rotation,
                                             caches, places, self.scale)
         delta = self.contribution(attended, dense, dense_bias)
         normed, x = kernels.add_rms_norm(x, delta, norm2, self.epsilon)
-        normed = self.enter(normed)
+        normed = self.copy_to(normed)
         inner = kernels.swiglu(self.linear(normed, gate), self.linear(normed, up))
         return x, self.contribution(inner, down, down_bias)
 
     def contribution(self, x, weight, bias, lora=()):
         """The product x·weightᵀ + bias that is added to the residual."""
-        own = None if self.is_surrounded else bias  # else it is added once, behind the sum over devices
+        own = None if self.is_tensor_parallel else bias  # else it is added once, behind the sum over devices
         y = self.linear(x, weight, own) if len(lora) == 0 else self.lora.linear(x, weight, 0, lora, own)
-        return self.kernels.add_bias(self.leave(y), bias) if self.is_surrounded else y
+        return self.kernels.add_bias(self.reduce_from(y), bias) if self.is_tensor_parallel else y
 
     def linear(self, x, weight, bias=None):
         """x·weightᵀ + bias. In the place of a weight there may be four: with A and B of the adapters that answer, and which

@@ -45,7 +45,7 @@ class Attention(nn.Cell):
         return middle, q, k, v, log_sums[0] if log_sums else None, attended
 
     @ms.jit
-    def forward(self, x, cos, sin, mask, shift, documents, drop_attention, drop_dense,
+    def forward(self, x, cos, sin, mask, position_bias, segment_ids, drop_attention, drop_dense,
                 norm, query, key_value, dense, dense_bias, *lora):
         """x (rows, H) → the same behind attention, and what `backward` starts from, the sums at the end if any.
 
@@ -54,12 +54,13 @@ class Attention(nn.Cell):
         f = self.functions
         of_qkv, of_dense = f.cut_attention(lora)
         q, k, v = f.heads(*f.project_qkv(x, norm, query, key_value, *of_qkv), cos, sin)
-        attended, log_sums = f.kernels.attention_in_training(q, k, v, mask, shift, documents, f.scale, drop_attention)
+        attended, log_sums = f.kernels.attention_in_training(q, k, v, mask, position_bias, segment_ids, f.scale,
+                                                               drop_attention)
         results = f.project_attention(x, attended, dense, dense_bias, drop_dense, *of_dense), q, k, v, attended
         return results if log_sums is None else results + (log_sums,)
 
     @ms.jit
-    def backward(self, dmiddle, x, q, k, v, log_sums, attended, cos, sin, mask, shift, documents, drop_attention,
+    def backward(self, dmiddle, x, q, k, v, log_sums, attended, cos, sin, mask, position_bias, segment_ids, drop_attention,
                  drop_dense, norm, query, key_value, dense, dense_bias, *lora):
         """The result's gradient → those of x, norm, query, key_value, dense and, where there is one, its bias.
 
@@ -68,7 +69,7 @@ class Attention(nn.Cell):
         f = self.functions
         of_qkv, of_dense = f.cut_attention(lora)
         dense_grads = gradient(f.project_attention)(x, attended, dense, dense_bias, drop_dense, *of_dense, dmiddle)
-        dheads = f.kernels.attention_backward(dense_grads[1], attended, q, k, v, log_sums, mask, shift, documents,
+        dheads = f.kernels.attention_backward(dense_grads[1], attended, q, k, v, log_sums, mask, position_bias, segment_ids,
                                               f.scale, drop_attention)
         qkv_grads = gradient(f.project_qkv)(x, norm, query, key_value, *of_qkv, f.heads_backward(*dheads, cos, sin))
         if f.lora is not None:

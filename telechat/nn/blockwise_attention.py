@@ -50,9 +50,9 @@ class BlockMasks:
         return device_tensor(self.make(first, last))
 
 
-def causal_blocks(config, length, padding=None, documents=None, heads=slice(None)):
+def causal_blocks(config, length, padding=None, segment_ids=None, heads=slice(None)):
     """`positions.causal_mask` of the same arguments as `BlockMasks`."""
-    return BlockMasks(length, lambda first, last: causal_mask(config, length, padding, documents, heads,
+    return BlockMasks(length, lambda first, last: causal_mask(config, length, padding, segment_ids, heads,
                                                               slice(first, last)))
 
 

@@ -19,9 +19,9 @@ class AttentionByBlocks(nn.Cell):
         self.functions = functions
         self.project = Project(functions)
 
-    def construct(self, x, cos, sin, masks, shift, documents, drop_attention, drop_dense,
+    def construct(self, x, cos, sin, masks, position_bias, segment_ids, drop_attention, drop_dense,
                   norm, query, key_value, dense, dense_bias, *lora):
-        """masks: `BlockMasks`; drop_attention: `BlockMasks` or None; shift, documents: None."""
+        """masks: `BlockMasks`; drop_attention: `BlockMasks` or None; position_bias, segment_ids: None."""
         f = self.functions
         of_qkv, of_dense = f.cut_attention(lora)
         q, k, v = self.project(x, cos, sin, norm, query, key_value, *of_qkv)
@@ -29,7 +29,7 @@ class AttentionByBlocks(nn.Cell):
         middle, attended = self.finish(x, result, drop_dense, dense, dense_bias, *of_dense)
         return middle, q, k, v, None, attended
 
-    def backward(self, dmiddle, x, q, k, v, log_sums, attended, cos, sin, masks, shift, documents, drop_attention,
+    def backward(self, dmiddle, x, q, k, v, log_sums, attended, cos, sin, masks, position_bias, segment_ids, drop_attention,
                  drop_dense, norm, query, key_value, dense, dense_bias, *lora):
         f = self.functions
         of_qkv, of_dense = f.cut_attention(lora)
@@ -86,7 +86,7 @@ class PrefillAttentionByBlocks(nn.Cell):
         self.functions = functions
         self.project = Project(functions)
 
-    def construct(self, x, cos, sin, masks, shift, documents, index, key_cache, value_cache,
+    def construct(self, x, cos, sin, masks, position_bias, segment_ids, index, key_cache, value_cache,
                   norm, query, key_value, dense, dense_bias):
         f = self.functions
         q, k, v = self.project(x, cos, sin, norm, query, key_value)

@@ -51,11 +51,11 @@ class CacheKernels(nn.Cell):
             heads (slice): the heads computed here.
 
         Returns:
-            (mask, shift): portable: `chunk_mask` and None; flash: uint8 (B, 1, S, T), 1 hides, and ALiBi's bias.
+            (mask, position_bias): portable: `chunk_mask` and None; flash: uint8 (B, 1, S, T), 1 hides, and ALiBi's bias.
         """
         return device_tensor(cached.chunk_mask(config, positions, length, heads)), None
 
-    def attention_over_cache(self, query, keys, values, written, table, mask, shift, scale):
+    def attention_over_cache(self, query, keys, values, written, table, mask, position_bias, scale):
         """Attention of some tokens of each sequence to all before them and to each other, once they are in the cache.
 
         Args:
@@ -63,7 +63,7 @@ class CacheKernels(nn.Cell):
             keys, values (Tensor): of a layer's cache, as `cache_shape` says.
             written: of `write_cache`.
             table (Tensor): int32 (B, blocks), which blocks hold each sequence.
-            mask, shift: of `chunk_tensors`.
+            mask, position_bias: of `chunk_tensors`.
             scale (float): usually D^(−1/2).
 
         Returns:

@@ -47,10 +47,10 @@ class HeadLoss(nn.Cell):
         self.kernels = kernels
         self.epsilon = config.layer_norm_epsilon
         self.scale = config.logits_scale
-        self.enter = Unchanged()  # as in a block: what stands before a product
+        self.copy_to = Unchanged()  # as in a block: what stands before a product
 
     def logits(self, x, norm, head):
-        logits = self.kernels.linear(self.enter(self.kernels.rms_norm(x, norm, self.epsilon)), head)
+        logits = self.kernels.linear(self.copy_to(self.kernels.rms_norm(x, norm, self.epsilon)), head)
         return logits if self.scale == 1 else logits * self.scale
 
     def cross_entropy(self, logits, labels, weights):

@@ -159,25 +159,25 @@ class Kernels(CacheKernels):
         """The inverse of `split_heads`: (B·S, n·dim)."""
         return portable.merge_heads(x)
 
-    def attention_tensors(self, config, length, padding=None, documents=None, heads=slice(None), dropout=False):
+    def attention_tensors(self, config, length, padding=None, segment_ids=None, heads=slice(None), dropout=False):
         """What `attention` needs to know of the tokens, in three parts, each None where there is nothing to say.
 
         Args:
             config (TeleChatConfig): position bias and number of heads.
             length (int): S.
             padding (array): (B, S), 0 hides a token from all others; None for no padding.
-            documents (array): int (B, S), tokens attend to those of the same number only; None for
+            segment_ids (array): int (B, S), tokens attend to those of the same number only; None for
                 one sequence a row.
             heads (slice): the heads computed here.
             dropout (bool): whether `attention` will be given dropout masks.
 
         Returns:
-            (mask, shift, documents). Portable: the additive mask, float32 (1 or B, 1 or n, S, S), or for long
+            (mask, position_bias, segment_ids). Portable: the additive mask, float32 (1 or B, 1 or n, S, S), or for long
             sequences `BlockMasks` of it, and two times None. Flash: those of `flash_tensors`.
         """
         if self.goes_by_blocks(length, dropout):
-            return causal_blocks(config, length, padding, documents, heads), None, None
-        return device_tensor(causal_mask(config, length, padding, documents, heads)), None, None
+            return causal_blocks(config, length, padding, segment_ids, heads), None, None
+        return device_tensor(causal_mask(config, length, padding, segment_ids, heads)), None, None
 
     def goes_by_blocks(self, length, dropout=False):
         """Whether attention over ``length`` tokens goes by blocks of queries: in float32 only, as a CPU computes."""
@@ -198,13 +198,13 @@ class Kernels(CacheKernels):
         mask = _tensor(dropout_mask(length, width, rate, place, [stream]))
         return None if mask is None else mask.reshape(-1, width)
 
-    def attention(self, query, key, value, mask, shift, documents, scale, dropout=None):
+    def attention(self, query, key, value, mask, position_bias, segment_ids, scale, dropout=None):
         """softmax(scale·query·keyᵀ + bias)·value over the tokens that each one may see.
 
         Args:
             query (Tensor): n heads as `split_heads` gives them.
             key, value (Tensor): m heads likewise, where n is a multiple of m (grouped heads).
-            mask, shift, documents: of `attention_tensors`; in a compiled graph tensors alone.
+            mask, position_bias, segment_ids: of `attention_tensors`; in a compiled graph tensors alone.
             scale (float): usually D^(−1/2).
             dropout (Tensor): of `attention_dropout`, multiplied into the probabilities; None for none.
 
@@ -215,18 +215,18 @@ class Kernels(CacheKernels):
             return self.blockwise_attention(query, key, value, mask, scale, dropout)
         return portable.attention(query, key, value, mask, scale, dropout)
 
-    def attention_in_training(self, query, key, value, mask, shift, documents, scale, dropout=None):
+    def attention_in_training(self, query, key, value, mask, position_bias, segment_ids, scale, dropout=None):
         """`attention` of tensors with its heads merged, (B·S, n·D), and what `attention_backward` may take besides.
 
         That is the logarithm of each row's sum of exponentials, float32 (B, n, S), or None.
         """
-        return self.merge_heads(self.attention(query, key, value, mask, shift, documents, scale, dropout)), None
+        return self.merge_heads(self.attention(query, key, value, mask, position_bias, segment_ids, scale, dropout)), None
 
-    def attention_backward(self, dattended, attended, query, key, value, log_sums, mask, shift, documents, scale,
+    def attention_backward(self, dattended, attended, query, key, value, log_sums, mask, position_bias, segment_ids, scale,
                            dropout=None):
         """The gradients of query, key and value, from that of ``attended``: as `attention_in_training` gave it."""
         dresult = self.split_heads(dattended, query.shape[1 if self.flash else 2], query.shape[3])
-        return _gradient(self.attention)(query, key, value, mask, shift, documents, scale, dropout, dresult)[:3]
+        return _gradient(self.attention)(query, key, value, mask, position_bias, segment_ids, scale, dropout, dresult)[:3]
 
     def token_cross_entropy(self, logits, labels, weights):
         """Weighted cross entropies of tokens, and the gradient of their sum in the logits.

@@ -46,14 +46,14 @@ def token_tables(config, tables, start, count, prompt_length):
     return tuple(np.concatenate(pair) for pair in zip(*parts))
 
 
-def causal_mask(config, length, attention_mask=None, documents=None, heads=slice(None), queries=slice(None)):
+def causal_mask(config, length, attention_mask=None, segment_ids=None, heads=slice(None), queries=slice(None)):
     """Additive mask of causal self-attention, with ALiBi's bias where the model has it.
 
     Args:
         config (TeleChatConfig): ``position_embedding`` and ``n_head`` decide.
         length (int): S.
         attention_mask (array, shape (B, S)): 0 hides a token (padding); None for no padding.
-        documents (array of int, shape (B, S)): tokens see those of the same number only; None: all.
+        segment_ids (array of int, shape (B, S)): tokens see those of the same number only; None: all.
         heads (slice): of the n_head heads, those wanted, n.
         queries (slice): of the S tokens, those whose rows are wanted, Q.
 
@@ -64,19 +64,19 @@ def causal_mask(config, length, attention_mask=None, documents=None, heads=slice
     visible = (positions[queries, None] >= positions[None, :])[None, None]
     if attention_mask is not None:
         visible = visible & (np.asarray(attention_mask) != 0)[:, None, None, :]
-    if documents is not None:
-        documents = np.asarray(documents)
-        visible = visible & (documents[:, None, queries, None] == documents[:, None, None, :])
+    if segment_ids is not None:
+        segment_ids = np.asarray(segment_ids)
+        visible = visible & (segment_ids[:, None, queries, None] == segment_ids[:, None, None, :])
     bias = alibi_bias(config.n_head, positions[queries], positions)[None, heads] if config.position_embedding == "alibi" else 0
     return np.where(visible, bias, MASKED).astype(np.float32)
 
 
-def set_apart(padding, documents):
-    """Padding (B, S), 0 hides a token, and documents (B, S) as documents alone; each may be None.
+def set_apart(padding, segment_ids):
+    """Padding (B, S), 0 hides a token, and segment ids (B, S) as segment ids alone; each may be None.
 
     Pads are a document of their own: who sees its own kind only, pads and tokens apart, sees what it should.
     """
     if padding is None:
-        return documents
+        return segment_ids
     shown = (np.asarray(padding) != 0).astype(np.int32)
-    return shown if documents is None else np.where(shown, documents, -1)
+    return shown if segment_ids is None else np.where(shown, segment_ids, -1)

@@ -67,8 +67,8 @@ def _cases(kernels, dim, length):
         turned = np.concatenate([-heads[..., dim // 2:], heads[..., :dim // 2]], -1)
         return (heads * cos[:rows, None] + turned * sin[:rows, None]).reshape(x.shape)
 
-    documents = (np.arange(length) >= length * 3 // 8).astype(np.int32)  # two in a row
-    same_document = documents[:, None] == documents
+    segment_ids = (np.arange(length) >= length * 3 // 8).astype(np.int32)  # two in a row
+    same_document = segment_ids[:, None] == segment_ids
 
     def attend(query, key, value, kept=1.0, seen=True):
         query, key, value = (x.reshape(length, heads, dim).transpose(1, 0, 2) for x in (query, key, value))
@@ -111,7 +111,7 @@ def _cases(kernels, dim, length):
               draw(_SEQUENCES * _FEW_TOKENS, _MANY_HEADS * dim), tables=rotary_tables(_FEW_TOKENS)),
         _Case("attention", attend, call_attend, draw(*size), draw(*size), draw(*size), tables=(visible(), None)),
         _Case("documents", lambda q, k, v: attend(q, k, v, seen=same_document), call_attend, draw(*size), draw(*size),
-              draw(*size), tables=(visible(documents=documents[None]), None)),
+              draw(*size), tables=(visible(segment_ids=segment_ids[None]), None)),
     ]
     if rate:
         dropped = kernels.attention_dropout(length, rate, _PLACE, range(heads))

@@ -19,7 +19,7 @@ def run_schedule(compute, pipeline, parts, rows, hidden, loss):
     Args:
         compute (StageCompute): this stage's passes.
         pipeline (Group): the stages; the rank in it is the stage.
-        parts (list): for each micro-batch ``(input_ids, place, documents)`` as `StageCompute.forward` takes them.
+        parts (list): for each micro-batch ``(input_ids, place, segment_ids)`` as `StageCompute.forward` takes them.
         rows, hidden (int): shape of what is handed from stage to stage.
         loss (callable): ``loss(part)`` → (list of losses, gradient) in the last stage.
 
@@ -34,8 +34,8 @@ def run_schedule(compute, pipeline, parts, rows, hidden, loss):
         x = None
         if pipeline.rank > 0:
             x = receive((rows, hidden), dtype, pipeline.rank - 1, pipeline)
-        input_ids, place, documents = parts[part]
-        y = compute.forward(part, input_ids, x, place, documents=documents)
+        input_ids, place, segment_ids = parts[part]
+        y = compute.forward(part, input_ids, x, place, segment_ids=segment_ids)
         if last:
             value, gradients[part] = loss(part)
             losses.extend(value)

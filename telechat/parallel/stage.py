@@ -150,9 +150,9 @@ def put_collectives(functions, tensor, sequence_parallel):
     """Surround a block's pairs of products with the collectives of tensor (and sequence) parallelism."""
     if tensor.size > 1:
         if sequence_parallel:
-            functions.surround(GatherRows(tensor), ScatterRows(tensor))
+            functions.set_tensor_parallel(GatherRows(tensor), ScatterRows(tensor))
         else:
-            functions.surround(CopyTo(tensor), ReduceFrom(tensor))
+            functions.set_tensor_parallel(CopyTo(tensor), ReduceFrom(tensor))
 
 
 def read_random(config, seed):

@@ -32,11 +32,11 @@ class VocabularyEmbed(Embed):
         self.first = first
         self.tensor = tensor
         self.sequence_parallel = sequence_parallel
-        self.leave = ScatterRows(tensor) if sequence_parallel else ReduceFrom(tensor)
+        self.reduce_from = ScatterRows(tensor) if sequence_parallel else ReduceFrom(tensor)
 
     def construct(self, input_ids, dropout, weight):
         rows, inside = self._own(input_ids, weight.shape[0])
-        x = self.leave(self.kernels.embedding(rows, weight, self.dtype) * inside.astype(self.dtype))
+        x = self.reduce_from(self.kernels.embedding(rows, weight, self.dtype) * inside.astype(self.dtype))
         return self.scaled(x, dropout)
 
     def backward(self, dx, input_ids, dropout, weight):
@@ -62,7 +62,7 @@ class VocabularyHeadLoss(HeadLoss):
     def __init__(self, config, first, rows, tensor, kernels):
         super().__init__(config, kernels)
         self.first = first
-        self.enter = CopyTo(tensor)
+        self.copy_to = CopyTo(tensor)
         self.maximum = AllReduceMax(tensor)
         self.total = AllReduceSum(tensor)
         # The last rank's rows may reach past the vocabulary: their logits take no part.

@@ -77,7 +77,7 @@ class TrainingRun:
 
     def _open(self, config):
         self.dataset = PackedDataset(config.train_dataset, config.batch_size, seed=config.train.seed,
-                                     documents=config.train.document_mask)
+                                     segment_ids=config.train.document_mask)
         self.config = self._with_total_steps(config)
         # What the model is read from; a checkpoint of an adapter has none of its own.
         self.source = config.load_checkpoint if config.lora or config.load_lora else self.checkpoint or config.load_checkpoint
@@ -105,7 +105,7 @@ class TrainingRun:
         if self.dataset.info["eval"] is not None:
             self.evaluation = PackedDataset(self.config.train_dataset,
                                             self.config.batch_size, split="eval",
-                                            documents=self.config.train.document_mask)
+                                            segment_ids=self.config.train.document_mask)
 
     def _check_mesh(self):
         config, mesh = self.config, self.mesh

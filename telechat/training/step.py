@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 from mindspore import Tensor, ops
 
-from telechat.nn.block_passes import NO_LORA, BlockPasses
+from telechat.nn.block_training import NO_LORA, BlockTraining
 from telechat.nn.device import Sender
 from telechat.nn.dropout import ATTENTION_OUTPUT, EMBEDDING_OUTPUT, FEED_FORWARD_OUTPUT, LORA_INPUT, Place
 from telechat.nn.graphs import Accumulate, FrozenHeadLoss
@@ -62,7 +62,7 @@ class StageCompute:
         self.mask_padding = mask_padding
         self.restart_positions = restart_positions
         self.adapter = adapter
-        self.block = BlockPasses(stage.functions if adapter is None else
+        self.block = BlockTraining(stage.functions if adapter is None else
                                  stage.functions.adapted(adapter.products, adapter.lora.scale))
         self.embed = embed_for(stage, mesh.tensor, parallel.sequence_parallel)
         self.head_loss = head_loss_for(stage, mesh.tensor)
@@ -76,7 +76,7 @@ class StageCompute:
         self._sums = {}  # group → float32 tensors that the next step's sums go to
         self.each_layer = lambda: None  # called after each layer's pass in training
 
-    def forward(self, part, input_ids, x=None, place=(0, 0), train=True, documents=None):
+    def forward(self, part, input_ids, x=None, place=(0, 0), train=True, segment_ids=None):
         """Run micro-batch ``part`` through the stage's layers.
 
         Args:
@@ -84,14 +84,14 @@ class StageCompute:
             input_ids (array): int32 (B, S); every stage needs its shape and padding.
             x (Tensor): (rows, H) from the stage before; None in the first.
             place (tuple): step, and the first sequence's number in the whole batch, which decide the dropout masks.
-            documents (array): int (B, S), which document each token belongs to; None: one a sequence.
+            segment_ids (array): int (B, S), which document each token belongs to; None: one a sequence.
             train (bool): False: no dropout, and nothing is kept for a backward pass.
 
         Returns:
             Tensor: (rows, H); rows are B·S, or this rank's part of them in sequence parallelism.
         """
         job = _Part(input_ids, self.send(input_ids.reshape(-1)) if self.stage.first else None,
-                    self._tables(input_ids, documents), place)
+                    self._tables(input_ids, segment_ids), place)
         if self.stage.first:
             x = self.embed(job.ids, self._embedding_drop(job) if train else None,
                            self.stage.word_embeddings.weight.data)
@@ -194,29 +194,29 @@ class StageCompute:
     def _head_weights(self):
         return self.stage.ln_f.weight.data, self.stage.head_weight.data
 
-    def _tables(self, input_ids, documents=None):
+    def _tables(self, input_ids, segment_ids=None):
         """Rotary tables and what attention needs to know of a micro-batch; kept while the length stays the same."""
         length = input_ids.shape[1]
         if length not in self._positions:
             self._positions = {length: (*map(self.kernels.rotary_tensor, sequence_tables(self.config, length)),
                                         *self._visible(length))}
         tables = self._positions[length]
-        if documents is not None:
+        if segment_ids is not None:
             # Pads are a document of their own: conversations do not see them.
             cos, sin = tables[:2]
             if self.restart_positions:
-                positions = Tensor(_positions_within(documents).astype(np.int32))
+                positions = Tensor(_positions_within(segment_ids).astype(np.int32))
                 cos, sin = (ops.gather(table[0, 0], positions, 0).expand_dims(1) for table in (cos, sin))
-            return (cos, sin, *self._visible(length, documents=documents))
+            return (cos, sin, *self._visible(length, segment_ids=segment_ids))
         if self.mask_padding:
             # Only pads before the first other token: a pad id further on was put there by the data.
             shown = np.cumsum(input_ids != self.config.pad_token_id, axis=1) > 0
             tables = (*tables[:2], *self._visible(length, shown))
         return tables
 
-    def _visible(self, length, padding=None, documents=None):
+    def _visible(self, length, padding=None, segment_ids=None):
         heads = own_heads(self.config, self.tensor)
-        return self.kernels.attention_tensors(self.config, length, padding, documents, heads,
+        return self.kernels.attention_tensors(self.config, length, padding, segment_ids, heads,
                                               self.config.attention_dropout > 0)
 
     def _drops(self, job, layer):
@@ -230,7 +230,7 @@ class StageCompute:
         return (attention, *outputs)
 
     def _lora(self, job, index, train=True):
-        """The adapter of the ``index``-th layer here and, in training, its dropout masks, as `BlockPasses` takes them."""
+        """The adapter of the ``index``-th layer here and, in training, its dropout masks, as `BlockTraining` takes them."""
         if self.adapter is None:
             return NO_LORA
         rate = self.adapter.lora.dropout if train else 0.0
@@ -281,11 +281,11 @@ class StageCompute:
             yield tuple(map(self.send, (rows, chunk_labels, weights)))
 
 
-def _positions_within(documents):
+def _positions_within(segment_ids):
     """The position of each token in its document, 0 first: (B, S)."""
-    places = np.arange(documents.shape[1])
-    starts = np.ones(documents.shape, bool)
-    starts[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    places = np.arange(segment_ids.shape[1])
+    starts = np.ones(segment_ids.shape, bool)
+    starts[:, 1:] = segment_ids[:, 1:] != segment_ids[:, :-1]
     return places - np.maximum.accumulate(np.where(starts, places, 0), axis=1)
 
 

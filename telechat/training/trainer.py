@@ -98,14 +98,14 @@ class Trainer:
         """How many times a step goes through a layer here: forwards and back, for each micro-batch."""
         return 2 * len(self.stage.layers) * self.config.micro_batches
 
-    def train_step(self, input_ids, labels, documents=None, each_layer=None, stop=lambda: False):
+    def train_step(self, input_ids, labels, segment_ids=None, each_layer=None, stop=lambda: False):
         """One step on one batch, cut into ``micro_batches`` on each data-parallel rank.
 
         Args:
             input_ids (array or Tensor): int32 (B, S), the whole batch on every process.
             labels (array or Tensor): int32 (B, S), equal to input_ids where the loss counts, else
                 -100; position t is predicted from the tokens before it.
-            documents (array): int (B, S), which conversation each token belongs to, equal numbers side by
+            segment_ids (array): int (B, S), which conversation each token belongs to, equal numbers side by
                 side; None: every token sees all before it.
             each_layer (callable): called after each layer's forward and backward pass; None: nobody is told.
             stop (callable): whether this process is asked to stop; what it says goes with the loss to all others, so that all
@@ -119,13 +119,13 @@ class Trainer:
         """
         self.compute.each_layer = each_layer or (lambda: None)
         inputs, targets = self._shift(input_ids, labels)
-        documents = self._own_documents(documents, inputs)
+        segment_ids = self._own_segment_ids(segment_ids, inputs)
         inputs, targets, tokens = *self._own_parts(inputs, targets), int((targets >= 0).sum())
         # Every micro-batch divides by the whole batch's count, so that cutting changes nothing.
         weight = 1.0 / max(tokens, 1)
         overflows = 0
         while True:
-            loss, norm, asked, gradients, scale = self._gradients(inputs, targets, documents, weight, stop)
+            loss, norm, asked, gradients, scale = self._gradients(inputs, targets, segment_ids, weight, stop)
             # The same batch again with a smaller scale, so that an overflow loses no data.
             if math.isfinite(norm) or not math.isfinite(loss) or self.loss_scale is None:
                 break
@@ -142,13 +142,13 @@ class Trainer:
         return StepResult(loss, norm, rate, tokens, not finite, None if self.loss_scale is None else scale, overflows,
                           asked > 0 or (self.mesh.world.size == 1 and stop()))
 
-    def _gradients(self, inputs, targets, documents, weight, stop):
+    def _gradients(self, inputs, targets, segment_ids, weight, stop):
         """Loss, norm, how many processes are to stop, gradients times the loss scale, and that scale."""
         scale = 1.0 if self.loss_scale is None else self.loss_scale.value
         data = self.mesh.data
         first = data.rank * len(inputs) * len(inputs[0])  # of the whole batch's sequences
         parts = [(ids, (self.step, first + part * len(ids)), numbers)
-                 for part, (ids, numbers) in enumerate(zip(inputs, documents))]
+                 for part, (ids, numbers) in enumerate(zip(inputs, segment_ids))]
         losses = run_schedule(self.compute, self.mesh.pipeline, parts, self._rows(inputs[0]),
                               self.stage.config.hidden_size,
                               lambda part: self.compute.loss_and_gradient(part, targets[part], weight * scale))
@@ -160,23 +160,23 @@ class Trainer:
     def evaluate(self, batches):
         """Mean loss over the counted tokens of ``batches``, each the arguments of `train_step`; no dropout."""
         total, tokens = 0.0, 0
-        for input_ids, labels, *documents in batches:
+        for input_ids, labels, *segment_ids in batches:
             inputs, targets = self._shift(input_ids, labels)
             tokens += int((targets >= 0).sum())
-            documents = self._own_documents(documents[0] if documents else None, inputs)
-            for ids, wanted, numbers in zip(*self._own_parts(inputs, targets), documents):
+            segment_ids = self._own_segment_ids(segment_ids[0] if segment_ids else None, inputs)
+            for ids, wanted, numbers in zip(*self._own_parts(inputs, targets), segment_ids):
                 total += self._evaluate(ids, wanted, numbers)
         self.compute.send.clear()
         if not tokens:
             raise InputError("the evaluation data holds no token that counts")
         return self._sum_over_world(total if self.mesh.tensor.rank == 0 else 0.0)[0] / tokens
 
-    def _evaluate(self, ids, wanted, documents):
+    def _evaluate(self, ids, wanted, segment_ids):
         pipeline, x = self.mesh.pipeline, None
         shape = (self._rows(ids), self.stage.config.hidden_size)
         if pipeline.rank > 0:
             x = receive(shape, self.stage.compute_dtype, pipeline.rank - 1, pipeline)
-        x = self.compute.forward("evaluation", ids, x, train=False, documents=documents)
+        x = self.compute.forward("evaluation", ids, x, train=False, segment_ids=segment_ids)
         if pipeline.rank == pipeline.size - 1:
             return self.compute.loss("evaluation", wanted, 1.0)
         send(x, pipeline.rank + 1, pipeline).wait()
@@ -197,15 +197,15 @@ class Trainer:
                              "or change batch_size or the sequence length")
         return [np.split(array, parts) for array in own]
 
-    def _own_documents(self, documents, inputs):
-        """This data-parallel rank's micro-batches of documents for shifted ``inputs``; a list of None for None."""
-        if documents is None:
+    def _own_segment_ids(self, segment_ids, inputs):
+        """This data-parallel rank's micro-batches of segment ids for shifted ``inputs``; a list of None for None."""
+        if segment_ids is None:
             return [None] * self.config.micro_batches
-        documents = documents.asnumpy() if isinstance(documents, ms.Tensor) else np.asarray(documents)
-        if documents.shape != (inputs.shape[0], inputs.shape[1] + 1):
-            raise InputError(f"documents have shape {documents.shape}, input_ids {(len(inputs), inputs.shape[1] + 1)}: "
-                             "they must agree")
-        return self._own_parts(documents[:, :-1])[0]
+        segment_ids = segment_ids.asnumpy() if isinstance(segment_ids, ms.Tensor) else np.asarray(segment_ids)
+        if segment_ids.shape != (inputs.shape[0], inputs.shape[1] + 1):
+            raise InputError(f"segment_ids have shape {segment_ids.shape}, input_ids "
+                             f"{(len(inputs), inputs.shape[1] + 1)}: they must agree")
+        return self._own_parts(segment_ids[:, :-1])[0]
 
     @staticmethod
     def _size(array):

@@ -131,7 +131,7 @@ def test_evaluation_is_one_pass_of_equal_batches(directory, num_shards):
     assert [numbers(batch) for batch in batches] == [[50, 51, 52, 53], [54, 99, 99, 99]]
     assert (batches[1][1][1:] == -100).all() and batches[1][1].dtype == np.int32
     assert batches[0][1][0].tolist() == [-100, 50, 50, 50, 50, 50, 50]
-    kept_apart = PackedDataset(directory, 4, split="eval", num_shards=num_shards, shard_id=num_shards - 1, documents=True)
+    kept_apart = PackedDataset(directory, 4, split="eval", num_shards=num_shards, shard_id=num_shards - 1, segment_ids=True)
     last = list(kept_apart.evaluation_batches())[1]
     assert {part.shape for part in last} == {(4 // num_shards, 7)} and not last[2][-1].any()
 

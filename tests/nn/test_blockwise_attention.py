@@ -35,7 +35,7 @@ def by_blocks(monkeypatch):
     return switch
 
 
-@pytest.mark.parametrize("fields, length, padding, documents, dropout", [
+@pytest.mark.parametrize("fields, length, padding, segment_ids, dropout", [
     ({}, 32, None, None, 0.0),
     (dict(num_key_value_heads=2), 37, None, None, 0.2),
     (dict(num_key_value_heads=1), 17, None, None, 0.0),
@@ -45,7 +45,7 @@ def by_blocks(monkeypatch):
     ({}, 29, np.arange(58).reshape(2, 29) % 29 >= [[0], [10]], None, 0.3),
 ], ids=["whole blocks", "grouped heads, dropout", "one head of keys", "less than a block", "alibi", "documents",
         "left padding, dropout"])
-def test_result_and_gradients(by_blocks, fields, length, padding, documents, dropout):
+def test_result_and_gradients(by_blocks, fields, length, padding, segment_ids, dropout):
     """Against softmax over all scores in float64; all within 2e-5 of the largest."""
     by_blocks(True)
     config, scale, place = small_config(**fields), 0.4, Place(1, 2, [5, 9], 3)
@@ -53,7 +53,7 @@ def test_result_and_gradients(by_blocks, fields, length, padding, documents, dro
     keys = config.num_key_value_heads
     arrays = [draw(2, HEADS, length, DIM), draw(2, keys, length, DIM), draw(2, keys, length, DIM) + 1]
     dresult = draw(2, HEADS, length, DIM) * shown[:, None, :, None]  # what pads see does not matter
-    masks = causal_blocks(config, length, padding, documents)
+    masks = causal_blocks(config, length, padding, segment_ids)
     drops = dropout_blocks(length, dropout, place, range(HEADS)) if dropout else None
     attention, tensors = BlockwiseAttention(), [Tensor(array) for array in arrays]
     mine = [attention(*tensors, masks, scale, drops),
@@ -61,7 +61,7 @@ def test_result_and_gradients(by_blocks, fields, length, padding, documents, dro
 
     query, key, value = leaves = [torch.tensor(array, dtype=torch.float64, requires_grad=True) for array in arrays]
     key, value = (heads.repeat_interleave(HEADS // keys, 1) for heads in (key, value))
-    scores = query @ key.transpose(2, 3) * scale + torch.tensor(causal_mask(config, length, padding, documents))
+    scores = query @ key.transpose(2, 3) * scale + torch.tensor(causal_mask(config, length, padding, segment_ids))
     weights = torch.softmax(scores, -1)
     if dropout:
         weights = weights * torch.tensor(dropout_mask(length, length, dropout, place, range(HEADS)))
@@ -92,19 +92,19 @@ def documents_of_two_rows():
     return np.repeat([[0, 1, 2], [0, 1, 2]], [5, 11, 13, 20, 1, 8]).reshape(2, 29)
 
 
-@pytest.mark.parametrize("fields, recipe, documents, parallel", [
+@pytest.mark.parametrize("fields, recipe, segment_ids, parallel", [
     (dict(num_key_value_heads=2), {}, None, {}),
     (dict(position_embedding="alibi", hidden_dropout=0.2, attention_dropout=0.3), {}, None, dict(recompute=True)),
     (dict(use_bias=False), dict(mask_padding=True), None, {}),
     ({}, dict(document_mask=True, restart_positions=True), documents_of_two_rows(), {}),
 ], ids=["grouped heads", "alibi, dropout, recompute", "left padding", "documents"])
-def test_training_is_the_same_by_blocks(by_blocks, fields, recipe, documents, parallel):
+def test_training_is_the_same_by_blocks(by_blocks, fields, recipe, segment_ids, parallel):
     """Loss, gradients and evaluation of a model against the path that makes all scores."""
     ids = np.random.default_rng(0).integers(4, 96, (2, 29))
     labels = ids.copy()
     if "mask_padding" in recipe:
         ids[1, :10], labels[1, :11] = 3, -100
-    batch = (ids, labels) if documents is None else (ids, labels, documents)
+    batch = (ids, labels) if segment_ids is None else (ids, labels, segment_ids)
     outcomes = []
     for on in (False, True):
         by_blocks(on)

@@ -65,21 +65,21 @@ def test_the_causal_mask_hides_the_future():
 
 def test_alibi_shift_holds_the_last_rows():
     slopes = np.array([0.5, 0.25], np.float32)
-    whole = tensors.alibi_shift(slopes, 3, 3)
+    whole = tensors.alibi_bias_rows(slopes, 3, 3)
     assert whole[0, 0].tolist() == [[0, 0, 0], [-0.5, 0, 0], [-1, -0.5, 0]]
     assert np.array_equal(whole[0, 1], whole[0, 0] / 2)
-    last = tensors.alibi_shift(slopes, 1030, 1024)
+    last = tensors.alibi_bias_rows(slopes, 1030, 1024)
     assert last.shape == (1, 2, 1024, 1030)
     assert (last[0, 0, 0, 0], last[0, 0, -1, 0]) == (-3, -514.5)
 
 
 def test_ends_of_documents():
     """No empty document, always the same number, filler tokens for what is missing."""
-    documents = np.array([[0, 0, 0, 0, 0, 0], [7, 7, 1, 1, 1, 2]])
+    segment_ids = np.array([[0, 0, 0, 0, 0, 0], [7, 7, 1, 1, 1, 2]])
     # Two rows with room for four each, and one: 9 ends, the last of 7 filler tokens.
-    assert tensors.document_ends(documents).tolist() == [6, 8, 11, 12, 13, 14, 15, 16, 19]
-    assert tensors.document_ends(documents[:1]).tolist() == [6, 7, 8]
-    assert tensors.document_ends(documents[1:, :5]).tolist() == [2, 5, 7]
+    assert tensors.document_ends(segment_ids).tolist() == [6, 8, 11, 12, 13, 14, 15, 16, 19]
+    assert tensors.document_ends(segment_ids[:1]).tolist() == [6, 7, 8]
+    assert tensors.document_ends(segment_ids[1:, :5]).tolist() == [2, 5, 7]
     # One in two parts, and more than the operation takes.
     assert tensors.document_ends(np.array([[0, 1, 0]])) is None
     assert tensors.document_ends(np.arange(2048)[None]) is None

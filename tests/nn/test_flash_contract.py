@@ -83,10 +83,10 @@ CASES = {
     "ALiBi": dict(alibi=True),
     "long ALiBi": dict(alibi=True, length=1032),
     "ALiBi and dropout": dict(alibi=True, drop=True),
-    "documents": dict(documents=DOCUMENTS),
-    "documents and ALiBi": dict(documents=DOCUMENTS, alibi=True),
-    "documents and dropout": dict(documents=DOCUMENTS, drop=True),
-    "documents, ALiBi and dropout": dict(documents=DOCUMENTS, alibi=True, drop=True),
+    "documents": dict(segment_ids=DOCUMENTS),
+    "documents and ALiBi": dict(segment_ids=DOCUMENTS, alibi=True),
+    "documents and dropout": dict(segment_ids=DOCUMENTS, drop=True),
+    "documents, ALiBi and dropout": dict(segment_ids=DOCUMENTS, alibi=True, drop=True),
     "left padding": dict(padding=LEFT),
     "left padding, ALiBi and dropout": dict(padding=LEFT, alibi=True, drop=True),
     "padding in the middle": dict(padding=MIDDLE),
@@ -102,14 +102,14 @@ def test_both_implementations_compute_what_torch_does(monkeypatch, capsys, case,
     monkeypatch.setattr(binding.ops, "flash_attention_score", documented_operation(shift_is_scaled))
     monkeypatch.setattr(log, "_said", set())
     alibi, drop, length = case.get("alibi", False), case.get("drop", False), case.get("length", 24)
-    padding, documents = case.get("padding"), case.get("documents")
+    padding, segment_ids = case.get("padding"), case.get("segment_ids")
     config = small_config(position_embedding="alibi" if alibi else "rotary", hidden_size=HEADS * DIM)
     random = np.random.default_rng(0)
     batch = 1 if length > 1024 else 2
     query, key, value = (random.standard_normal((batch, heads, length, DIM)).astype(np.float16)
                          for heads in (HEADS, KEY_HEADS, KEY_HEADS))
     dropout = (random.random((batch, HEADS, length, length)) < KEEP).astype(np.float32) / KEEP if drop else None
-    expected = in_torch(query, key, value, causal_mask(config, length, padding, documents), dropout)
+    expected = in_torch(query, key, value, causal_mask(config, length, padding, segment_ids), dropout)
     counted = np.ones((batch, length), bool) if padding is None else padding != 0
     keep_prob = KEEP if drop else 1.0
     for kernels, dtype, tolerance in ((Kernels(keep_prob=keep_prob), ms.float32, 5e-6),
@@ -117,7 +117,7 @@ def test_both_implementations_compute_what_torch_does(monkeypatch, capsys, case,
         heads = [Tensor(part if not kernels.flash else np.ascontiguousarray(part.swapaxes(1, 2))).astype(dtype)
                  for part in (query, key, value)]
         for _ in range(2):
-            visible = kernels.attention_tensors(config, length, padding, documents, dropout=drop)
+            visible = kernels.attention_tensors(config, length, padding, segment_ids, dropout=drop)
         result = kernels.attention(*heads, *visible, SCALE, as_dropout(kernels, dropout))
         result = result.astype(ms.float32).asnumpy()
         result = result.swapaxes(1, 2) if kernels.flash else result

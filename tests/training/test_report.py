@@ -210,5 +210,5 @@ def test_event_files_hold_the_metrics(runs):
 def test_questions_of_a_dataset_whose_conversations_are_kept_apart(tmp_path):
     """Rows then come with a third array; the questions are the same."""
     preprocess_samples(tmp_path / "data")
-    prompts = [first_prompts(PackedDataset(tmp_path / "data", 2, documents=documents)) for documents in (False, True)]
+    prompts = [first_prompts(PackedDataset(tmp_path / "data", 2, segment_ids=segment_ids)) for segment_ids in (False, True)]
     assert prompts[0] == prompts[1] and len(prompts[0]) == 3

@@ -217,7 +217,7 @@ def test_packed_conversations_kept_apart_are_as_if_each_were_alone(restart):
     packed_labels, alone_labels = np.full((1, 19), -100), np.full((2, 19), -100)
     packed[0, 3:] = np.concatenate([first, second])
     packed_labels[0, 4:10], packed_labels[0, 11:] = first[1:], second[1:]
-    documents = np.repeat([0, 1, 2], [3, 7, 9])[None]
+    segment_ids = np.repeat([0, 1, 2], [3, 7, 9])[None]
     for row, ids in enumerate((first, second)):
         alone[row, -len(ids):], alone_labels[row, 1 - len(ids):] = ids, ids[1:]
 
@@ -228,7 +228,7 @@ def test_packed_conversations_kept_apart_are_as_if_each_were_alone(restart):
         return trainer.train_step(*batch), evaluation
 
     expected, expected_evaluation = step(alone, alone_labels, mask_padding=True)
-    kept, evaluation = step(packed, packed_labels, documents, document_mask=True, restart_positions=restart)
+    kept, evaluation = step(packed, packed_labels, segment_ids, document_mask=True, restart_positions=restart)
     mixed, _ = step(packed, packed_labels)
     assert kept.loss == pytest.approx(expected.loss, rel=1e-5)
     assert kept.grad_norm == pytest.approx(expected.grad_norm, rel=1e-4)

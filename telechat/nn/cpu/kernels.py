@@ -86,12 +86,12 @@ class CpuKernels(Kernels):
     def merge_heads(self, x):
         return x.reshape(x.shape[0] * x.shape[1], x.shape[2] * x.shape[3])
 
-    def attention_tensors(self, config, length, padding=None, documents=None, heads=slice(None), dropout=False):
+    def attention_tensors(self, config, length, padding=None, segment_ids=None, heads=slice(None), dropout=False):
         """(segments, slopes, None): int32 (B, S) and float32 (n,) as `operators.Attend` takes them, or None."""
         segments = slopes = None
-        if padding is not None or documents is not None:
-            some = padding if documents is None else documents
-            segments = np.zeros(np.shape(some), np.int32) if documents is None else np.asarray(documents, np.int32)
+        if padding is not None or segment_ids is not None:
+            some = padding if segment_ids is None else segment_ids
+            segments = np.zeros(np.shape(some), np.int32) if segment_ids is None else np.asarray(segment_ids, np.int32)
             if padding is not None:
                 # A pad is a segment of its own, which nothing else sees.
                 segments = np.where(np.asarray(padding) != 0, segments, -2 ** 31 + np.arange(length, dtype=np.int32))
@@ -109,17 +109,17 @@ class CpuKernels(Kernels):
             return None
         return Tensor(dropout_masks(descriptions(rate, place, [stream]), length, width).reshape(-1, width))
 
-    def attention(self, query, key, value, mask, shift, documents, scale, dropout=None):
-        attended, _ = self.operators.attend(query, key, value, mask, shift, dropout, Tensor(scale, ms.float32))
+    def attention(self, query, key, value, mask, position_bias, segment_ids, scale, dropout=None):
+        attended, _ = self.operators.attend(query, key, value, mask, position_bias, dropout, Tensor(scale, ms.float32))
         return attended.reshape(query.shape)
 
-    def attention_in_training(self, query, key, value, mask, shift, documents, scale, dropout=None):
+    def attention_in_training(self, query, key, value, mask, position_bias, segment_ids, scale, dropout=None):
         """`attention` with its heads merged, and each row's logarithm of its sum, float32 (B, n, S)."""
-        return self.operators.attend(query, key, value, mask, shift, dropout, Tensor(scale, ms.float32))
+        return self.operators.attend(query, key, value, mask, position_bias, dropout, Tensor(scale, ms.float32))
 
-    def attention_backward(self, dattended, attended, query, key, value, log_sums, mask, shift, documents, scale,
+    def attention_backward(self, dattended, attended, query, key, value, log_sums, mask, position_bias, segment_ids, scale,
                            dropout=None):
-        return self.operators.attend.backward(dattended, attended, query, key, value, log_sums, mask, shift,
+        return self.operators.attend.backward(dattended, attended, query, key, value, log_sums, mask, position_bias,
                                               dropout, Tensor(scale, ms.float32))
 
     # A model over a cache goes through `decode_step`, but for one that is cut over several hosts.
@@ -127,7 +127,7 @@ class CpuKernels(Kernels):
     def write_cache(self, key_cache, value_cache, key, value, index):
         return cached.write_cache(key_cache, value_cache, key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3), index)
 
-    def attention_over_cache(self, query, keys, values, written, table, mask, shift, scale):
+    def attention_over_cache(self, query, keys, values, written, table, mask, position_bias, scale):
         keys, values = self.read_cache(keys, written, table), self.read_cache(values, written, table)
         return portable.attention(query.transpose(0, 2, 1, 3), keys, values, mask, scale).transpose(0, 2, 1, 3)
 

@@ -177,14 +177,14 @@ def attention(batch, length, heads, shared, dim, case):
     """Ours and torch's function of query, key and value, and their shapes."""
     config = TeleChatConfig(vocab_size=8, hidden_size=heads * 4, n_layer=1, n_head=heads, ffn_hidden_size=8,
                             position_embedding="alibi" if case == "alibi" else "rotary")
-    padding = documents = dropout = None
+    padding = segment_ids = dropout = None
     bias = np.where(np.tri(length, dtype=bool), 0, -np.inf)[None, None] + np.zeros((batch, 1, 1, 1))
     if case == "padding":
         padding = np.arange(length) >= np.array([[0], [length // 3]])[:batch]
         bias = np.where(padding[:, None, None] | np.eye(length, dtype=bool), bias, -np.inf)
     if case == "documents":
-        documents = np.sort(np.random.default_rng(0).integers(0, 5, (batch, length)), 1)
-        bias = np.where(documents[:, None, :, None] == documents[:, None, None], bias, -np.inf)
+        segment_ids = np.sort(np.random.default_rng(0).integers(0, 5, (batch, length)), 1)
+        bias = np.where(segment_ids[:, None, :, None] == segment_ids[:, None, None], bias, -np.inf)
     if case == "alibi":
         distance = np.arange(length)[:, None] - np.arange(length)
         bias = bias - 2.0 ** (-8 * np.arange(1, heads + 1) / heads)[:, None, None] * distance
@@ -193,7 +193,7 @@ def attention(batch, length, heads, shared, dim, case):
         place = Place(2 ** 40 + 3, 5, range(7, 7 + batch), 2)
         mask = torch.tensor(dropout_mask(length, length, 0.2, place, range(heads)))
         dropout = KERNELS.attention_dropout(length, 0.2, place, range(heads))
-    visible = KERNELS.attention_tensors(config, length, padding, documents)
+    visible = KERNELS.attention_tensors(config, length, padding, segment_ids)
 
     def ours(query, key, value):
         return KERNELS.attention(query, key, value, *visible, 0.3, dropout)

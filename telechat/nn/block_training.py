@@ -1,4 +1,4 @@
-"""A block's passes in training: its two halves one behind the other, for every layer of a model."""
+"""Forward and backward of a block in training: its two halves one behind the other, for every layer of a model."""
 
 from telechat.nn.block import OF_ATTENTION
 from telechat.nn.block_graphs import Attention, FeedForward
@@ -8,7 +8,7 @@ from telechat.nn.blockwise_block import AttentionByBlocks
 NO_LORA = ((), ()), ((), ())
 
 
-class BlockPasses:
+class BlockTraining:
     """Forward and backward pass of a block.
 
     Arguments of both: tables: cos, sin, and the three of `Kernels.attention_tensors`; drops: dropout masks of
