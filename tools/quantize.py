@@ -1,5 +1,6 @@
 """Quantise a checkpoint: python tools/quantize.py --load_checkpoint DIR --output_dir DIR --bits 4 --calibration FILE"""
 
+import functools
 import pathlib
 import shlex
 import sys
@@ -16,39 +17,31 @@ def main(argv=None):
     if arguments.samples < 2 or arguments.max_length < 2:
         raise InputError("--samples and --max_length must be at least 2")
 
-    from telechat.config import TeleChatConfig
-    from telechat.quantization.padding import padded_config
-    from telechat.quantization.quantise import check_request, check_settings, quantise
+    from telechat.quantization.quantise import quantise
 
-    config = TeleChatConfig.from_pretrained(arguments.load_checkpoint)
-    check_settings(arguments.bits, arguments.group_size)
-    wanted = padded_config(config, arguments.group_size) if arguments.pad_ffn else config
-    check_request(wanted, arguments.bits, arguments.group_size)
-    if wanted.ffn_hidden_size != config.ffn_hidden_size:
-        print(f"feed-forward layers are widened by zeros from {config.ffn_hidden_size:,} to {wanted.ffn_hidden_size:,}, which "
-              "changes no result")
-    sequences = None
-    if arguments.calibration:
-        from telechat.evaluation.run import read_sequences
-        from telechat.generation.settings import GenerationSettings
-
-        settings = GenerationSettings.load(arguments.load_checkpoint, config)
-        longest = min(arguments.max_length, config.training_seqlen)
-        found = read_sequences(arguments.calibration, settings, longest, arguments.system).pairs
-        step = max(len(found) / arguments.samples, 1)  # from all over the file
-        sequences = [found[int(place * step)] for place in range(min(arguments.samples, len(found)))]
-        print(f"GPTQ with {len(sequences)} of {len(found)} sequences of {arguments.calibration}; a layer's errors are those of "
-              "its products' outputs, ‖(W − Ŵ)X‖² / ‖WX‖²")
-    else:
-        print("rounding to the nearest: without --calibration no text tells which errors matter; a layer's errors are those "
-              "of its weights, ‖W − Ŵ‖² / ‖W‖²")
-    size, perplexity = quantise(arguments.load_checkpoint, arguments.output_dir, arguments.bits, arguments.group_size, sequences,
-                                lambda line: print(line, flush=True), arguments.pad_ffn)
+    size, perplexity = quantise(arguments.load_checkpoint, arguments.output_dir, arguments.bits, arguments.group_size,
+                                functools.partial(read_calibration, arguments) if arguments.calibration else None,
+                                functools.partial(print, flush=True), arguments.pad_ffn)
     if perplexity is not None:
         print(f"perplexity of {perplexity.tokens:,} tokens that were held out: {perplexity.before:.4f} before, "
               f"{perplexity.after:.4f} after ({perplexity.after / perplexity.before - 1:+.2%})")
     print(f"wrote {size / 1e6:,.1f} MB of weights to {arguments.output_dir}")
     print(f"next: python tools/generate.py --load_checkpoint {shlex.quote(arguments.output_dir)}")
+
+
+def read_calibration(arguments, config):
+    """The sequences of a file of texts or conversations that are quantised with: (ids, labels) each, from all over it."""
+    from telechat.evaluation.run import read_sequences
+    from telechat.generation.settings import GenerationSettings
+
+    settings = GenerationSettings.load(arguments.load_checkpoint, config)
+    found = read_sequences(arguments.calibration, settings, min(arguments.max_length, config.training_seqlen),
+                           arguments.system).pairs
+    step = max(len(found) / arguments.samples, 1)
+    chosen = [found[int(place * step)] for place in range(min(arguments.samples, len(found)))]
+    print(f"GPTQ with {len(chosen)} of {len(found)} sequences of {arguments.calibration}; a layer's errors are those of "
+          "its products' outputs, ‖(W − Ŵ)X‖² / ‖WX‖²")
+    return chosen
 
 
 def parse_arguments(argv):

@@ -40,7 +40,7 @@ class Perplexity:
     tokens: int
 
 
-def check_settings(bits, group):
+def _check_settings(bits, group):
     """InputError where no model can be quantised so."""
     if bits not in (4, 8):
         raise InputError(f"--bits must be 8 or 4, not {bits}")
@@ -50,7 +50,7 @@ def check_settings(bits, group):
 
 def check_request(config, bits, group):
     """InputError where the products of a model cannot be quantised so."""
-    check_settings(bits, group)
+    _check_settings(bits, group)
     for name, shape in layout.parameter_shapes(config).items():
         if not (name.startswith("transformer.h.0.") and is_product(name)):
             continue
@@ -69,14 +69,15 @@ def check_request(config, bits, group):
             raise InputError(f"{name} is {shape}, which {bits} bits in words of 32 do not fit; it cannot be quantised")
 
 
-def quantise(load_checkpoint, output_dir, bits, group, sequences=None, say=print, pad_ffn=False):
+def quantise(load_checkpoint, output_dir, bits, group, read_calibration=None, say=print, pad_ffn=False):
     """Write a checkpoint of ours with the products of its blocks quantised.
 
     Args:
         load_checkpoint, output_dir (str): directories; what the second holds of an older conversion is replaced.
         bits (int): 8 or 4.
         group (int): inputs that share a scale; -1: all of a row.
-        sequences (list): of the calibration, (ids, labels) each, two or more: GPTQ; None: rounded to the nearest.
+        read_calibration (callable): gives a list of two or more sequences, (ids, labels) each, for GPTQ; called with the
+            model's config when all else is checked. None: rounded to the nearest.
         say (callable): takes a line of the report.
         pad_ffn (bool): feed-forward layers are widened by zeros to the next multiple of the group (padding.py).
 
@@ -86,16 +87,22 @@ def quantise(load_checkpoint, output_dir, bits, group, sequences=None, say=print
     Raises:
         InputError: the input is broken, or cannot be quantised so; the output cannot be written. Nothing has changed then.
     """
+    _check_settings(bits, group)
     if os.path.realpath(load_checkpoint) == os.path.realpath(output_dir):
         raise InputError(f"{load_checkpoint} is both input and output; give another output directory")
     reader = CheckpointReader(load_checkpoint)
     reader.check(layout.parameter_shapes(reader.config))
-    check_settings(bits, group)
+    width = reader.config.ffn_hidden_size
     if pad_ffn:
         reader = PaddedReader(reader, padded_config(reader.config, group))
     config, shapes = reader.config, layout.parameter_shapes(reader.config)
     check_request(config, bits, group)
-    run = _Run(reader, bits, group, sequences, say)
+    if config.ffn_hidden_size != width:
+        say(f"feed-forward layers are widened by zeros from {width:,} to {config.ffn_hidden_size:,}, which changes no result")
+    if read_calibration is None:
+        say("rounding to the nearest: without --calibration no text tells which errors matter; a layer's errors are those of "
+            "its weights, ‖W − Ŵ‖² / ‖W‖²")
+    run = _Run(reader, bits, group, read_calibration and read_calibration(config), say)
     quantised = {product_weight(layer, product) for layer in range(config.n_layer) for product in PRODUCTS}
     settings = {"quant_method": "gptq", "bits": bits, "group_size": group, "desc_act": False, "sym": True,
                 "static_groups": False, "true_sequential": True, "damp_percent": DAMPING, "lm_head": False,

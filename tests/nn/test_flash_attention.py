@@ -63,7 +63,7 @@ def test_the_causal_mask_hides_the_future():
     assert mask[3].tolist() == [0] * 4 + [1] * 2044
 
 
-def test_alibi_shift_holds_the_last_rows():
+def test_alibi_bias_rows_hold_the_last_rows():
     slopes = np.array([0.5, 0.25], np.float32)
     whole = tensors.alibi_bias_rows(slopes, 3, 3)
     assert whole[0, 0].tolist() == [[0, 0, 0], [-0.5, 0, 0], [-1, -0.5, 0]]
