@@ -100,7 +100,7 @@ def describe_dataset(directory, samples=2, tokenizer=None, color=False):
     Raises:
         InputError: it is no dataset, or the tokenizer is another one than made it.
     """
-    from telechat.data.conversation import IGNORED
+    from telechat.data.encoding import IGNORED
     from telechat.data.packed_dataset import PackedDataset
     from telechat.data.tokenizer import Tokenizer
 

@@ -13,7 +13,6 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
 
-from telechat.config import TeleChatConfig
 from telechat.errors import InputError
 from telechat.memory_check import release_freed
 from telechat.nn.block import Block

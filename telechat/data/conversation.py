@@ -1,13 +1,11 @@
-"""Conversations: the lines of a fine-tuning file, their turns, and the ids and labels of a turn."""
+"""Conversations: the lines of a fine-tuning file and their turns."""
 
 import dataclasses
 import functools
 import re
 from typing import Optional
 
-import numpy as np
-
-from telechat.data.chat_template import ChatTemplate, Part
+from telechat.data.chat_template import ChatTemplate
 from telechat.data.json_lines import in_file, read_records
 from telechat.data.messages import Conversation, in_order, read_message, read_tools
 from telechat.data.model_template import template_for
@@ -15,7 +13,6 @@ from telechat.data.record_forms import check_fields, read_history, read_messages
 from telechat.errors import InputError
 
 USER_MARKER, BOT_MARKER, END_MARKER = "<_user>", "<_bot>", "<_end>"  # as files spell them, for any model
-IGNORED = -100  # label of a token that the loss leaves out
 
 # The tokens of 7B and 12B, and those of 52B, whose tokenizer has no <_user>.
 _TELECHAT_TOKENS = {"start": (), "user": (USER_MARKER,), "bot": (BOT_MARKER,), "end": (END_MARKER,),
@@ -217,65 +214,6 @@ def _markers(tokens):
     """Role by marker, and the function that splits a text at the markers and keeps them."""
     roles = {USER_MARKER: "user", BOT_MARKER: "bot", **dict(zip(tokens, ("user", "bot")))}
     return roles, re.compile("(" + "|".join(map(re.escape, roles)) + ")").split
-
-
-def encode_conversation(tokenizer, chat_format, turns):
-    """Ids and labels of one conversation, as the incumbent's preprocessing has them.
-
-    Questions and answers are tokenised each on its own, so each begins with the tokenizer's
-    leading space; a control token spelt in one is text there.
-
-    Args:
-        tokenizer: `Tokenizer`.
-        chat_format: `ChatFormat`.
-        turns: list of (question, answer), or a `Conversation` where the format has a template.
-
-    Returns:
-        (input_ids, labels): two lists of int of the same length. A label is the token's own id for
-        answers and end tokens, -100 elsewhere; the shift by one is the loss's work.
-    """
-    parts = learnt_parts(chat_format, turns)
-    encoded = (np.array(tokenizer.encode(part.content, control_tokens=False), np.int32) for part in parts
-               if isinstance(part.content, str))
-    input_ids, labels = next(join_parts([parts], encoded))
-    return input_ids.tolist(), labels.tolist()
-
-
-def learnt_parts(chat_format, conversation):
-    """The parts (`Part`) of a conversation to learn from, whichever the format."""
-    if chat_format.template is not None:
-        return chat_format.template.parts(chat_format, conversation.messages, conversation.tools, learning=True)
-    parts = [] if chat_format.start is None else [Part(chat_format.start)]
-    for question, answer in conversation:
-        parts += [Part(chat_format.user), Part(question), Part(chat_format.bot), Part(answer, True),
-                  Part(chat_format.end, True)]
-    return parts
-
-
-def join_parts(conversations, encoded):
-    """Ids and labels of conversations, all joined in one array each, of which a conversation's are a view.
-
-    Args:
-        conversations: list of conversations, each a list of `Part`.
-        encoded: iterator over the ids of their texts, int32 arrays, in order.
-
-    Yields:
-        (input_ids, labels), int32 arrays of the same length, a conversation each.
-    """
-    pieces = [_one_id(part.content) if isinstance(part.content, int) else next(encoded)
-              for parts in conversations for part in parts]
-    lengths = np.fromiter(map(len, pieces), np.int64, len(pieces))
-    ids = np.concatenate(pieces)
-    learnt = np.repeat([part.learnt for parts in conversations for part in parts], lengths)
-    labels = np.where(learnt, ids, np.int32(IGNORED))
-    ends = np.concatenate(([0], np.cumsum(lengths)))[np.cumsum([0, *map(len, conversations)])].tolist()
-    for start, end in zip(ends, ends[1:]):
-        yield ids[start:end], labels[start:end]
-
-
-@functools.lru_cache
-def _one_id(index):
-    return np.array([index], np.int32)
 
 
 def read_conversations(path, tokens=(), system="refuse", template=None):

@@ -9,7 +9,7 @@ import numpy as np
 
 from telechat.checkpoint.atomic_replacement import finish_replacement
 from telechat.content import sampled_digest
-from telechat.data.conversation import IGNORED
+from telechat.data.encoding import IGNORED
 from telechat.data.mindrecord import COLUMNS, DATASET_JSON, LENGTHS, record_file
 from telechat.errors import InputError
 from telechat.text_files import read_json_object

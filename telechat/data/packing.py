@@ -1,43 +1,12 @@
 """From conversations to packs: rows of one length, each holding as many whole conversations as fit."""
 
-import os
-
 import numpy as np
 
-from telechat.data.conversation import IGNORED, join_parts, learnt_parts
+from telechat.data.encoding import IGNORED
 from telechat.errors import InputError
-
-_CHUNK = 1024  # conversations that are tokenised in one call
 
 OVERLONG = ("drop", "truncate")
 MAX_LENGTH = 1 << 20
-
-
-def encode_conversations(tokenizer, chat_format, conversations, workers=None):
-    """Tokenise conversations, many at a time.
-
-    Args:
-        tokenizer: `Tokenizer`.
-        chat_format: `ChatFormat`.
-        conversations: list of conversations, each as `learnt_parts` takes it.
-        workers: number of threads, see `Tokenizer.encode_batch`; None: one a processor. The result does not
-            depend on it.
-
-    Yields:
-        (input_ids, labels), two int32 arrays of the same length, a conversation each, in order.
-
-    Raises:
-        InputError: ``workers`` is wrong.
-    """
-    if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
-        raise InputError(f"workers must be a whole number of 1 or more, not {workers!r}")
-    workers = workers or os.cpu_count() or 1
-    for start in range(0, len(conversations), _CHUNK):
-        chunk = conversations[start:start + _CHUNK]
-        parts = [learnt_parts(chat_format, conversation) for conversation in chunk]
-        texts = [part.content for some in parts for part in some if isinstance(part.content, str)]
-        encoded = iter(tokenizer.encode_batch(texts, workers))
-        yield from join_parts(parts, encoded)
 
 
 def check_settings(max_length, overlong):

@@ -3,10 +3,11 @@
 import os
 
 from telechat.data.conversation import ChatFormat
+from telechat.data.encoding import encode_conversations
 from telechat.data.mindrecord import check_writable, write_dataset
 from telechat.data.mixture import read_mixture
 from telechat.data.model_template import check_folder
-from telechat.data.packing import Packing, check_settings, encode_conversations
+from telechat.data.packing import Packing, check_settings
 
 
 def preprocess(sources, tokenizer, output_path, max_length, chat_format=None, seed=2024, overlong="drop",

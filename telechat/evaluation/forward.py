@@ -3,7 +3,7 @@
 import numpy as np
 from mindspore import Tensor, ops
 
-from telechat.data.conversation import IGNORED
+from telechat.data.encoding import IGNORED
 from telechat.nn.positions import sequence_tables
 
 ROWS = 256  # positions whose logits are held at a time: a vocabulary of 160,000 makes that 160 MB

@@ -6,7 +6,8 @@ import math
 import os
 
 from telechat.content import first_difference
-from telechat.data.conversation import IGNORED, encode_conversation, read_conversations, read_prompts
+from telechat.data.conversation import read_conversations, read_prompts
+from telechat.data.encoding import IGNORED, encode_conversation
 from telechat.data.json_lines import in_file, read_records
 from telechat.errors import InputError
 from telechat.evaluation.forward import Forward

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from telechat.parallel.estimate import FLOAT32, dequantised_bytes, optimizer_bytes, weight_bytes
+from telechat.parallel.estimate import FLOAT32, optimizer_bytes, weight_bytes
 from telechat.parallel.estimate_card import CardStep
 from telechat.parallel.estimate_cpu import CpuStep
 

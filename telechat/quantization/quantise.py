@@ -15,7 +15,7 @@ from telechat.checkpoint import layout
 from telechat.checkpoint.products import PRODUCTS, is_product, product_weight
 from telechat.checkpoint.reader import CheckpointReader
 from telechat.checkpoint.writer import write_checkpoint
-from telechat.data.conversation import IGNORED
+from telechat.data.encoding import IGNORED
 from telechat.errors import InputError
 from telechat.model import as_dtype
 from telechat.nn.block import Block

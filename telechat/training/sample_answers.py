@@ -3,7 +3,7 @@
 import os
 
 from telechat.adapters.attached import AdapterInTraining, Attachment
-from telechat.data.conversation import IGNORED
+from telechat.data.encoding import IGNORED
 from telechat.generation.generator import Generator
 from telechat.generation.sampling import SamplingParams
 from telechat.progress import track

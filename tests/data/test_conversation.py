@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from telechat.data.conversation import (ChatFormat, encode_conversation, parse_conversation,
-                                        read_conversations, read_prompts)
+from telechat.data.conversation import ChatFormat, parse_conversation, read_conversations, read_prompts
+from telechat.data.encoding import encode_conversation
 from telechat.errors import InputError
 
 

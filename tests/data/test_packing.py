@@ -5,10 +5,11 @@ import hashlib
 import numpy as np
 import pytest
 
+from telechat.data import encoding
 from telechat.data.conversation import ChatFormat, read_conversations
-from telechat.data import packing
-from telechat.data.packing import Packing, encode_conversations
+from telechat.data.encoding import encode_conversations
 from telechat.data.mixture import MixtureFile, read_mixture
+from telechat.data.packing import Packing
 from telechat.errors import InputError
 
 
@@ -94,7 +95,7 @@ def test_bad_settings():
 
 
 def test_threads_change_nothing(tok, samples, monkeypatch):
-    monkeypatch.setattr(packing, "_CHUNK", 7)
+    monkeypatch.setattr(encoding, "_CHUNK", 7)
     conversations = read_conversations(samples / "conversations.jsonl")
     chat_format = ChatFormat.for_tokenizer(tok, start_token="<_start>")
     alone = list(encode_conversations(tok, chat_format, conversations, workers=1))

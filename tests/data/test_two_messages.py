@@ -3,7 +3,8 @@
 import pytest
 
 from telechat import TeleChatConfig
-from telechat.data.conversation import ChatFormat, encode_conversation, join_messages, parse_conversation
+from telechat.data.conversation import ChatFormat, join_messages, parse_conversation
+from telechat.data.encoding import encode_conversation
 from telechat.generation.chat import build_prompt
 from telechat.generation.settings import GenerationSettings
 from telechat.serving import protocol

@@ -7,7 +7,8 @@ import pytest
 
 from telechat import Generator, SamplingParams, TeleChat
 from telechat.config import TeleChatConfig
-from telechat.data.conversation import IGNORED, encode_conversation, read_conversations
+from telechat.data.conversation import read_conversations
+from telechat.data.encoding import IGNORED, encode_conversation
 from telechat.generation.settings import GenerationSettings
 from tests.conftest import ROOT, load_tool
 

@@ -5,7 +5,8 @@ import pathlib
 
 import pytest
 
-from telechat.data.conversation import ChatFormat, encode_conversation
+from telechat.data.conversation import ChatFormat
+from telechat.data.encoding import encode_conversation
 from telechat.data.tokenizer import Tokenizer
 from telechat.errors import InputError
 from telechat.generation.chat import build_prompt, parse_prompt

@@ -7,7 +7,8 @@ import pytest
 
 from telechat import InputError, Tokenizer
 from telechat.data.chat_template import Part, _joined
-from telechat.data.conversation import IGNORED, ChatFormat, encode_conversation, parse_messages
+from telechat.data.conversation import ChatFormat, parse_messages
+from telechat.data.encoding import IGNORED, encode_conversation
 from telechat.generation.chat import build_prompt, parse_prompt, part_ids
 
 MODELS = {"telechat2": "telechat2_115b", "telechat3": "telechat3_36b"}

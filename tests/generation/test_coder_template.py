@@ -6,7 +6,8 @@ import shutil
 import pytest
 
 from telechat import Tokenizer
-from telechat.data.conversation import IGNORED, ChatFormat, encode_conversation, parse_messages
+from telechat.data.conversation import ChatFormat, parse_messages
+from telechat.data.encoding import IGNORED, encode_conversation
 from telechat.generation.chat import build_prompt, parse_prompt
 
 MARKS = ("<param_key>", "</param_key>", "<param_value>", "</param_value>")

@@ -1,7 +1,6 @@
 """Decoding on a cache in blocks, with the Ascend operations replaced by what their documentation says they do."""
 
 import mindspore as ms
-import numpy as np
 from mindspore import ops
 
 from telechat import Generator, SamplingParams, TeleChat
