@@ -142,7 +142,7 @@ class AscendKernels(Kernels):
 
     def adamw(self, parameter, first_moment, second_moment, gradient, clip, step, rate, beta1, beta2, epsilon, decay):
         if clip is not None:
-            gradient = gradient.astype(ms.float32) * clip
+            gradient = gradient * clip  # one launch: float32 since clip is, and no tensor of no dimensions
         return ascend.adamw(parameter, first_moment, second_moment, gradient, step, rate, beta1, beta2, epsilon, decay)
 
     def sums_of_squares(self, *tensors):

@@ -4,7 +4,7 @@ None of them runs on a CPU: there only their graphs can be compiled (tests/ascen
 """
 
 import mindspore as ms
-from mindspore import Tensor, ops
+from mindspore import Tensor, mint, ops
 from mindspore.ops import auto_generate
 
 from telechat.nn.flash_attention import flash_attention
@@ -105,8 +105,11 @@ def adamw(parameter, first_moment, second_moment, gradient, step, rate, beta1, b
 
 
 def sums_of_squares(tensors):
-    """LinalgVectorNorm of each, added up in float32; outside graphs, which take longer to be given so many tensors."""
-    norms = ops.stack([_vector_norm(tensor, 2, None, False, ms.float32) for tensor in tensors])
+    """LinalgVectorNorm of each, added up in float32; outside graphs, which take longer to be given so many tensors.
+
+    Joined by aclnnStack, which takes any number; ops.stack is an operation of the old kind.
+    """
+    norms = mint.stack([_vector_norm(tensor, 2, None, False, ms.float32) for tensor in tensors])
     return norms * norms
 
 

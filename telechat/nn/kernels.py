@@ -252,8 +252,8 @@ class Kernels(CacheKernels):
     def adamw(self, parameter, first_moment, second_moment, gradient, clip, step, rate, beta1, beta2, epsilon, decay):
         """One step of torch's AdamW (arXiv:1711.05101) in place on float32 tensors of one shape.
 
-        The gradient, of any float dtype, is multiplied by ``clip`` first, on Ascend unless that is None. Scalars behind
-        it are those of `adamw_scalars`. Returns something to depend on.
+        The gradient, of any float dtype, is multiplied by ``clip``, float32 (1,), first, on Ascend unless that is None.
+        Scalars behind it are those of `adamw_scalars`. Returns something to depend on.
         """
         gradient = gradient.astype(ms.float32) * clip
         return portable.adamw(parameter, first_moment, second_moment, gradient, step, rate, beta1, beta2, epsilon, decay)

@@ -131,10 +131,8 @@ class CardStep:
         return max(_FORWARD_INNER * self.inner, _FORWARD_SCORES * self.scores) + self.dropout() + 2 * self.hidden + self.dequantised
 
     def update_work(self):
-        """AdamW works in place; a gradient is brought to float32 and clipped."""
-        largest = max(math.prod(shape) for shapes, _ in self.trained.groups for shape in shapes)
-        lower = self.workload.gradient_bytes < FLOAT32 and not self.many
-        return largest * FLOAT32 * (1 + lower)
+        """AdamW works in place; a clipped gradient is made in float32."""
+        return FLOAT32 * max(math.prod(shape) for shapes, _ in self.trained.groups for shape in shapes)
 
     def phases(self):
         """Phase → [(activations, gradients, work)] at its fullest moments."""

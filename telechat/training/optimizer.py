@@ -73,13 +73,12 @@ class AdamW:
         counts (callable): ``counts(name, cut)`` → whether this process is the one that counts the
         tensor, which other processes may hold too; cut: whether its rows are spread over data ranks.
         """
-        vectors = []
-        for names, group, group_gradients in zip(self.names, self.groups, gradients):
-            counted = [gradient for name, parameter, gradient in zip(names, group, group_gradients)
-                       if counts(name, self.is_cut(parameter))]
-            if counted:
-                vectors.append(self._squared_norm(*counted))
-        return vectors
+        counted = [[gradient for name, parameter, gradient in zip(names, group, group_gradients)
+                    if counts(name, self.is_cut(parameter))]
+                   for names, group, group_gradients in zip(self.names, self.groups, gradients)]
+        if self._kernels.fused:
+            counted = [sum(counted, [])]  # what follows the norms is launched once, not once a group
+        return [self._squared_norm(*tensors) for tensors in counted if tensors]
 
     def update(self, gradients, rate, norm, scale=1.0):
         """Clip by the global ``norm`` and step with learning rate ``rate``; gradients are ``scale`` times too large.
@@ -97,7 +96,7 @@ class AdamW:
             self._unchecked -= 1
             check = UpdateCheck(self, gradients)
         unchanged = clip == scale and self._kernels.fused
-        scalars = [None if unchanged else Tensor(clip / scale, ms.float32),
+        scalars = [None if unchanged else Tensor([clip / scale], ms.float32),
                    *self._kernels.adamw_scalars(self.updates, rate, config.betas, config.eps, config.weight_decay)]
         done = [self._update(*scalars, *masters, *first, *second, *grads)
                 for masters, first, second, grads in zip(self.masters, self.first, self.second, gradients) if masters]

@@ -15,13 +15,14 @@ def check_products(events, dtype="bfloat16"):
     assert products and all(dtype in details and not any(name in details for name in other) for details in products)
 
 
-@pytest.mark.parametrize("dtype, forward, backward", [("bfloat16", 16, 34), pytest.param(
-    "float32", 36, 61, marks=pytest.mark.ascend)])
-def test_a_training_step(card, tmp_path, dtype, forward, backward):
+@pytest.mark.parametrize("dtype, clip, forward, backward", [
+    ("bfloat16", 1e-3, 16, 34), *(pytest.param(*values, marks=pytest.mark.ascend)
+                                  for values in (("bfloat16", 0, 16, 34), ("float32", 1e-3, 36, 61), ("float32", 0, 36, 61)))])
+def test_a_training_step(card, tmp_path, dtype, clip, forward, backward):
     """So many kernels a layer at most, in float32 without flash attention; the host waits once, to read, and sends ids,
     targets, weights and scalars alone."""
     log = tmp_path / "log"
-    card("steps", 5, dtype, SIM_LOG=str(log))
+    card("steps", 5, dtype, clip, SIM_LOG=str(log))
     events = read(str(log))
     check_products(events, dtype)
     found = report(events)
@@ -30,13 +31,17 @@ def test_a_training_step(card, tmp_path, dtype, forward, backward):
     assert 20 < sum(found.layer_backward.values()) <= backward, found.layer_backward
     assert found.synchronisations == 1
     assert found.copies["device to host"][0] == 1
-    # Ids, rows that count, their targets and weights; the update's step.
-    assert found.copies["host to device"] == (5, 4 * 64 * 4 + 4)
+    # Ids, rows that count, their targets and weights; what gradients are multiplied by where they are clipped; the update's step.
+    clips = clip > 0
+    assert found.copies["host to device"] == (5 + clips, 4 * 64 * 4 + 4 + 4 * clips)
     launches = [event.name for event in cut(events)[1][-1] if event.kind == "launch"]
     updates = launches[launches.index("aclnnApplyAdamWV2"):]
     tensors = 3 * 10 + 3  # 10 a layer, embedding, last norm and head
     assert updates.count("aclnnApplyAdamWV2") == launches.count("aclnnLinalgVectorNorm") == tensors
-    if dtype == "bfloat16":
+    assert launches.count("aclnnStack") == 1, "norms of all tensors are joined at once"
+    if clip:
+        assert set(updates) == {"aclnnApplyAdamWV2", "aclnnMul"} and len(updates) == 2 * tensors - 1
+    elif dtype == "bfloat16":
         assert set(updates) == {"aclnnApplyAdamWV2", "aclnnCast"} and len(updates) < 2 * tensors, "MindSpore casts the gradients"
     else:
         assert set(updates) == {"aclnnApplyAdamWV2"}
