@@ -142,6 +142,7 @@ class GptqFiles:
         if not names:
             raise InputError(f"{directory} holds no gptq_model-…bit-…g.bin or .safetensors; download it again")
         self.directory, self.bits, self.transposed = directory, settings["bits"], transposed
+        self._group_size = max(settings["group_size"], 0) or None  # None: all inputs are one group
         self._files = SafetensorsFiles(directory, safe) if safe else TorchFiles(directory, names)
         self.files = self._files.files
         found = self._files.shapes
@@ -183,7 +184,7 @@ class GptqFiles:
         """The `Product` of a quantised weight."""
         module = name.removesuffix(".weight")
         return unpacked(self.bits, *(self._files.read(f"{module}.{part}") if f"{module}.{part}" in self._files.shapes else None
-                                     for part in _PARTS))
+                                     for part in _PARTS), self._group_size)
 
     def read(self, name, index=None):
         """The tensor called ``name``, or only its part ``[index]`` (a tuple of slices), as a numpy array."""
@@ -225,12 +226,12 @@ def pack(values, bits, axis):
     return np.ascontiguousarray(np.moveaxis(words, -1, axis)).view(np.int32)
 
 
-def unpacked(bits, qweight, qzeros, scales, g_idx=None):
-    """The `Product` of tensors as this module's docstring has them."""
+def unpacked(bits, qweight, qzeros, scales, g_idx=None, group_size=None):
+    """The `Product` of tensors as this module's docstring has them; ``group_size`` is asked for where g_idx is None."""
     values = unpack(qweight, bits, 0).astype(np.uint8)
     zeros = unpack(qzeros, bits, 1).astype(np.int16) + 1
     if g_idx is None:
-        g_idx = np.arange(len(values)) // -(-len(values) // len(scales))
+        g_idx = np.arange(len(values)) // (group_size or -(-len(values) // len(scales)))  # the last may be a smaller one
     return Product(values, zeros, scales, g_idx.astype(np.int32))
 
 

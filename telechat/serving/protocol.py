@@ -113,19 +113,19 @@ def read_chat(body, model):
     tools = None if template is None else read_offer(body)
     thinking = read_thinking(body, template)
     limit = _max_tokens(body, "max_completion_tokens", model) or _max_tokens(body, "max_tokens", model)
+    longest = limit or min(model.settings.max_new_tokens or model.max_length, model.max_length)
     tokenizer, chat_format = model.settings.tokenizer, model.settings.chat_format
     drop_oldest = _flag(body, "drop_oldest")
     if drop_oldest:
         # Half of the length is kept for the answer, or what max_tokens asks for if that is less.
-        room = min(limit or model.max_length, model.max_length // 2)
+        room = min(longest, model.max_length // 2)
         prompt = build_prompt(tokenizer, history, question, max(model.max_length - room, 4), chat_format,
                               honour_leading_marker=False, fit=True, tools=tools, thinking=thinking)
     else:
         everything = 1 << 40
         prompt = build_prompt(tokenizer, history, question, everything, chat_format, honour_leading_marker=False,
                               tools=tools, thinking=thinking)
-    ask = _ask(body, model, [prompt], None if drop_oldest else limit, limit or model.max_length, "messages", True,
-               _chat_logprobs(body))
+    ask = _ask(body, model, [prompt], None if drop_oldest else limit, longest, "messages", True, _chat_logprobs(body))
     return dataclasses.replace(ask, thinking=thinking, tools=tools)
 
 

@@ -2,12 +2,14 @@
 
 import json
 import shutil
+import types
 
 import pytest
 
 from telechat import TeleChatConfig
 from telechat.errors import InputError
 from telechat.generation.sampling import SamplingParams
+from telechat.generation.session import sampling_params
 from telechat.generation.settings import GenerationSettings
 from tests.conftest import ROOT
 
@@ -53,6 +55,23 @@ def test_what_transformers_writes(load):
     SamplingParams(5, **settings.sampling)
 
 
+def test_the_longest_answer(load):
+    """It counts where nobody asks for another, and leaves the longest sequence alone, as TeleChat2's file has it."""
+    settings, generator = load({"max_new_tokens": 7.0}), types.SimpleNamespace(max_length=100)
+    assert (settings.max_new_tokens, settings.max_length, "max_new_tokens" in settings.sampling) == (7, 2048, False)
+    assert sampling_params(settings, generator, max_new_tokens=None).max_new_tokens == 7
+    assert sampling_params(settings, generator, max_new_tokens=9).max_new_tokens == 9
+    assert sampling_params(load({}), generator).max_new_tokens == 100
+
+
+def test_what_would_change_an_answer_is_not_passed_over_in_silence(load, capsys):
+    load({"num_beams": 4, "no_repeat_ngram_size": 3, "min_p": 0.0, "typical_p": 1.0, "bad_words_ids": [], "num_return_sequences": 1})
+    assert capsys.readouterr().err.endswith(
+        "generation_config.json: num_beams, no_repeat_ngram_size not supported; answers are made without\n")
+    load({"num_beams": 1, "do_sample": True, "penalty_alpha": None})
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize("do_sample", [False, None])
 def test_a_temperature_counts_only_where_it_is_sampled(load, do_sample):
     assert load({"do_sample": do_sample, "temperature": 0.7}).sampling["temperature"] == 0.0
@@ -73,6 +92,7 @@ def test_a_temperature_counts_only_where_it_is_sampled(load, do_sample):
     ({"top_p": 0}, "top_p must be a number above 0 and at most 1, not 0"),
     ({"top_p": 2}, "top_p must be a number above 0 and at most 1, not 2"),
     ({"repetition_penalty": 0}, "repetition_penalty must be a number above 0, not 0"),
+    ({"max_new_tokens": 0}, "max_new_tokens must be a whole number of at least 1, not 0"),
     ({"max_length": 0}, "max_length must be a whole number of at least 1, not 0"),
     ({"eos_token_id": "</s>"}, "eos_token_id must be a token id or a list of token ids, not '</s>'"),
     ({"eos_token_id": [[2]]}, r"eos_token_id must be a token id or a list of token ids, not \[\[2\]\]"),

@@ -10,7 +10,8 @@ from safetensors.numpy import save_file
 from telechat import Generator, InputError, SamplingParams, TeleChat
 from telechat.checkpoint.convert import torch_to_ms
 from telechat.checkpoint.reader import CheckpointReader
-from telechat.quantization.gptq import dequantise, unpack
+from telechat.quantization.gptq import GptqFiles, dequantise, unpack
+from tests.quantization import gptq_writer
 
 torch = pytest.importorskip("torch", reason="conversion needs torch: install the extra `convert`")
 
@@ -74,6 +75,19 @@ def test_act_order(official):
     for row in (0, 7, len(g_idx) - 1):
         expected = parts["scales"].astype(np.float64)[g_idx[row]] * (q[row] - z[g_idx[row]])
         assert np.allclose(found[:, row], expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("group", [128, -1])
+def test_without_g_idx_groups_are_of_the_settings_size(tmp_path, group):
+    """Some programs leave it out where groups are in order; the last group may be a smaller one."""
+    random = np.random.default_rng(0)
+    q, scales = gptq_writer.round_to_nearest(random.standard_normal((256, 320)).astype(np.float32), 8, 320 if group < 0 else group)
+    parts = gptq_writer.tensors(q, scales, 8, np.arange(320) // (320 if group < 0 else group))
+    expected = gptq_writer.read(parts, 8)
+    del parts["g_idx"]
+    save_file({f"lonely.{name}": array for name, array in parts.items()}, tmp_path / "model.safetensors")
+    files = GptqFiles(tmp_path, {"bits": 8, "group_size": group}, set())
+    assert np.array_equal(files.product("lonely.weight").dequantised(), expected)
 
 
 def test_safetensors_and_settings_in_the_config(official, tmp_path):
