@@ -49,13 +49,13 @@ OPERATOR(adamw) {
     const float* gradient = in.floats(3);
     const float clip = in.scalar(4), rate = in.scalar(5), beta1 = in.scalar(6), beta2 = in.scalar(7);
     const float epsilon = in.scalar(8), left = in.scalar(9);
-    parallel_stretches(in.elements(0), ELEMENTS, [&](int64_t start, int64_t width) {
-        for (int64_t i = start; i < start + width; i++) {
-            const float g = gradient[i] * clip;
-            first[i] = beta1 * first[i] + (1 - beta1) * g;
-            second[i] = beta2 * second[i] + (1 - beta2) * g * g;
-            parameter[i] = parameter[i] * left - rate * first[i] / (std::sqrt(second[i]) + epsilon);
-        }
+    by_vectors(in.elements(0), [=](int64_t i, int64_t width) {
+        const Floats g = load_first(gradient + i, width) * clip;
+        const Floats mean = beta1 * load_first(first + i, width) + (1 - beta1) * g;
+        const Floats square = beta2 * load_first(second + i, width) + (1 - beta2) * g * g;
+        store_first(first + i, mean, width);
+        store_first(second + i, square, width);
+        store_first(parameter + i, load_first(parameter + i, width) * left - rate * mean / (square_root(square) + epsilon), width);
     });
     *in.floats(10) = 0;
     return 0;
@@ -63,10 +63,7 @@ OPERATOR(adamw) {
 
 // Float32 numbers → the nearest bfloat16 ones, in a tensor that is there.
 OPERATOR(round_to_bfloat16) {
-    const float* from = in.floats(0);
     bfloat16* to = static_cast<bfloat16*>(in.data[1]);
-    parallel_stretches(in.elements(0), ELEMENTS, [&](int64_t first, int64_t width) {
-        std::transform(from + first, from + first + width, to + first, narrow);
-    });
+    by_vectors(in.elements(0), [=](int64_t i, int64_t left) { store_first(to + i, load_first(in.floats(0) + i, left), left); });
     return 0;
 }

@@ -10,13 +10,6 @@ namespace {
 
 constexpr int64_t BLOCK = 32;  // rows of a norm that one thread takes at a time
 
-template <typename Call>
-void by_vectors(int64_t elements, const Call& call) {
-    parallel_stretches(elements, ELEMENTS, [&](int64_t first, int64_t count) {
-        for (int64_t i = 0; i < count; i += LANES) call(first + i, count - i);
-    });
-}
-
 }  // namespace
 
 // x (N, H), weight (H), epsilon → RMSNorm of x's rows.
@@ -95,10 +88,12 @@ OPERATOR(rotate) {
         for (int64_t head = 0; head < heads; head++) {
             const float* x = in.floats(0) + (row * heads + head) * dim;
             float* y = in.floats(3) + (row * heads + head) * dim;
-            for (int64_t i = 0; i < half; i++) {
-                const float a = x[i], b = x[i + half];
-                y[i] = a * cos[i] - b * sin[i];
-                y[i + half] = b * cos[i + half] + a * sin[i + half];
+            for (int64_t i = 0; i < half; i += LANES) {
+                const int64_t left = half - i;
+                const auto part = [=](const float* from) { return load_first(from + i, left); };
+                const Floats a = part(x), b = part(x + half);
+                store_first(y + i, a * part(cos) - b * part(sin), left);
+                store_first(y + half + i, b * part(cos + half) + a * part(sin + half), left);
             }
         }
     });

@@ -5,6 +5,8 @@
 #include <atomic>
 #include <cstdint>
 
+#include "vector.h"
+
 // Calls task(i) for each i below `count`, each by one thread, in any order; returns when all are done.
 // A result that is to be the same for any number of threads must not depend on which calls share a thread.
 void run_parallel(int64_t count, void (*call)(void*, int64_t), void* task);
@@ -22,6 +24,14 @@ void parallel_stretches(int64_t whole, int64_t size, const Task& task) {
 }
 
 constexpr int64_t ELEMENTS = 1 << 14;  // that a thread takes at a time of what goes through memory once
+
+// The same for the vectors of such elements: call(first element, how many are left).
+template <typename Call>
+void by_vectors(int64_t elements, const Call& call) {
+    parallel_stretches(elements, ELEMENTS, [&](int64_t first, int64_t count) {
+        for (int64_t i = 0; i < count; i += LANES) call(first + i, count - i);
+    });
+}
 
 // What a thread does that looks for work and finds none.
 inline void pause_briefly() {

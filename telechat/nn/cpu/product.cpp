@@ -28,6 +28,8 @@ inline Floats steps_of_row(const T* row, int64_t first, int64_t k) {
     auto numbers = [&](int64_t from) { return from < k ? load_first(row + from, k - from) : Floats{}; };
     if constexpr (!pairs) return numbers(first);
 #if defined(__AVX512BF16__)
+    else if constexpr (sizeof(T) == 2)
+        return (Floats)_mm512_maskz_loadu_epi16(_bzhi_u32(~0u, std::clamp<int64_t>(k - 2 * first, 0, 32)), row + 2 * first);
     else return (Floats)_mm512_cvtne2ps_pbh((__m512)numbers(2 * first + LANES), (__m512)numbers(2 * first));
 #endif
 }

@@ -36,14 +36,6 @@ inline float widen(bfloat16 x) {
     return result;
 }
 
-// To the nearest, ties to even; NaN stays NaN.
-inline bfloat16 narrow(float x) {
-    uint32_t word;
-    std::memcpy(&word, &x, 4);
-    if ((word & 0x7fffffff) > 0x7f800000) return {static_cast<uint16_t>((word >> 16) | 64)};
-    return {static_cast<uint16_t>((word + 0x7fff + ((word >> 16) & 1)) >> 16)};
-}
-
 inline Floats broadcast(float x) { return x - Floats{}; }
 
 inline Floats load(const float* from) { return *reinterpret_cast<const LooseFloats*>(from); }
@@ -54,6 +46,12 @@ inline Floats load(const bfloat16* from) {
 }
 
 inline void store(float* to, Floats x) { *reinterpret_cast<LooseFloats*>(to) = x; }
+
+// To the nearest bfloat16, ties to even; NaN stays NaN.
+inline Halves narrow(Floats x) {
+    const Words word = reinterpret_cast<Words>(x), high = word >> 16;
+    return __builtin_convertvector(x == x ? (word + 0x7fff + (high & 1)) >> 16 : high | 64, Halves);
+}
 
 // The first `count` of a vector's elements, the others 0.
 template <typename T>
@@ -67,12 +65,25 @@ inline Floats load_first(const T* from, int64_t count) {
     return load(all);
 }
 
+inline void store_first(bfloat16* to, Floats x, int64_t count) {
+    const Halves halves = narrow(x);
+    if (count >= LANES) *reinterpret_cast<LooseHalves*>(to) = halves;
+    else std::memcpy(to, &halves, count * sizeof(bfloat16));
+}
+
 inline void store_first(float* to, Floats x, int64_t count) {
     if (count >= LANES) return store(to, x);
 #if defined(__AVX512F__)
     return _mm512_mask_storeu_ps(to, (1 << count) - 1, (__m512)x);
 #endif
     std::memcpy(to, &x, count * sizeof(float));
+}
+
+// Square roots, rounded to the nearest.
+inline Floats square_root(Floats x) {
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i++) x[i] = std::sqrt(x[i]);
+    return x;
 }
 
 // All elements taken together by halves, so in one order.
