@@ -39,6 +39,20 @@ def path_argument(text):
     return expand_path(text)
 
 
+def add_inference_flags(parser):
+    """The flags of tools that load a model to answer: how it computes, whoever asks."""
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32",
+                        help="of the weights in memory; bfloat16 on Ascend")
+    parser.add_argument("--no_prefix_cache", action="store_true",
+                        help="compute every prompt whole, also where the cache holds what it begins with")
+    parser.add_argument("--speculate", type=int, default=0, metavar="K",
+                        help="guess up to K tokens ahead from what was said before; the same answers, sooner where they "
+                             "quote")
+    parser.add_argument("--no_paged_attention", action="store_true",
+                        help="on Ascend: decode on a plain cache, by portable operations")
+    parser.add_argument("--ignore_memory", action="store_true", help="start though memory does not seem to suffice")
+
+
 def replace_unknown_characters():
     """Let input and output replace what their encoding lacks: a half character typed, a 你 on a terminal of ASCII."""
     for stream in (sys.stdin, sys.stdout, sys.stderr):

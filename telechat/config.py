@@ -152,6 +152,9 @@ class TeleChatConfig:
         """Build from the content of a published ``config.json``, of any of the three styles.
 
         Keys of the file that the model does not use are kept and written back by `to_dict`.
+
+        Raises:
+            InputError: a key that the model needs is missing or has a value that no TeleChat has.
         """
         style = _style(values)
         names = {field.name for field in dataclasses.fields(cls)} - {"style", "extra"}

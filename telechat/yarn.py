@@ -33,7 +33,10 @@ class YarnScaling:
 
     @classmethod
     def from_dict(cls, values):
-        """From the ``rope_scaling`` of a file; None where that asks for nothing (null, or type "default")."""
+        """From the ``rope_scaling`` of a file; None where that asks for nothing (null, or type "default").
+
+        Raises InputError for another type, or where a field is missing or out of its bounds.
+        """
         values = json_object("rope_scaling", values)
         if not values:
             return None
@@ -56,7 +59,7 @@ class YarnScaling:
 
 
 def json_object(name, value):
-    """A dict as it is, {} for None."""
+    """A dict as it is, {} for None, InputError else."""
     if value is not None and not isinstance(value, dict):
         raise InputError(f"{name} must be an object or null, not {fields.shown(value)}")
     return value or {}

@@ -41,6 +41,28 @@ def shared():
     return SHARED
 
 
+@pytest.fixture(scope="session")
+def tok():
+    """A small SentencePiece tokenizer with 12B's control tokens: the demo's."""
+    from telechat.data.tokenizer import Tokenizer
+
+    return Tokenizer.from_pretrained(ROOT / "samples/tokenizer.model")
+
+
+@pytest.fixture(scope="session")
+def tok_12b(shared):
+    from telechat.data.tokenizer import Tokenizer
+
+    return Tokenizer.from_pretrained(shared / "data/telechat_12b.tokenizer.model")
+
+
+@pytest.fixture(scope="session")
+def tok_52b(shared):
+    from telechat.data.tokenizer import Tokenizer
+
+    return Tokenizer.from_pretrained(shared / "data/telechat_52b.tokenizer.model")
+
+
 @dataclasses.dataclass(frozen=True)
 class Reference:
     """A tiny official checkpoint, the same converted to ours, and what the official code computes."""

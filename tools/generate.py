@@ -9,7 +9,7 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from telechat.cli import ArgumentParser, path_argument, run  # noqa: E402
+from telechat.cli import ArgumentParser, add_inference_flags, path_argument, run  # noqa: E402
 from telechat.errors import InputError  # noqa: E402
 from telechat.interrupts import keep_interrupts  # noqa: E402
 
@@ -112,8 +112,6 @@ def parse_arguments(argv):
     parser.add_argument("--cache_memory", metavar="SIZE",
                         help="key-value cache that all sequences share, e.g. 4GB, in each process; default: room for all "
                              "that are answered at a time")
-    parser.add_argument("--no_prefix_cache", action="store_true",
-                        help="compute every prompt whole, also where the cache holds what it begins with")
     parser.add_argument("--max_length", type=int, help="longest sequence, prompt and answer together")
     parser.add_argument("--max_new_tokens", type=int, help="longest answer")
     parser.add_argument("--temperature", type=float, help="0 takes the most likely token")
@@ -121,14 +119,7 @@ def parse_arguments(argv):
     parser.add_argument("--top_p", type=float, help="only the most likely tokens that reach this probability")
     parser.add_argument("--repetition_penalty", type=float, help="1 is off")
     parser.add_argument("--seed", type=int, help="of the random draws")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32",
-                        help="of the weights in memory; bfloat16 on Ascend")
-    parser.add_argument("--speculate", type=int, default=0, metavar="K",
-                        help="guess up to K tokens ahead from what was said before; the same answers, sooner where they "
-                             "quote")
-    parser.add_argument("--no_paged_attention", action="store_true",
-                        help="on Ascend: decode on a plain cache, by portable operations")
-    parser.add_argument("--ignore_memory", action="store_true", help="start though memory does not seem to suffice")
+    add_inference_flags(parser)
     return parser.parse_args(argv)
 
 

@@ -7,7 +7,7 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from telechat.cli import ArgumentParser, path_argument, run  # noqa: E402
+from telechat.cli import ArgumentParser, add_inference_flags, path_argument, run  # noqa: E402
 from telechat.errors import InputError  # noqa: E402
 from telechat.generation.prompt_lookup import check_speculation  # noqa: E402
 from telechat.progress import Progress  # noqa: E402
@@ -149,8 +149,6 @@ def parse_arguments(argv):
     parser.add_argument("--cache_memory", metavar="SIZE",
                         help="key-value cache that all sequences share, e.g. 4GB, in each process; default: what is free less "
                              "a tenth, and no more than --max_batch sequences of --max_length can fill")
-    parser.add_argument("--no_prefix_cache", action="store_true",
-                        help="compute every prompt whole, also where the cache holds what it begins with")
     parser.add_argument("--prefill_chunk", type=int, default=512, metavar="TOKENS",
                         help="tokens of prompts read between two tokens of the answers that run, at most")
     parser.add_argument("--max_queue", type=int, default=64, help="sequences that may wait; more are refused (429)")
@@ -158,14 +156,7 @@ def parse_arguments(argv):
     parser.add_argument("--system", choices=("refuse", "prepend"), default="refuse",
                         help="what becomes of a system message: TeleChat was trained without; prepend puts it in front "
                              "of the first question")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32",
-                        help="of the weights in memory; bfloat16 on Ascend")
-    parser.add_argument("--speculate", type=int, default=0, metavar="K",
-                        help="guess up to K tokens ahead from what was said before; the same answers, sooner where they "
-                             "quote")
-    parser.add_argument("--no_paged_attention", action="store_true",
-                        help="on Ascend: decode on a plain cache, by portable operations")
-    parser.add_argument("--ignore_memory", action="store_true", help="start though memory does not seem to suffice")
+    add_inference_flags(parser)
     arguments = parser.parse_args(argv)
     arguments.key_shows = bool(arguments.api_key)
     if arguments.key_shows:

@@ -104,7 +104,10 @@ class SafetensorsFiles:
             raise InputError(f"{path} cannot be read ({error})") from None
 
     def read(self, name, index=None):
-        """The tensor called `name`, or only its part ``[index]`` (a tuple of slices), as a numpy array."""
+        """The tensor called `name`, or only its part ``[index]`` (a tuple of slices), as a numpy array.
+
+        Raises InputError where the file is broken or has changed since it was opened.
+        """
         path = os.path.join(self.directory, self._file_of[name])
         rows = whole_rows(self.shapes[name], index)
         try:

@@ -67,6 +67,7 @@ class Shards:
         self._shard_of = {}
 
     def add(self, name, array):
+        """Take one more tensor, a numpy array; a shard that it would make too large is written first."""
         if self._shard and self._shard.size + array.nbytes > self._max_bytes:
             self._finish()
         if not self._shard:
@@ -108,7 +109,10 @@ def write_json(path, values):
 
 
 def copy_extra_files(source, target):
-    """Copy those of EXTRA_FILES that the directory `source` has (None: nothing) to the directory `target`."""
+    """Copy those of EXTRA_FILES that the directory `source` has (None: nothing) to the directory `target`.
+
+    Raises InputError where one of them cannot be read.
+    """
     for name in EXTRA_FILES if source else ():
         path = os.path.join(source, name)
         if not os.path.isfile(path):

@@ -80,7 +80,7 @@ def read_messages(record):
 
 
 def read_history(record):
-    """The messages of a record's ``history``, which our own form may have too."""
+    """The messages of a record's ``history``, which our own form may have too, (role, text) each; InputError of another form."""
     messages = []
     history = record.get("history")
     if history in _EMPTY:
@@ -136,7 +136,7 @@ def _parts(content, place):
 
 
 def named_text(record, name, place):
-    """`text_field`, with the place named where it is wrong."""
+    """`text_field`, with the place named in the InputError where it is wrong."""
     try:
         return text_field(record, name)
     except InputError as error:

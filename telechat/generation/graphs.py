@@ -69,6 +69,7 @@ class AdaptedFeedForward(nn.Cell):
 
     @ms.jit
     def forward_rows(self, middle, columns, norm, gate, up, down, down_bias, *factors):
+        """`construct` over some of the rows."""
         f = self.functions
         gate, up, down = with_adapters((gate, up, down), columns, factors)
         return f.project_down(middle, *f.project_gate_up(middle, norm, gate, up), down, down_bias)

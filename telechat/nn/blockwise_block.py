@@ -31,6 +31,7 @@ class AttentionByBlocks(nn.Cell):
 
     def backward(self, dmiddle, x, q, k, v, log_sums, attended, cos, sin, masks, position_bias, segment_ids, drop_attention,
                  drop_dense, norm, query, key_value, dense, dense_bias, *lora):
+        """As `Attention.backward`; log_sums: None."""
         f = self.functions
         of_qkv, of_dense = f.cut_attention(lora)
         dresult, dx, *outer = self.behind(cos.shape[2], dmiddle, x, attended, drop_dense, dense, dense_bias, *of_dense)
@@ -95,6 +96,7 @@ class PrefillAttentionByBlocks(nn.Cell):
 
     @ms.jit
     def finish(self, x, result, key, value, index, key_cache, value_cache, dense, dense_bias):
+        """From attention's result to the half's, when keys and values are in the cache."""
         f = self.functions
         written = f.kernels.write_cache(key_cache, value_cache, key, value, index)
         return ops.depend(f.project_attention(x, f.kernels.merge_heads(result), dense, dense_bias), written)

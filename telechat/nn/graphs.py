@@ -50,10 +50,12 @@ class HeadLoss(nn.Cell):
         self.copy_to = Unchanged()  # as in a block: what stands before a product
 
     def logits(self, x, norm, head):
+        """x (R, H), norm (H,), head (V, H) → (R, V)."""
         logits = self.kernels.linear(self.copy_to(self.kernels.rms_norm(x, norm, self.epsilon)), head)
         return logits if self.scale == 1 else logits * self.scale
 
     def cross_entropy(self, logits, labels, weights):
+        """Weighted losses (R,) and the gradient of their sum in the logits (R, V), both float32."""
         return self.kernels.token_cross_entropy(logits, labels, weights)
 
     @ms.jit
@@ -72,6 +74,7 @@ class HeadLoss(nn.Cell):
         return losses, dx, dnorm, dhead.astype(ms.float32)
 
     def with_gradients(self, x, rows, labels, weights, norm, head):
+        """As `backward`, in a graph that is already there; the head's gradient in its own dtype."""
         hidden = ops.gather(x, rows, 0)
         losses, dlogits = self.cross_entropy(self.logits(hidden, norm, head), labels, weights)
         dhidden, dnorm, dhead = _gradient(self.logits)(hidden, norm, head, dlogits.astype(x.dtype))

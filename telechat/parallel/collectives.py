@@ -39,7 +39,6 @@ class _Operations(typing.NamedTuple):
     max: typing.Callable
     gather: typing.Callable
     scatter: typing.Callable
-    own_rows: typing.Callable
 
 
 def _operations(group, native):
@@ -48,10 +47,9 @@ def _operations(group, native):
         return _Operations(*(nn.Identity() for _ in _Operations._fields))
     if is_native() if native is None else native:
         return _Operations(ops.AllReduce(ReduceOp.SUM, group.name), ops.AllReduce(ReduceOp.MAX, group.name),
-                           ops.AllGather(group.name), ops.ReduceScatter(ReduceOp.SUM, group.name),
-                           cpu.OwnRows(group))
+                           ops.AllGather(group.name), ops.ReduceScatter(ReduceOp.SUM, group.name))
     return _Operations(*map(cpu.InFloat32, (ops.AllReduce(ReduceOp.SUM, group.name), cpu.Max(group),
-                                            cpu.Gather(group), cpu.Scatter(group), cpu.OwnRows(group))))
+                                            cpu.Gather(group), cpu.Scatter(group))))
 
 
 # ---- For compiled graphs: float32, float16 or bfloat16 of any rank; cut along axis 0.
@@ -113,29 +111,6 @@ class ScatterRows(_Exchange):
     def __init__(self, group, native=None):
         operations = _operations(group, native)
         super().__init__(operations.scatter, operations.gather)
-
-
-class SplitRows(_Exchange):
-    """A replicated (N, …) → own rows (N/size, …); the gradient is gathered.
-
-    From a replicated into the sequence-parallel region.
-    """
-
-    def __init__(self, group, native=None):
-        operations = _operations(group, native)
-        super().__init__(operations.own_rows, operations.gather)
-
-
-class UnsplitRows(_Exchange):
-    """(N, …) of every rank → (N·size, …) in rank order; own rows of the gradient.
-
-    Out of the sequence-parallel region where all ranks do the same with the result, so that each has
-    the whole gradient already.
-    """
-
-    def __init__(self, group, native=None):
-        operations = _operations(group, native)
-        super().__init__(operations.gather, operations.own_rows)
 
 
 class _Detached(nn.Cell):

@@ -1,7 +1,6 @@
 """What collectives.py uses in compiled graphs on CPU, built from the one collective that exists there.
 
-That is AllReduce SUM of float32 and float16. Results equal the native primitives'. `own_rows` and
-`InFloat32` are no communication, and `OwnRows` serves every device.
+That is AllReduce SUM of float32 and float16. Results equal the native primitives'.
 """
 
 import mindspore as ms

@@ -55,6 +55,7 @@ class Launch:
 
     @property
     def local_processes(self):
+        """Number of processes on this machine."""
         return self.processes // self.nodes
 
     @property
@@ -89,7 +90,10 @@ class Launch:
             find_msrun()
 
     def address(self):
-        """Host and port of the scheduler; a free port of this machine unless ``master`` is given."""
+        """Host and port of the scheduler; a free port of this machine unless ``master`` is given.
+
+        Raises InputError where ``master`` is not HOST:PORT.
+        """
         if self.master is None:
             return "127.0.0.1", free_port()
         host, _, port = self.master.rpartition(":")
@@ -175,7 +179,10 @@ def write_python(folder, node_rank):
 
 
 def make_log_dir(plan):
-    """Create the directory of logs, without this machine's logs of an earlier run; returns its path."""
+    """Create the directory of logs, without this machine's logs of an earlier run; returns its path.
+
+    Raises InputError where it cannot be written.
+    """
     path = plan.log_dir or os.path.join("logs", time.strftime(f"launch_%Y%m%d-%H%M%S_{os.getpid()}"))
     path = os.path.abspath(path)
     names = [f"worker_{rank}.log" for rank in plan.local_ranks] + ["scheduler.log"] * (plan.node_rank == 0)
@@ -191,7 +198,7 @@ def make_log_dir(plan):
 
 
 def find_msrun():
-    """Path of the msrun that belongs to the running interpreter, else of the first on PATH."""
+    """Path of the msrun that belongs to the running interpreter, else of the first on PATH; InputError if none."""
     folders = [sysconfig.get_path("scripts"), os.environ.get("PATH", "")]
     path = shutil.which("msrun", path=os.pathsep.join(folders))
     if path is None:
@@ -200,7 +207,7 @@ def find_msrun():
 
 
 def free_port():
-    """A TCP port of this machine that nobody listens on."""
+    """A TCP port of this machine that nobody listens on; InputError where none is found."""
     for port in random.sample(PORTS, 100):
         try:
             bind("127.0.0.1", port)

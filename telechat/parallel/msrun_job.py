@@ -50,9 +50,11 @@ class Process:
 
     @property
     def runs(self):
+        """Whether it was seen to begin and not to end."""
         return self.pid is not None and self.end_time is None
 
     def failed(self):
+        """Whether it ended with another status than 0; False where none is known."""
         return self.code not in (0, None)
 
 

@@ -51,7 +51,7 @@ class QuantisedReader:
         self.names = [name for name in layout.parameter_shapes(config) if name in self._files.shapes]
 
     def check(self, shapes):
-        """As `CheckpointReader.check`."""
+        """As `CheckpointReader.check`; InputError too where something else than a block's product is quantised."""
         tensor_names.check_tensors(self._files.shapes, shapes, self.directory)
         check_dtypes(self._files.dtypes, self.directory)
         for name in self.names:

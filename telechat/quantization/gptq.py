@@ -111,7 +111,10 @@ class Product:
 
 
 def together(products, combine, name):
-    """One product of several that have the same inputs; ``combine`` puts arrays (out, …) of theirs together."""
+    """One product of several that have the same inputs; ``combine`` puts arrays (out, …) of theirs together.
+
+    Raises InputError where their inputs lie in different groups.
+    """
     first = products[0]
     if any(not np.array_equal(first.groups, other.groups) for other in products):
         raise InputError(f"the parts of {name} have their inputs in different groups, so that they cannot be one product; "

@@ -71,6 +71,9 @@ class RunConfig:
         """Read a YAML file, then apply ``key=value`` strings, whose values are read as YAML too.
 
         ``flags`` holds values that the command line gave by flags of their own.
+
+        Raises:
+            InputError: names the file or the command line, and the key with what is wrong about it.
         """
         values = read_yaml(path)
         source = dict.fromkeys(values, path)
@@ -89,7 +92,7 @@ class RunConfig:
 
     @classmethod
     def from_dict(cls, values, source=None):
-        """Build from the flat mapping of a YAML file; ``source`` says where each key came from."""
+        """Build from the flat mapping of a YAML file; ``source`` says where each key came from. InputError as of `load`."""
         source = source or {}
         values = dict(values)
         run_names = _field_names(cls) - {"train"}

@@ -58,6 +58,7 @@ class StopSignal:
             os.write(sys.stdout.fileno(), b"finishing this step, then saving (press Ctrl-C again to break off)\n")
 
     def restore(self):
+        """Give the signals back to whoever had them before, and end the thread that waits for them."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(-1)

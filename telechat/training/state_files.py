@@ -54,7 +54,10 @@ class StateFiles:
                                  "copy the rank files of all nodes together, or resume from another checkpoint")
 
     def read_into(self, target, key, box):
-        """Fill ``target``, which lies at ``box`` of the whole tensor, from the pieces that overlap it."""
+        """Fill ``target``, which lies at ``box`` of the whole tensor, from the pieces that overlap it.
+
+        target (array): of the tensor ``key``; box: (start, stop) an axis. Raises InputError where pieces are missing.
+        """
         filled = 0
         for file, piece in self._pieces.get(key, ()):
             overlap = [(max(a, c), min(b, d)) for (a, b), (c, d) in zip(box, piece)]

@@ -158,7 +158,10 @@ class Trainer:
         return loss / scale, math.sqrt(square) / scale, asked, gradients, scale
 
     def evaluate(self, batches):
-        """Mean loss over the counted tokens of ``batches``, each the arguments of `train_step`; no dropout."""
+        """Mean loss over the counted tokens of ``batches``, each the arguments of `train_step`; no dropout.
+
+        Raises InputError where no token counts.
+        """
         total, tokens = 0.0, 0
         for input_ids, labels, *segment_ids in batches:
             inputs, targets = self._shift(input_ids, labels)

@@ -20,12 +20,6 @@ def samples():
 
 
 @pytest.fixture(scope="session")
-def tok():
-    """A small SentencePiece tokenizer with 12B's control tokens: the demo's."""
-    return Tokenizer.from_pretrained(SAMPLES / "tokenizer.model")
-
-
-@pytest.fixture(scope="session")
 def reserved_tok(tmp_path_factory):
     """A small SentencePiece tokenizer with 52B's control tokens."""
     model = io.BytesIO()
@@ -57,13 +51,3 @@ def byte_level_file(tmp_path_factory):
 @pytest.fixture(scope="session")
 def byte_level_tok(byte_level_file):
     return Tokenizer.from_pretrained(byte_level_file)
-
-
-@pytest.fixture(scope="session")
-def tok_12b(shared):
-    return Tokenizer.from_pretrained(shared / "data" / "telechat_12b.tokenizer.model")
-
-
-@pytest.fixture(scope="session")
-def tok_52b(shared):
-    return Tokenizer.from_pretrained(shared / "data" / "telechat_52b.tokenizer.model")

@@ -4,6 +4,7 @@ import functools
 
 import pytest
 
+from tests.conftest import preprocess_samples
 from tests.distributed.job import RunningJob, kill_tree, run_job
 
 
@@ -34,3 +35,9 @@ def started(tmp_path):
 def msrun_in():
     """`run_job` itself, for a fixture that runs one job for many tests."""
     return run_job
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory):
+    """The shipped samples, preprocessed."""
+    return preprocess_samples(tmp_path_factory.mktemp("data") / "dataset")

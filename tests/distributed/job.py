@@ -26,7 +26,6 @@ class Job(typing.NamedTuple):
 
     exit_code: int
     logs: list  # text of each worker's log, by rank
-    first_failure: str  # which rank failed first and the last lines of its log; "" after a success
     seconds: float  # from its start to its end
 
 
@@ -108,7 +107,7 @@ class RunningJob:
             failure = self._describe_failure(how)
         if failure and (check or exit_code is None):
             pytest.fail(failure, pytrace=False)
-        return Job(exit_code, [self.log(rank) for rank in range(self.worker_count)], failure, seconds)
+        return Job(exit_code, [self.log(rank) for rank in range(self.worker_count)], seconds)
 
     def _crashed_while_leaving(self):
         """Whether the only failure is MindSpore's own when processes end (`telechat.cli.FINISHED` says which)."""

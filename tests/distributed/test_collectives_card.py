@@ -40,7 +40,7 @@ def test_forward_and_gradient(jobs, kind, dtype, times, cell, mode):
     cpu.test_forward_and_gradient(jobs, 2, kind, dtype, times, cell, mode)
 
 
-@pytest.mark.parametrize("cell", ["GatherRows", "UnsplitRows", "AllReduceMax"])
+@pytest.mark.parametrize("cell", ["GatherRows", "AllReduceMax"])
 @pytest.mark.parametrize("kind, dtype", EXACT)
 def test_extreme_values_are_exact(jobs, kind, dtype, cell):
     cpu.test_extreme_values_are_exact(jobs, 2, kind, dtype, cell)
@@ -64,9 +64,9 @@ def test_barrier_objects_and_refusals(results):
     for facts in results.facts:
         assert facts["barrier"]
         assert facts["objects"] == [{"rank": rank, "text": "智" * rank} for rank in range(2)]
-        native, *ours = facts["refused"]
+        native, ours = facts["refused"]
         assert "must be divided by 'rank_size'" in native  # ReduceScatter's own sentence
-        assert len(ours) == 2 and all("5 rows cannot be cut into 2 equal parts" in refusal for refusal in ours)
+        assert "5 rows cannot be cut into 2 equal parts" in ours
 
 
 @pytest.mark.parametrize("name", ["AllReduce", "AllGather", "ReduceScatter", "Broadcast", "Send", "Recv"])

@@ -15,28 +15,13 @@ from telechat import TeleChat
 from telechat.checkpoint.reader import CheckpointReader
 from telechat.checkpoint.writer import write_checkpoint
 from telechat.training.training_state import list_checkpoints
-from tests.conftest import ROOT, preprocess_samples
-from tests.distributed.job import RunningJob, free_port, kill_tree, run_job
+from tests.distributed.job import RunningJob, run_job
+from tests.distributed.train_job import DEADLINE, TRAIN, arguments, refused
 
-TRAIN = ROOT / "tools/train.py"
-SAMPLES = ROOT / "samples"
-SMALL = ["model.hidden_size=32", "model.n_layer=2", "model.n_head=4", "model.ffn_hidden_size=48", "batch_size=4",
-         "warmup_steps=2", "model.hidden_dropout=0.1", f"tokenizer={SAMPLES / 'tokenizer.model'}"]
 STEPS = 12
 SAVES = ["save_steps=2", "keep_checkpoints=2"]
 # Four processes that compile on two cores may send no sign of life for 5 seconds.
 SOAK = {"MS_NODE_TIMEOUT": "12"}
-DEADLINE = 60  # seconds: "all end, non-zero, within a minute"
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    """The shipped samples, preprocessed."""
-    return preprocess_samples(tmp_path_factory.mktemp("data") / "dataset")
-
-
-def arguments(dataset, output, *more):
-    return ["--config", ROOT / "configs/demo.yaml", "--train_dataset", dataset, "--output_dir", output, *SMALL, *more]
 
 
 def steps(output):
@@ -165,61 +150,12 @@ def count_lines(output):
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-# ---- What is refused. On one of two processes something differs: scripts/one_rank.py
-
-
-def refused(job, *words):
-    """The job failed within a minute; exactly one process says one sentence with these words."""
-    assert job.exit_code != 0 and job.seconds < DEADLINE
-    said = [line for log in job.logs for line in log.splitlines() if line.startswith("error: ")]
-    assert len(said) == 1, said
-    assert all(str(word) in said[0] for word in words), said[0]
-    assert not any("Traceback" in log for log in job.logs)
-
-
-@pytest.fixture
-def one_rank(dataset, tmp_path):
-    """one_rank(common arguments, rank 1's other arguments, its other project folder, directories of both) → `Job`."""
-    def call(common, other=(), project=ROOT, directories=(".", ".")):
-        (tmp_path / "other.json").write_text(json.dumps({
-            "arguments": list(map(str, other)), "project": str(project), "directories": directories}))
-        return run_job(tmp_path, 2, "one_rank.py", tmp_path / "other.json",
-                       *arguments(dataset, tmp_path / "run", "total_steps=3", *common), check=False, timeout=DEADLINE)
-    return call
-
-
-def test_another_configuration(one_rank, tmp_path):
-    refused(one_rank([], ["learning_rate=1e-3"]), "rank 1", "another configuration", "rank 0")
-    assert not (tmp_path / "run").exists()
-
-
-def test_another_code_version(one_rank, tmp_path):
-    copy = tmp_path / "project"
-    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv", "demo", "__pycache__"))
-    with open(copy / "telechat/nn/kernels.py", "a", encoding="utf-8") as file:
-        file.write("# a change\n")
-    refused(one_rank([], project=copy), "rank 1", "another code version")
-
-
-def test_another_dataset(one_rank, dataset, tmp_path):
-    """Of the same name, as on another machine that was not brought up to date."""
-    for folder, source in (("here", dataset), ("there", preprocess_samples(tmp_path / "other", "--seed", 1))):
-        (tmp_path / folder).mkdir()
-        shutil.copytree(source, tmp_path / folder / "data")
-    refused(one_rank(["--train_dataset", "data"], directories=("here", "there")), "rank 1", "another dataset")
-
-
 def test_another_batch_size_on_resuming(whole, dataset, tmp_path):
     output = tmp_path / "run"
     shutil.copytree(whole[0], output, symlinks=True)
     job = run_job(tmp_path, 2, TRAIN, *arguments(dataset, output, f"total_steps={STEPS}", *SAVES, "parallel.tensor=2",
                                                  "--resume", "batch_size=2"), check=False, timeout=DEADLINE)
     refused(job, "batch_size", "2", "4")
-
-
-def test_resuming_without_a_checkpoint(dataset, tmp_path):
-    job = run_job(tmp_path, 2, TRAIN, *arguments(dataset, tmp_path / "run", "--resume"), check=False, timeout=DEADLINE)
-    refused(job, "--resume", "holds no checkpoint")
 
 
 def test_a_checkpoint_that_lacks_a_slice(whole, dataset, tmp_path):
@@ -256,37 +192,6 @@ def test_a_training_state_that_lacks_a_slice(whole, dataset, tmp_path):
     job = run_job(tmp_path, 2, TRAIN, *arguments(dataset, output, "total_steps=14", *SAVES, "parallel.tensor=2",
                                                  "--resume_from", newest), check=False, timeout=DEADLINE)
     refused(job, newest)
-
-
-@pytest.mark.parametrize("flags, seconds", [
-    (["--cluster_time_out=15"], 15), pytest.param([], 45, marks=pytest.mark.wide)])
-def test_a_missing_process(flags, seconds, dataset, tmp_path):
-    """Three are announced, two come: a time-out ends them, and one of them says so, within a minute if not told else."""
-    job = run_job(tmp_path, 3, TRAIN, *arguments(dataset, tmp_path / "run", "total_steps=3"), check=False,
-                  timeout=DEADLINE, flags=("--local_worker_num=2", *flags))
-    refused(job, f"the 3 processes did not all find each other within {seconds} s", "--cluster_time_out")
-    assert job.seconds < 60
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.wide
-@pytest.mark.parametrize("rank", [0, 3])
-def test_a_killed_process_ends_both_nodes(rank, dataset, tmp_path):
-    """SIGKILL on the node of the scheduler, and on the other one; two msrun on this machine are the nodes."""
-    port = free_port()
-    command = [TRAIN, *arguments(dataset, tmp_path / "run", "total_steps=5000", "parallel.tensor=2")]
-    nodes = [RunningJob(tmp_path, 4, *command, flags=("--local_worker_num=2", f"--node_rank={node}",
-                                                      f"--master_port={port}")) for node in (0, 1)]
-    try:
-        while all(node.process.poll() is None for node in nodes) and "step    3/" not in nodes[0].log(0):
-            time.sleep(0.1)
-        nodes[rank // 2].worker(rank).kill()
-        jobs = [node.finish(DEADLINE, check=False) for node in nodes]
-    finally:
-        for node in nodes:
-            kill_tree(node.process.pid)
-    assert all(job.exit_code != 0 for job in jobs)
-    assert sum("error: the scheduler at" in log for log in jobs[1].logs) == (rank == 0)
 
 
 def test_an_interrupt_saves_and_resumes(whole, dataset, tmp_path):

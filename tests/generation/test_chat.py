@@ -1,33 +1,15 @@
 """Chat prompts: the official ones, and what is text in them."""
 
 import json
-import pathlib
 
 import pytest
 
 from telechat.data.conversation import ChatFormat
 from telechat.data.encoding import encode_conversation
-from telechat.data.tokenizer import Tokenizer
 from telechat.errors import InputError
 from telechat.generation.chat import build_prompt, parse_prompt
 
-SAMPLES = pathlib.Path(__file__).resolve().parents[2] / "samples"
 QUESTION = "生抽与老抽的区别？"
-
-
-@pytest.fixture(scope="module")
-def tok():
-    return Tokenizer.from_pretrained(SAMPLES / "tokenizer.model")
-
-
-@pytest.fixture(scope="module")
-def tok_12b(shared):
-    return Tokenizer.from_pretrained(shared / "data" / "telechat_12b.tokenizer.model")
-
-
-@pytest.fixture(scope="module")
-def tok_52b(shared):
-    return Tokenizer.from_pretrained(shared / "data" / "telechat_52b.tokenizer.model")
 
 
 def turn(role, content):

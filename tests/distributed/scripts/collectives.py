@@ -23,8 +23,7 @@ from mindspore import Tensor, nn, ops  # noqa: E402
 from telechat.parallel import collectives  # noqa: E402
 
 FOLDER = pathlib.Path(sys.argv[2])
-CELLS = ("CopyTo", "ReduceFrom", "GatherRows", "ScatterRows", "SplitRows", "UnsplitRows", "AllReduceSum",
-         "AllReduceMax")
+CELLS = ("CopyTo", "ReduceFrom", "GatherRows", "ScatterRows", "AllReduceSum", "AllReduceMax")
 GROUPS = ("tensor", "data", "world", "pipeline")
 # On a card a send waits for its receive, so that two ranks may send to each other first only where each direction has
 # a group of its own: the pipeline's.
@@ -83,8 +82,7 @@ class Compiled(nn.Cell):
 
 def output_rows(cell, rows, size):
     """Rows that a collective makes of ``rows``."""
-    return {"GatherRows": rows * size, "UnsplitRows": rows * size, "ScatterRows": rows // size,
-            "SplitRows": rows // size}.get(cell, rows)
+    return {"GatherRows": rows * size, "ScatterRows": rows // size}.get(cell, rows)
 
 
 def check_gradients(kind, dtype, times):
@@ -114,12 +112,11 @@ class Exact(nn.Cell):
     def __init__(self, group):
         super().__init__()
         self.gather = collectives.GatherRows(group)
-        self.unsplit = collectives.UnsplitRows(group)
         self.max = collectives.AllReduceMax(group)
 
     @ms.jit
     def construct(self, x):
-        return self.gather(x), self.unsplit(x), self.max(x)
+        return self.gather(x), self.max(x)
 
 
 def check_exact(kind, dtype):
@@ -130,7 +127,7 @@ def check_exact(kind, dtype):
     x[0, 0] = -7 - mesh.rank
     x = Tensor(x, dtype)
     store(f"{kind}/exact/{str(dtype).lower()}/x", x)
-    for name, y in zip(("GatherRows", "UnsplitRows", "AllReduceMax"), Exact(group)(x)):
+    for name, y in zip(("GatherRows", "AllReduceMax"), Exact(group)(x)):
         store(f"{kind}/exact/{str(dtype).lower()}/{name}", y)
 
 
@@ -236,7 +233,7 @@ def check_refusals():
     """Rows that the ranks cannot share are refused, inside a graph and outside, without a message sent."""
     x = Tensor(np.ones((2 * mesh.world.size + 1, 2), np.float32))
     facts["refused"] = []
-    for attempt in (Compiled(collectives.ScatterRows(mesh.world)), Compiled(collectives.SplitRows(mesh.world)),
+    for attempt in (Compiled(collectives.ScatterRows(mesh.world)),
                     lambda value: collectives.reduce_scatter_rows(value, mesh.world)):
         try:
             attempt(x)
