@@ -16,7 +16,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from telechat.cli import ArgumentParser, path_argument, run  # noqa: E402
 from telechat.diagnosis.error_text import summary  # noqa: E402
 from telechat.errors import InputError  # noqa: E402
-from telechat.version import check_mindspore  # noqa: E402
+from telechat.version import check_mindspore, code_version  # noqa: E402
 
 HEADS = (128, 160)  # a card's operations choose among kernels by the heads' size: those of 7B and 12B
 PACKAGES = ("mindspore", "numpy", "safetensors", "sentencepiece", "tokenizers")
@@ -84,21 +84,24 @@ def first_hour(arguments):
     from telechat.diagnosis.probe import run_probe
 
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
+    variables = " ".join(f"{name}={value}" for name, value in sorted(os.environ.items())
+                         if name.startswith(("MS_", "HCCL_", "ASCEND_", "GLOG_", "OMP_")))
     machine = run_probe("machine")
     steps = FirstHour(arguments.length, machine["cards"])
     try:
         with open(arguments.report, "w", encoding="utf-8") as file:
             head = (f"telechat's first hour on {machine['device']}; CANN {cann_version()}; {versions}",
-                    f"python {platform.python_version()} on {platform.system()} {platform.machine()}")
+                    f"python {platform.python_version()} on {platform.system()} {platform.machine()}, {os.cpu_count()} cores; "
+                    f"telechat {code_version()[:12]}",
+                    f"environment: {variables or 'nothing set'}",
+                    "tiny models of two layers; errors are relative, and beside \"of\" stands what is allowed")
             for line in itertools.chain(head, steps.run()):
                 print(line, flush=True)
                 print(line, file=file, flush=True)
-            for problem in steps.problems:
-                print(f"WRONG: {problem}", file=file)
+            print(f"report      {arguments.report}")
+            return verdict(steps.problems, file)
     except OSError as error:
         raise InputError(f"--report {arguments.report} cannot be written: {error.strerror}") from None
-    print(f"report      {arguments.report}")
-    return verdict(steps.problems)
 
 
 def try_kernels(kernels, length, problems):
@@ -218,15 +221,16 @@ def cann_version():
     return f"not found in {root}; set ASCEND_HOME_PATH, or source CANN's set_env.sh"
 
 
-def verdict(problems):
-    """Print it; the exit status."""
+def verdict(problems, file=None):
+    """Print it, and write it to a file if there is one; the exit status."""
+    lines = ["verdict     all that was tried is right: this machine can train and generate"]
     if problems:
-        print("verdict     do not train here yet:")
-        for problem in problems:
-            print(f"  - {problem}")
-        return 1
-    print("verdict     all that was tried is right: this machine can train and generate")
-    return 0
+        lines = ["verdict     do not train here yet:", *(f"  - {problem}" for problem in problems)]
+    for line in lines:
+        print(line)
+        if file is not None:
+            print(line, file=file)
+    return 1 if problems else 0
 
 
 if __name__ == "__main__":

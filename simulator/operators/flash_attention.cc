@@ -80,6 +80,7 @@ int gradient(const char *name, const AttentionCall &call, const GradientTensors 
     for (int i : {d, y}) op.types(i, {type}), op.shape(i, result_shape(op, *attention, attention->has_heads()));
     for (int i : {l, s}) op.types(i, {FLOAT32}), op.shape(i, attention->statistics_shape());
     for (int i : {dq, dk, dv}) op.types(i, {type});
+    if (type == FLOAT32) op.types(attention->mask, {BOOL});
     op.shape(dq, op[attention->query].shape);
     op.shape(dk, op[attention->key].shape);
     op.shape(dv, op[attention->value].shape);

@@ -2,7 +2,7 @@
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor
+from mindspore import Tensor, nn, ops
 
 from telechat.nn.device import on_cpu
 from telechat.nn.dropout import ATTENTION_OUTPUT, Place, dropout_mask
@@ -10,6 +10,26 @@ from telechat.nn.graphs import Accumulate
 from telechat.nn.self_test import kept_factors
 
 _LENGTH, _HEADS, _DEVIATIONS = 256, 4, 5
+
+
+class Written(nn.Cell):
+    """A compiled graph that writes keys and values into views of a cache, as `Kernels.write_cache` takes them."""
+
+    def __init__(self, kernels):
+        super().__init__()
+        self.kernels = kernels
+
+    @ms.jit
+    def construct(self, key_cache, value_cache, key, value, index):
+        return self.kernels.write_cache(key_cache, value_cache, key, value, index)
+
+
+class Total(nn.Cell):
+    """A compiled graph that adds up a tensor in float32."""
+
+    @ms.jit
+    def construct(self, x):
+        return ops.sum(x.astype(ms.float32))
 
 
 def dropout_problems(kernels):

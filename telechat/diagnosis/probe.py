@@ -98,18 +98,47 @@ def in_place():
     return found
 
 
+def cache_in_place(dtype, head_dim):
+    """The same of keys and values that are written into a cache: which part of them the cache and another graph then have."""
+    import mindspore as ms
+    from mindspore import Tensor
+
+    from telechat.diagnosis.checks import Total, Written
+    from telechat.model import as_dtype
+    from telechat.nn.device import device_tensor, device_zeros
+    from telechat.nn.inference import use_inference_kernels
+    from telechat.nn.kernel_choice import choose_kernels
+
+    use_inference_kernels()
+    np, heads, tokens, size = _numpy(), 4, 8, 16
+    kernels = choose_kernels(tiny_config(head_dim), as_dtype(dtype))
+    write, total, found = Written(kernels), Total(), {}
+    index = kernels.cache_index(np.arange(size, size + tokens)[None], heads, size)
+    new = kernels.split_heads(device_tensor(np.ones((tokens, heads * head_dim), "float32"), kernels.dtype), tokens, head_dim)
+    shape = kernels.cache_shape(2, size, heads, head_dim)
+    for name in ("device", "host"):
+        caches = [device_zeros(shape, kernels.dtype) if name == "device" else
+                  Tensor(np.zeros(shape, "float32"), kernels.dtype) for _ in range(2)]
+        write(*map(kernels.cache_view, caches), new, new, index)
+        in_graph = [float(total(cache).asnumpy()) for cache in caches]
+        outside = [float(cache.astype(ms.float32).asnumpy().sum()) for cache in caches]
+        found[name] = [round(min(part) / new.size, 4) for part in (outside, in_graph)]
+    return {"kernels": kernels.describe(), **found}
+
+
 def kernels(dtype, head_dim, length):
     """[name, error, error of the gradients, allowed] of each kernel, inside a compiled graph."""
     from telechat.model import as_dtype
     from telechat.nn.kernel_choice import choose_kernels
     from telechat.nn.self_test import check_kernels
 
-    chosen = choose_kernels(tiny_config(head_dim), as_dtype(dtype))
+    chosen = choose_kernels(tiny_config(head_dim, attention_dropout=0.1), as_dtype(dtype))
     return [list(result) for result in check_kernels(chosen, head_dim, length)]
 
 
 def trace(dtype, length, steps=3, parallel=None, batch_size=2):
-    """[loss, norm] of some steps of a tiny model on one batch; spread over the processes there are."""
+    """Some steps of a tiny model on one batch, spread over the processes there are: each one's [loss, norm]; and of the
+    first one's gradient of each tensor that this process has [its length, components along some directions]."""
     from telechat.parallel.mesh import Mesh
     from telechat.parallel.parallel_config import ParallelConfig
     from telechat.parallel.stage import build_stage, read_random
@@ -120,9 +149,22 @@ def trace(dtype, length, steps=3, parallel=None, batch_size=2):
     mesh = Mesh.create(parallel)
     train = TrainConfig(learning_rate=1e-3, lr_schedule="constant", total_steps=steps, dtype=dtype)
     trainer = Trainer(build_stage(config, dtype, mesh, parallel, read_random(config, 0)), train, parallel, mesh)
-    ids = _ids(batch_size, length + 1)
-    results = [trainer.train_step(ids, ids) for _ in range(steps)]
-    return [[result.loss, result.grad_norm] for result in results]
+    ids, results, gradients = _ids(batch_size, length + 1), [], []
+    for _ in range(steps):
+        results.append(trainer.train_step(ids, ids))
+        # The first moments are the first step's gradients then, times 1 − β1.
+        gradients = gradients or [_components(tensor) for group in trainer.optimizer.first for tensor in group]
+    return {"steps": [[result.loss, result.grad_norm] for result in results], "gradients": gradients}
+
+
+def _components(tensor, directions=4):
+    """The length of a tensor, and how far it reaches along some directions drawn at random, each element's ±1."""
+    import mindspore as ms
+
+    values = tensor.astype(ms.float32).asnumpy().ravel().astype("float64")
+    random = _numpy().random.default_rng(values.size)
+    return [float((values ** 2).sum() ** 0.5),
+            *(float(values @ random.choice((-1.0, 1.0), values.size)) for _ in range(directions))]
 
 
 def generation(dtype, head_dim, prompts=(8, 40, 8)):
@@ -155,7 +197,7 @@ def generation(dtype, head_dim, prompts=(8, 40, 8)):
 
 def times(dtype, length):
     """Seconds of a step, of its update and of its head with the loss (each waited for), and the peak of the device's
-    memory in bytes."""
+    memory in bytes, of all and of an update."""
     import time
 
     import mindspore as ms
@@ -165,15 +207,18 @@ def times(dtype, length):
     from telechat.training.trainer import Trainer
 
     trainer = Trainer(TeleChat(tiny_config(), dtype), TrainConfig(total_steps=9, dtype=dtype))
-    ids, spent = _ids(1, length + 1), {"update": 0.0, "head": 0.0}
+    ids, spent, peaks = _ids(1, length + 1), {"update": 0.0, "head": 0.0}, {"before": 0}
 
     def timed(name, call):
         def run(*arguments):
             ms.runtime.synchronize()
+            peaks["before"] = max(peaks["before"], ms.runtime.max_memory_allocated())
+            ms.runtime.reset_max_memory_allocated()
             start = time.perf_counter()
             result = call(*arguments)
             ms.runtime.synchronize()
             spent[name] = time.perf_counter() - start
+            peaks[name] = ms.runtime.max_memory_allocated()
             return result
         return run
     trainer.optimizer.update = timed("update", trainer.optimizer.update)
@@ -182,7 +227,7 @@ def times(dtype, length):
         start = time.perf_counter()
         trainer.train_step(ids, ids)
         whole = time.perf_counter() - start
-    return {"step": whole, **spent, "peak": ms.runtime.max_memory_allocated()}
+    return {"step": whole, **spent, "peak": max(peaks.values()), "update_peak": peaks["update"]}
 
 
 def _ids(rows, length):
@@ -195,11 +240,12 @@ def _numpy():
     return numpy
 
 
-def run_probe(name, *arguments, processes=1, on_host=False, timeout=1800):
+def run_probe(name, *arguments, processes=1, on_host=False, timeout=1800, **variables):
     """What a function of this file returns, run in ``processes`` of its own.
 
     Args:
         on_host (bool): on the CPU, whatever device there is.
+        variables (str): of the environment.
 
     Raises:
         InputError: it failed; the message has its last words.
@@ -210,7 +256,8 @@ def run_probe(name, *arguments, processes=1, on_host=False, timeout=1800):
         if processes > 1:
             command = [sys.executable, str(ROOT / "tools" / "launch.py"), "-n", str(processes), "--log_dir", folder,
                        str(pathlib.Path(__file__)), *command[3:]]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+                       **variables}
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment, check=False)
         except subprocess.TimeoutExpired:

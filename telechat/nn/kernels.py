@@ -14,6 +14,7 @@ from mindspore import Tensor, ops
 from telechat.nn import portable_kernels as portable
 from telechat.nn.blockwise_attention import BlockwiseAttention, causal_blocks, dropout_blocks, is_long
 from telechat.nn.cache_kernels import CacheKernels
+from telechat.nn.cores import own_cores
 from telechat.nn.device import device_tensor, on_cpu
 from telechat.nn.dropout import dropout_mask
 from telechat.nn.positions import causal_mask
@@ -23,14 +24,17 @@ ROWS_AT_ONCE = 2048  # of a feed-forward layer
 # Logits made at a time in training, as rows × vocabulary. On a CPU 16 MB in float32, so that a chunk stays near the
 # caches while its products are still large; on a card 512 MB: each chunk adds a whole gradient of the head.
 LOGITS_ON_CPU, LOGITS_ON_CARD = 2 ** 22, 2 ** 27
+LAUNCHING_THREADS = 8  # a process's own and those of MindSpore's that spin beside it: five queues and what runs graphs
 
 _gradient = ops.GradOperation(get_all=True, sens_param=True)
 
 
-# Graphs run in the thread that calls them. Else threads of MindSpore's hand work to each other and spin while they wait:
-# on two cores that takes a tenth of a CPU's work (benchmarks/tried.md), and on a card a step's launches take three times
-# as long (benchmarks/more.md). It is read when the first graph runs.
-os.environ.setdefault("MS_DEV_HOST_BLOCKING_RUN", "1")
+# On a CPU graphs run in the thread that calls them. Else threads of MindSpore's hand work to each other and spin while they
+# wait, which takes a tenth of a CPU's work (benchmarks/tried.md). So it is on a card whose host has few cores: with two, a
+# step's launches take three times as long (benchmarks/more.md). Where there are cores to spin on, Python runs ahead of the
+# launches. It is read when the first operation runs.
+if on_cpu() or own_cores() < LAUNCHING_THREADS:
+    os.environ.setdefault("MS_DEV_HOST_BLOCKING_RUN", "1")
 
 
 def device_name():

@@ -134,6 +134,34 @@ def kept_factors(dropped, length, rate, place, heads):
     return dropout_mask(length, length, rate, place, heads).astype(np.float64)
 
 
+class _Loss(nn.Cell):
+    """Cross entropy of tokens as a compiled graph."""
+
+    def __init__(self, kernels):
+        super().__init__()
+        self.kernels = kernels
+
+    @ms.jit
+    def construct(self, logits, labels, weights):
+        return self.kernels.token_cross_entropy(logits, labels, weights)
+
+
+def _loss_errors(kernels, rows=64, vocab_size=1000):
+    """Errors of the losses and of the gradient that comes with them, of their largest values."""
+    random = np.random.default_rng(2)
+    logits, weights = random.standard_normal((rows, vocab_size)), random.random(rows).astype(np.float32)
+    labels = random.integers(0, vocab_size, rows).astype(np.int32)
+    given = Tensor(logits.astype(np.float32)).astype(kernels.dtype)
+    logits = given.astype(ms.float32).asnumpy().astype(np.float64)
+    powers = np.exp(logits - logits.max(-1, keepdims=True))
+    probabilities = powers / powers.sum(-1, keepdims=True)
+    losses = -np.log(probabilities[np.arange(rows), labels]) * weights
+    gradient = (probabilities - (np.arange(vocab_size) == labels[:, None])) * weights[:, None]
+    found = _Loss(kernels)(given, Tensor(labels), Tensor(weights))
+    return [float(np.abs(ours.astype(ms.float32).asnumpy() - theirs).max() / np.abs(theirs).max())
+            for ours, theirs in zip(found, (losses, gradient))]
+
+
 class _Shape:
     """What `Kernels.attention_tensors` reads of a config."""
 
@@ -150,7 +178,8 @@ def check_kernels(kernels, dim=16, length=16):
 
     Yields:
         (name, error of the result, error of the gradients, allowed): errors relative to the largest
-        value; the gradients' along one direction, against central differences of the formula.
+        value; the gradients' along one direction, against central differences of the formula. Last the loss, whose
+        gradient comes with it, in float32.
     """
     random = np.random.default_rng(1)
     for case in _cases(kernels, dim, length):
@@ -175,3 +204,4 @@ def check_kernels(kernels, dim=16, length=16):
             scale = np.sqrt((gradient ** 2).sum() * (direction ** 2).sum() / direction.size)
             worst = max(worst, abs((gradient * direction).sum() - slope) / scale)
         yield case.name, float(error), float(worst), TOLERANCE[kernels.dtype]
+    yield "loss", *_loss_errors(kernels), TOLERANCE[ms.float32]

@@ -115,5 +115,8 @@ def test_the_first_hour(doctor, tmp_path):
     assert [line[0] for line in report.splitlines() if line[1:3] == ". "] == list("123456789")
     assert "WRONG" not in report and "FAILED" not in report
     assert "a weight left on the host moved by [0.0, 0.0]" in report
-    assert re.search(r"^   a step takes [\d.]+ s, the update \d+% of it, head and loss \d+%; peak memory [\d.]+ GB$", report, re.M)
+    assert "of keys written to a cache on the device arrived [1.0, 1.0] good" in report
+    assert "verdict     all that was tried is right" in report
+    assert len(re.findall(r"^   launched by .*: a step takes [\d.]+ s, the update \d+% of it, head and loss \d+%$", report, re.M)) == 2
+    assert re.search(r"^   peak memory [\d.]+ GB, during the update [\d.]+ GB$", report, re.M)
     assert re.search(r"^   answers took [\d.]+, [\d.]+, [\d.]+ s", report, re.M)

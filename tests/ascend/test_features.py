@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tests.ascend.on_card import FEATURES, dropout, feature, overflows
+from tests.conftest import save_small_model
 
 PLAIN = [name for name in FEATURES if "dropout" not in name]
 
@@ -73,3 +74,14 @@ def test_weights_left_on_the_host_stop_the_run(card, dtype):
     if dtype == "float32":  # in lower dtypes the masters are computed, so they are on the card
         assert said[1] == ("after update 1 transformer.word_embeddings.weight is not its float32 master weight, rounded to "
                            "float32; the run stops: try tools/doctor.py")
+
+
+@pytest.mark.ascend
+def test_who_launches_changes_nothing(card, tmp_path):
+    """On hosts with many cores MindSpore's own threads do, on others the thread that calls; streams that wait at random."""
+    save_small_model(tmp_path / "model", hidden_size=64)
+    prompts = [[4, 5, 6, 7, 8], [9, 10]]
+    found = [[card("steps", 3, "bfloat16", 1.0, MS_DEV_HOST_BLOCKING_RUN=blocking, SIM_DELAY="1"),
+              card("generation", str(tmp_path / "model"), prompts, 8, "bfloat16", MS_DEV_HOST_BLOCKING_RUN=blocking, SIM_DELAY="1")]
+             for blocking in "10"]
+    assert found[0] == found[1]

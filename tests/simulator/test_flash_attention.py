@@ -80,6 +80,8 @@ def gradients(query, key, value, incoming, bias, drop, mask, settings, forward, 
     attended, largest, total = forward
     keep, before, after, heads, layout, mode = settings
     name = "aclnnFlashAttentionUnpaddingScoreGrad" if ends else "aclnnFlashAttentionScoreGrad"
+    if mask is not None and query.dtype == torch.float32:
+        mask = mask.bool()  # another it does not take there
     return call(name, query, key, value, incoming, bias, drop, None, mask, largest, total, None, attended, None, *ends,
                 SCALE, keep, before, after, heads, layout, 0, mode, *(Out(torch.zeros_like(t)) for t in (query, key, value)),
                 None)

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import tempfile
 
+from telechat.nn.cores import own_cores
 from telechat.nn.log import log_once
 
 SOURCES = pathlib.Path(__file__).resolve().parent
@@ -102,8 +103,7 @@ def default_threads():
     try:
         return max(int(os.environ["OMP_NUM_THREADS"].split(",")[0]), 1)
     except (KeyError, ValueError):
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        return max(cores // int(os.environ.get("MS_WORKER_NUM") or os.environ.get("RANK_SIZE") or 1), 1)
+        return own_cores()
 
 
 @functools.lru_cache(None)
