@@ -85,9 +85,10 @@ def _watch(reading, scheduler):
         else:
             missed = 0 if answers(scheduler) else missed + 1
     if noted:
-        if os.environ.get("DEVICE_ID", "0") == "0":  # the first one of each node says it
-            print(f"error: the scheduler at {scheduler[0]}:{scheduler[1]} is gone, and with it its node's processes, "
-                  "one of which failed first; what is said there tells why", file=sys.stderr, flush=True)
-        else:
-            time.sleep(INTERVAL)
+        # The first process of each node says it, and its end ends the others. MindSpore may tell them before it, or
+        # it may have died: then they say it themselves.
+        if os.environ.get("DEVICE_ID", "0") != "0":
+            time.sleep(4 * INTERVAL)
+        print(f"error: the scheduler at {scheduler[0]}:{scheduler[1]} is gone, and with it its node's processes, "
+              "one of which failed first; what is said there tells why", file=sys.stderr, flush=True)
         os._exit(1)  # the main thread waits for what never comes

@@ -56,9 +56,9 @@ def test_resuming_without_a_checkpoint(dataset, tmp_path):
 def test_a_missing_process(flags, seconds, dataset, tmp_path):
     """Three are announced, two come: a time-out ends them, and one of them says so, within a minute if not told else."""
     job = run_job(tmp_path, 3, TRAIN, *arguments(dataset, tmp_path / "run", "total_steps=3"), check=False,
-                  timeout=DEADLINE, flags=("--local_worker_num=2", *flags))
+                  timeout=DEADLINE + seconds, flags=("--local_worker_num=2", *flags))
     refused(job, f"the 3 processes did not all find each other within {seconds} s", "--cluster_time_out")
-    assert job.seconds < 60
+    assert job.seconds < seconds + 30  # a busy machine takes some of it to start
     assert not (tmp_path / "run").exists()
 
 

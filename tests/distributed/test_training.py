@@ -1,4 +1,4 @@
-"""Training on meshes under the real msrun: the official trace, and the weights of one process."""
+"""Training on meshes under the real msrun: the official trace, and the weights of a run in float64."""
 
 import dataclasses
 import json
@@ -15,11 +15,12 @@ from tests.distributed.rounding import rounding_reach
 RECIPE = dict(learning_rate=1e-3, warmup_steps=2, total_steps=8, betas=[0.9, 0.95], eps=1e-8, weight_decay=0.1,
               max_grad_norm=1.0)
 SIZES = ("telechat_7b", "telechat_12b", "telechat_52b", "telechat2", "telechat3")
-# Weights of two runs are equal within SAME, except those that float32's rounding alone carries further: they may
-# be as far apart as that, RMS of rounding taken four times, and LOOSE at most. There are FEW of them, with dropout
-# up to five times as many, depending on the seed: of 7B's, gradients are smaller where much is dropped; and in
-# TeleChat3's checkpoint, whose logits are larger and whose gradients are therefore rounded more coarsely: two values
-# of its embedding go as far as the learning rate, their gradients being rounding alone.
+# Weights equal those of torch in float64 within SAME, one process's and every mesh's, except those that float32's
+# rounding alone carries further: they may be as far off as that, RMS of rounding taken four times, and LOOSE at most.
+# There are FEW of them, with dropout up to five times as many, depending on the seed: of 7B's, gradients are smaller
+# where much is dropped; and in TeleChat3's checkpoint, whose logits are larger and whose gradients are therefore
+# rounded more coarsely: two values of its embedding go as far as the learning rate, their gradients being rounding
+# alone.
 SAME, LOOSE, FEW = 1e-5, 2e-4, 1e-3
 LOOSE_OF, FEW_OF = {"telechat3": 2e-3}, {"telechat3": 1e-2}
 # On CPU this is also how long a collective waits for a neighbour that still compiles.
@@ -52,19 +53,19 @@ EIGHT_HEADS = dict(vocab_size=603, hidden_size=64, n_layer=3, n_head=8, num_key_
 
 @dataclasses.dataclass
 class Case:
-    """What one process makes of a tiny checkpoint, for comparison."""
+    """What one process makes of a tiny checkpoint, and torch in float64, for comparison."""
 
     directory: pathlib.Path
     batches: pathlib.Path
     steps: list
-    weights: dict
+    weights: dict  # of float64
     allowed: dict  # name → how far from ``weights`` a mesh's may be
     evaluation: float
 
 
 @pytest.fixture(scope="module")
 def single(shared, tmp_path_factory):
-    """single(size, rows): batches, trace and final weights of one process; with 2 rows they are the golden ones."""
+    """single(size, rows): batches, trace of one process, final weights of float64; 2 rows are the golden batches."""
     from telechat.checkpoint.convert import torch_to_ms
 
     made = {}
@@ -107,7 +108,7 @@ def single(shared, tmp_path_factory):
             weights = {parameter.name: parameter.asnumpy().copy() for parameter in model.get_parameters()}
             check_weights(weights, exact, allowed, f"one process, {size}")
             made[key] = Case(folder / "checkpoint", folder / "batches.npz",
-                             [[step.loss, step.grad_norm, step.learning_rate] for step in steps], weights, allowed,
+                             [[step.loss, step.grad_norm, step.learning_rate] for step in steps], exact, allowed,
                              trainer.evaluate([(ids[0], labels[0])]))
         return made[key]
 
@@ -138,7 +139,7 @@ def prepare(meshes, single, tmp_path, dropout=0.0):
 
 
 def compare(cases, expected, processes):
-    """Every rank's trace, the evaluation and the exported weights against one process's."""
+    """Every rank's trace and the evaluation against one process's, the exported weights against float64's."""
     for case, (name, wanted) in zip(cases, expected):
         output = pathlib.Path(case["output"])
         last = len(wanted.steps)
