@@ -4,7 +4,7 @@ import functools
 
 import mindspore as ms
 import numpy as np
-from mindspore import ops
+from mindspore import Tensor, ops
 
 from telechat.nn.alibi import alibi_slopes
 from telechat.nn.device import device_tensor
@@ -37,7 +37,8 @@ def flash_tensors(config, length, dtype, padding, segment_ids, heads, dropout):
         rows = length if masked else min(length, SHIFT_ROWS)
         position_bias = _alibi_bias_tensor(tuple(alibi_slopes(config.n_head)[heads].tolist()), length, rows, dtype)
     mask = hidden(segment_ids) if masked else causal_mask_tensor()
-    return mask, position_bias, None if ends is None else device_tensor(ends)
+    # In the host's memory, where the operation wants them: from the device every layer would fetch them back, and wait.
+    return mask, position_bias, None if ends is None else Tensor(ends)
 
 
 def hidden(segment_ids):

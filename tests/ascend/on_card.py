@@ -247,14 +247,15 @@ def overflows(scales):
     return results, [step.skipped, trainer.optimizer.updates, trainer.loss_scale.value, changed]
 
 
-def steps(count, dtype, clip):
+def steps(count, dtype, clip, *segment_ids):
     """Losses of training steps on 2 sequences of 32 tokens; a budget is counted from the log. clip: 0 for none."""
     from telechat import TeleChat, TeleChatConfig, TrainConfig, Trainer
 
     ids = np.random.default_rng(0).integers(4, 96, (2, 33))
     train = TrainConfig(learning_rate=1e-2, lr_schedule="constant", total_steps=count, dtype=dtype,
                         max_grad_norm=clip)
-    return trace(Trainer(TeleChat(TeleChatConfig(**{**SIZES, "n_layer": 3}), dtype), train), [(ids, ids)] * count)
+    return trace(Trainer(TeleChat(TeleChatConfig(**{**SIZES, "n_layer": 3}), dtype), train),
+                 [(ids, ids, *map(np.array, segment_ids))] * count)
 
 
 def wide_head(vocab_size, length):

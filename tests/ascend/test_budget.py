@@ -48,6 +48,16 @@ def test_a_training_step(card, tmp_path, dtype, clip, forward, backward):
 
 
 @pytest.mark.ascend
+def test_documents_of_a_training_step(card, tmp_path):
+    """Where they end is read on the host, by every layer: nothing is fetched back for it, and there is one wait a step."""
+    log = tmp_path / "log"
+    card("steps", 5, "bfloat16", 1e-3, [[0] * 12 + [1] * 21, [0] * 30 + [1] * 3], SIM_LOG=str(log))
+    found = report(read(str(log)))
+    assert found.kernels["aclnnFlashAttentionVarLenScore"] == 6, found.kernels  # a layer forward, and again in its backward
+    assert found.synchronisations == found.copies["device to host"][0] == 1
+
+
+@pytest.mark.ascend
 def test_the_head_works_in_chunks_for_a_card(card, tmp_path):
     """2,048 tokens of a vocabulary of 131,072: two chunks of 2**27 logits, each with one gradient of the head, where a CPU
     would make 64."""
