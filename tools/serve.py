@@ -46,7 +46,7 @@ def main(argv=None):
     from telechat.parallel.collective_errors import run_on_all
     from telechat.parallel.collectives import gather_objects
     from telechat.parallel.inference import adapters_beside, load_for_inference
-    from telechat.parallel.mesh import local_process_count
+    from telechat.parallel.rendezvous import local_process_count
     from telechat.parallel.parallel_config import process_count
     from telechat.serving.metrics import Metrics
     from telechat.serving.protocol import Model

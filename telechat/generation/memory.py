@@ -13,8 +13,8 @@ from telechat.model import as_dtype
 from telechat.nn.blockwise_attention import SCORES, is_long
 from telechat.nn.kernel_choice import cpu_obstacle
 from telechat.nn.kernels import ROWS_AT_ONCE, on_cpu
-from telechat.parallel.mesh import local_process_count
 from telechat.parallel.parallel_config import process_count
+from telechat.parallel.rendezvous import local_process_count
 from telechat.quantization.checkpoint import product_bytes, settings_of
 
 FLOAT32 = 4

@@ -17,8 +17,8 @@ import time
 
 from telechat.cli import FINISHED, TRACEBACK_FOLDER
 from telechat.errors import InputError
-from telechat.parallel.mesh import SEVERAL_NODES_TIME_OUT
 from telechat.parallel.msrun_job import MsrunJob
+from telechat.parallel.rendezvous import SEVERAL_NODES_TIME_OUT
 
 # Below 32768, where Linux starts to hand out ports by itself: a worker's own connection could
 # otherwise take the port between our look at it and the scheduler's bind a few seconds later.

@@ -4,22 +4,15 @@ Tensor-parallel ranks are neighbours, because they talk most: rank = (pp·data +
 order of Megatron-LM (arXiv:2104.04473, section 3).
 """
 
-import argparse
 import dataclasses
 import itertools
 import math
 import os
-import socket
-import time
 
 from telechat.errors import InputError
 from telechat.parallel.parallel_config import process_count
+from telechat.parallel.rendezvous import meet
 
-# How MindSpore says that a process is missing.
-NOT_MET = "Failed to initialize distributed job cluster because some processes"
-# Seconds that the processes of several nodes wait for each other, where nothing else is said. One may be missing:
-# with 45 all have ended, and one has said so, within a minute (55 s measured).
-SEVERAL_NODES_TIME_OUT = 45
 _created = set()  # names of the groups that exist in this process
 KINDS = ("tensor", "data", "pipeline", "world", "embedding")
 
@@ -118,81 +111,6 @@ def _create_group(name, ranks):
         _created.add(name)
 
 
-def _init(communication):
-    """``communication.init()``, its failures as a sentence.
-
-    A scheduler that finds another one at its port leaves the job to that one: msrun starts a scheduler wherever
-    the master's address is the machine's own, so of two nodes on one machine, as one tries them out, each gets one.
-    """
-    if other_nodes_without_time_out(msrun_command()):
-        os.environ["MS_TOPO_TIMEOUT"] = str(SEVERAL_NODES_TIME_OUT)
-    patience = int(os.environ.get("MS_TOPO_TIMEOUT", "600"))  # msrun's --cluster_time_out
-    started = time.monotonic()
-    try:
-        communication.init()
-    except RuntimeError as error:
-        in_vain = time.monotonic() - started >= patience  # else it has not waited: the port is taken
-        address = scheduler_address()
-        if os.environ.get("MS_ROLE") == "MS_SCHED" and not in_vain and address and answers(address):
-            print(f"{address[0]}:{address[1]} is in use: by the scheduler of another node on this machine, which "
-                  "serves this one too; if there is none, give another --master_port", flush=True)
-            raise SystemExit(0) from None
-        if NOT_MET not in str(error):
-            raise
-        if os.environ.get("MS_ROLE") == "MS_SCHED" or os.environ.get("DEVICE_ID") != "0":
-            # The first process of each node says it. msrun ends all once one has ended: it must come to it.
-            time.sleep(2)
-            raise SystemExit(2) from None
-        raise InputError(
-            f"the {os.environ.get('MS_WORKER_NUM')} processes did not all find each other within {patience} s; start "
-            "every node with the same number of processes and the same master address and port, each with its own "
-            "--node_rank, or give more --cluster_time_out") from None
-
-
-def msrun_command():
-    """The words of the command that started this process; none where the system does not say."""
-    try:
-        with open(f"/proc/{os.getppid()}/cmdline", encoding="utf-8", errors="replace") as file:
-            return file.read().split("\0")
-    except OSError:
-        return []
-
-
-def _msrun_flags(words):
-    """Those of msrun's flags that matter here, with its defaults."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for flag, default in (("--worker_num", "8"), ("--local_worker_num", "8"), ("--cluster_time_out", None)):
-        parser.add_argument(flag, nargs="?", default=default)
-    return parser.parse_known_args(words)[0]
-
-
-def local_process_count():
-    """How many of the run's processes are on this machine; all of them where msrun's command does not say."""
-    count, local = process_count(), _msrun_flags(msrun_command()).local_worker_num
-    return min(count, int(local)) if local and local.isdigit() and int(local) else count
-
-
-def other_nodes_without_time_out(words):
-    """Whether msrun's command counts on other nodes and does not say how long to wait for them (600 s then)."""
-    msrun = _msrun_flags(words)
-    return msrun.worker_num != msrun.local_worker_num and msrun.cluster_time_out is None
-
-
-def scheduler_address():
-    """Host and port of the job's scheduler, as msrun gives them; None outside of a job."""
-    host, port = os.environ.get("MS_SCHED_HOST"), os.environ.get("MS_SCHED_PORT", "")
-    return (host, int(port)) if host and port.isdigit() else None
-
-
-def answers(address):
-    """Whether anybody listens at (host, port)."""
-    try:
-        socket.create_connection(address, timeout=5).close()
-        return True
-    except OSError:
-        return False
-
-
 @dataclasses.dataclass(frozen=True)
 class Mesh:
     """This process's place among all, and its groups."""
@@ -250,7 +168,7 @@ class Mesh:
                 # compile or save for longer. When a rank dies, msrun ends the others all the same.
                 os.environ.setdefault("MS_CPU_COMM_OP_TIMEOUT", "86400")
                 ms.set_device("CPU")
-            _init(communication)
+            meet(communication)
         rank = communication.get_rank()
         world = Mesh.place(rank, 1, size, 1).world
         _create_group(world.name, world.ranks)

@@ -9,7 +9,7 @@ import time
 
 from telechat.cli import UNEXPECTED
 from telechat.parallel.job_log import ERROR_AGE, Log, say, show_end
-from telechat.parallel.mesh import NOT_MET
+from telechat.parallel.rendezvous import NOT_MET
 
 INTERVAL = 0.1  # seconds between two looks
 LOST_SCHEDULER = 30  # seconds that the workers get to notice that their scheduler has failed

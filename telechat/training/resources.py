@@ -8,7 +8,7 @@ from telechat.checkpoint.layout import parameter_shapes
 from telechat.memory_check import available_bytes, check_disk, check_memory
 from telechat.nn import kernels
 from telechat.parallel.estimate import FLOAT32
-from telechat.parallel.mesh import local_process_count
+from telechat.parallel.rendezvous import local_process_count
 from telechat.training.memory import stage_memories
 from telechat.training.training_state import list_checkpoints
 

@@ -18,8 +18,9 @@ from telechat.model import as_dtype
 from telechat.nn.kernel_choice import choose_kernels
 from telechat.parallel.collective_errors import run_on_all
 from telechat.parallel.collectives import barrier, gather_objects
-from telechat.parallel.mesh import Mesh, scheduler_address
+from telechat.parallel.mesh import Mesh
 from telechat.parallel.plan import check_batch, check_mesh
+from telechat.parallel.rendezvous import scheduler_address
 from telechat.parallel.stage import Stage
 from telechat.progress import Progress, duration, track
 from telechat.training.description import describe_run

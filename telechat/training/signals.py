@@ -9,7 +9,7 @@ import threading
 import time
 
 from telechat.lost_output import drop_lost_output
-from telechat.parallel.mesh import answers
+from telechat.parallel.rendezvous import answers, may_speak
 
 # SIGHUP comes when the terminal or the connection is gone, SIGUSR1 from Slurm (--signal) some time before it kills.
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
@@ -85,10 +85,11 @@ def _watch(reading, scheduler):
         else:
             missed = 0 if answers(scheduler) else missed + 1
     if noted:
-        # The first process of each node says it, and its end ends the others. MindSpore may tell them before it, or
-        # it may have died: then they say it themselves.
-        if os.environ.get("DEVICE_ID", "0") != "0":
-            time.sleep(4 * INTERVAL)
-        print(f"error: the scheduler at {scheduler[0]}:{scheduler[1]} is gone, and with it its node's processes, "
-              "one of which failed first; what is said there tells why", file=sys.stderr, flush=True)
+        # One process of each node says it, and its end ends the others: not before they have noticed as well.
+        if may_speak():
+            print(f"error: the scheduler at {scheduler[0]}:{scheduler[1]} is gone, and with it its node's processes, "
+                  "one of which failed first; what is said there tells why", file=sys.stderr, flush=True)
+            time.sleep(INTERVAL)
+        else:
+            time.sleep(5 * INTERVAL)
         os._exit(1)  # the main thread waits for what never comes

@@ -6,7 +6,8 @@ import pytest
 
 from telechat.config import TeleChatConfig
 from telechat.errors import InputError
-from telechat.parallel.mesh import Mesh, group_name, groups_of, mesh_shape, other_nodes_without_time_out
+from telechat.parallel.mesh import Mesh, group_name, groups_of, mesh_shape
+from telechat.parallel.rendezvous import other_nodes_without_time_out
 from telechat.parallel.parallel_config import ParallelConfig
 from telechat.parallel.plan import check_batch, check_mesh
 

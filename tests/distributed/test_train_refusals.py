@@ -16,12 +16,18 @@ from tests.distributed.train_job import DEADLINE, TRAIN, arguments, refused
 
 @pytest.fixture
 def one_rank(dataset, tmp_path):
-    """one_rank(common arguments, rank 1's other arguments, its other project folder, directories of both) → `Job`."""
-    def call(common, other=(), project=ROOT, directories=(".", ".")):
+    """one_rank(common arguments, rank 1's other arguments, its other project folder, directories of both) → `Job`.
+
+    Also: seconds by which each starts late and after which rank 0 is stopped, processes announced, flags of msrun.
+    """
+    def call(common, other=(), project=ROOT, directories=(".", "."), late=(0, 0), stop=None,
+             processes=2, flags=()):
         (tmp_path / "other.json").write_text(json.dumps({
-            "arguments": list(map(str, other)), "project": str(project), "directories": directories}))
-        return run_job(tmp_path, 2, "one_rank.py", tmp_path / "other.json",
-                       *arguments(dataset, tmp_path / "run", "total_steps=3", *common), check=False, timeout=DEADLINE)
+            "arguments": list(map(str, other)), "project": str(project), "directories": directories,
+            "late": late, "stop": stop}))
+        return run_job(tmp_path, processes, "one_rank.py", tmp_path / "other.json",
+                       *arguments(dataset, tmp_path / "run", "total_steps=3", *common), check=False, timeout=DEADLINE,
+                       flags=flags)
     return call
 
 
@@ -51,15 +57,30 @@ def test_resuming_without_a_checkpoint(dataset, tmp_path):
     refused(job, "--resume", "holds no checkpoint")
 
 
-@pytest.mark.parametrize("flags, seconds", [
-    (["--cluster_time_out=15"], 15), pytest.param([], 45, marks=pytest.mark.wide)])
-def test_a_missing_process(flags, seconds, dataset, tmp_path):
-    """Three are announced, two come: a time-out ends them, and one of them says so, within a minute if not told else."""
-    job = run_job(tmp_path, 3, TRAIN, *arguments(dataset, tmp_path / "run", "total_steps=3"), check=False,
-                  timeout=DEADLINE + seconds, flags=("--local_worker_num=2", *flags))
-    refused(job, f"the 3 processes did not all find each other within {seconds} s", "--cluster_time_out")
-    assert job.seconds < seconds + 30  # a busy machine takes some of it to start
+NOT_ALL = "the 3 processes did not all find each other within {} s"
+
+
+@pytest.mark.parametrize("late", [(5, 0), pytest.param((0, 5), marks=pytest.mark.wide)])
+def test_a_missing_process(late, one_rank, tmp_path):
+    """Three are announced, two come, not at once: a time-out ends them, and the first of them says so."""
+    job = one_rank([], late=late, processes=3, flags=("--local_worker_num=2", "--node_rank=0", "--cluster_time_out=10"))
+    refused(job, NOT_ALL.format(10), "--cluster_time_out")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.wide
+def test_a_process_that_no_longer_answers(one_rank, tmp_path):
+    """One of the two that wait for a third is stopped: the other one hears of it."""
+    job = one_rank([], stop=10, processes=3, flags=("--local_worker_num=2", "--node_rank=0", "--cluster_time_out=60"))
+    refused(job, "a process ended before all had found each other")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.wide
+def test_a_missing_process_without_a_time_out(one_rank):
+    """If not told else, within a minute."""
+    job = one_rank([], processes=3, flags=("--local_worker_num=2",))
+    refused(job, NOT_ALL.format(45), "--cluster_time_out")
 
 
 @pytest.mark.wide

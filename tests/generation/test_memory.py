@@ -8,7 +8,7 @@ from telechat.generation.card_memory import card_memory, plan_card_cache
 from telechat.generation.engine import Engine
 from telechat.generation.memory import (FRAMEWORK, CachePlan, cache_bytes, check_inference_memory, inference_memory,
                                         plan_cache, weight_bytes)
-from telechat.parallel import mesh
+from telechat.parallel import rendezvous
 from tests.test_model import small_config
 
 
@@ -137,6 +137,6 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_read(monkeypatch, cap
 @pytest.mark.parametrize("words, count, local", [([], 1, 1), (["msrun", "--worker_num=16", "--local_worker_num=8"], 16, 8),
                                                  (["msrun", "--worker_num", "4", "--local_worker_num", "4"], 4, 4)])
 def test_processes_of_other_machines_take_no_memory_here(words, count, local, monkeypatch):
-    monkeypatch.setattr(mesh, "process_count", lambda: count)
-    monkeypatch.setattr(mesh, "msrun_command", lambda: words)
-    assert mesh.local_process_count() == local
+    monkeypatch.setattr(rendezvous, "process_count", lambda: count)
+    monkeypatch.setattr(rendezvous, "msrun_command", lambda: words)
+    assert rendezvous.local_process_count() == local
