@@ -21,8 +21,8 @@ def main(argv=None):
     parser = ArgumentParser(description="Turn fine-tuning conversations into a packed MindRecord dataset.")
     parser.add_argument("--input_dataset_file", nargs="+", required=True, metavar="FILE[:WEIGHT]",
                         help='JSONL files of {"input": "<_user>…<_bot>…<_user>…", "output": "…"}, or in the form of '
-                             "Alpaca, ShareGPT or OpenAI; a weight says how many times a file is taken: 2 twice, "
-                             "0.5 a random half")
+                             "Alpaca, ShareGPT, OpenAI or TeleChat2's publisher; a weight says how many times a file is "
+                             "taken: 2 twice, 0.5 a random half")
     parser.add_argument("--output_path", type=path_argument, required=True, help="directory to write the dataset to")
     parser.add_argument("--vocab_file_path", type=path_argument, required=True,
                         help="tokenizer.model, tokenizer.json, or a directory with one of them")

@@ -102,6 +102,11 @@ class ChatTemplate:
             parts += [Part(chat_format.bot), *self._opening(thinking)]
         return _joined(parts)
 
+    def with_spelt_tokens(self, parts):
+        """A list of `Part` in which the tools' tokens that its texts spell are tokens."""
+        return _joined([piece for part in parts for piece in (
+            self._marked(part.content, part.learnt) if isinstance(part.content, str) else [part])])
+
     def read_call(self, text, tools):
         """A call as the model writes it between its tokens, as {"name": str, "arguments": dict}.
 
@@ -162,10 +167,10 @@ class ChatTemplate:
         return [opening, Part(self.tool_tokens["<tool_response>"]), Part(f"\n{content}\n"),
                 Part(self.tool_tokens["</tool_response>"])]
 
-    def _marked(self, text):
+    def _marked(self, text, learnt=False):
         """Parts of a text of the template's own, in which the tools' tokens are tokens."""
         pattern = "(" + "|".join(map(re.escape, self.tool_tokens)) + ")"
-        return [Part(self.tool_tokens.get(stretch, stretch)) for stretch in re.split(pattern, text)]
+        return [Part(self.tool_tokens.get(stretch, stretch), learnt) for stretch in re.split(pattern, text)]
 
 
 def written_tools(tools):

@@ -103,10 +103,10 @@ class CoderTemplate(ChatTemplate):
         parts = [Part(self.tool_tokens["<tool_response>"]), Part(content), Part(self.tool_tokens["</tool_response>"])]
         return parts if follows else [Part(self.observation), *parts]
 
-    def _marked(self, text):
+    def _marked(self, text, learnt=False):
         marks = (*self.tool_tokens, *self.parameter_tokens)
         stretches = re.split("(" + "|".join(map(re.escape, marks)) + ")", text)
-        return [Part(self._token(stretch)) for stretch in stretches]
+        return [Part(self._token(stretch), learnt) for stretch in stretches]
 
     def _token(self, text):
         """The id of a mark that is a token, any other text as it is."""

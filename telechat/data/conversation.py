@@ -9,7 +9,7 @@ from telechat.data.chat_template import ChatTemplate
 from telechat.data.json_lines import in_file, read_records
 from telechat.data.messages import Conversation, in_order, read_message, read_tools
 from telechat.data.model_template import template_for
-from telechat.data.record_forms import check_fields, read_history, read_messages, read_system, text_field
+from telechat.data.record_forms import LISTED, check_fields, read_history, read_messages, read_system, text_field
 from telechat.errors import InputError
 
 USER_MARKER, BOT_MARKER, END_MARKER = "<_user>", "<_bot>", "<_end>"  # as files spell them, for any model
@@ -140,7 +140,7 @@ def parse_messages(record, tokens=()):
     """A record as a `Conversation` with system text, tools and thoughts, for a format that has a template.
 
     The forms are those of `parse_conversation`; OpenAI's and ShareGPT's may have "tools", "tool_calls", tools' results
-    and "reasoning_content" besides.
+    and "reasoning_content" besides. The publisher's ``dialog`` spells calls and results in its texts.
 
     Args:
         record, tokens: as of `parse_conversation`.
@@ -148,9 +148,9 @@ def parse_messages(record, tokens=()):
     Raises:
         InputError: not such a record; says what is wrong with it.
     """
-    form = next((name for name in ("messages", "conversations") if isinstance(record, dict) and name in record), None)
+    form = next((name for name in LISTED if isinstance(record, dict) and name in record), None)
     if form:
-        check_fields(record, {form, "system", "tools"})
+        check_fields(record, {form, "system", "tools", *LISTED[form]})
         given = record[form]
         if not isinstance(given, list) or not given:
             raise InputError(f'"{form}" must be a list with at least a question and an answer')
@@ -162,7 +162,8 @@ def parse_messages(record, tokens=()):
     messages = in_order(messages)
     if messages[-1]["role"] != "bot":
         raise InputError("ends with a question; it must end with the answer to learn")
-    return Conversation(messages, read_tools(record["tools"]) if form and record.get("tools") else None)
+    tools = read_tools(record["tools"]) if form and record.get("tools") else None
+    return Conversation(messages, tools, spells_tokens=form == "dialog")
 
 
 def _plain(role, text):

@@ -37,7 +37,8 @@ def encode_conversation(tokenizer, chat_format, turns):
 def learnt_parts(chat_format, conversation):
     """The parts (`Part`) of a conversation to learn from, whichever the format."""
     if chat_format.template is not None:
-        return chat_format.template.parts(chat_format, conversation.messages, conversation.tools, learning=True)
+        parts = chat_format.template.parts(chat_format, conversation.messages, conversation.tools, learning=True)
+        return chat_format.template.with_spelt_tokens(parts) if conversation.spells_tokens else parts
     parts = [] if chat_format.start is None else [Part(chat_format.start)]
     for question, answer in conversation:
         parts += [Part(chat_format.user), Part(question), Part(chat_format.bot), Part(answer, True),

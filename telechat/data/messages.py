@@ -16,10 +16,15 @@ _ROLES = {**ROLES, "tool": "tool", "observation": "tool", "function_call": "bot"
 
 @dataclasses.dataclass(frozen=True)
 class Conversation:
-    """Messages in order, the system's first if there is one, and the tools that the model may call."""
+    """Messages in order, the system's first if there is one, and the tools that the model may call.
+
+    Attributes:
+        spells_tokens: whether the tokens around calls and results stand in the texts, as in the publisher's files.
+    """
 
     messages: list
     tools: Optional[list] = None
+    spells_tokens: bool = False
 
 
 def read_tools(tools, place="tools"):

@@ -23,7 +23,8 @@ class Packing:
     In the order given, a conversation joins the current pack while the sum stays below
     max_length + 1, else it starts the next one; it is never cut over two packs. Packs are padded on
     the left with the pad token, labels -100. All packs but the last equal those of the incumbent's
-    preprocessing, which loses the last.
+    preprocessing, which loses the last, and of a format with a start token puts all of a pack's in front of its first
+    conversation; here each stands at the beginning of its own.
 
     A conversation of more than max_length ids is dropped, or, with ``overlong="truncate"``, cut to
     its first max_length ids; if none of its answer is among those, it is dropped all the same.

@@ -12,6 +12,8 @@ DESCRIBING = frozenset({"id", "idx", "index", "uid", "source", "dataset", "categ
 ROLES = {"user": "user", "human": "user", "assistant": "bot", "gpt": "bot", "bot": "bot", "chatgpt": "bot",
          "system": "system", "developer": "system"}
 _EMPTY = (None, "", [], {})
+# The field that holds a record's messages, and those that go with it beside "system".
+LISTED = {"messages": frozenset(), "conversations": frozenset(), "dialog": frozenset({"multiturn", "tool"})}
 
 
 def text_field(record, name):
@@ -50,12 +52,14 @@ def check_fields(record, known, where=""):
 
 
 def read_messages(record):
-    """The messages of a record in one of the three forms that other trainers have.
+    """The messages of a record in one of the forms that other trainers have.
 
     - Alpaca: ``instruction``, ``input`` and ``output``, with ``history`` (a list of [question, answer]) and ``system``;
       the question is the instruction and, in a new line, the input.
     - ShareGPT: ``conversations``, a list of ``{"from": "human" or "gpt", "value": …}``, with ``system``.
     - OpenAI: ``messages``, a list of ``{"role": "user" or "assistant", "content": …}``.
+    - TeleChat2's publisher: ``dialog``, a list of ``{"role": "user" or "bot", "content": …}``, with ``system``, ``multiturn``
+      and ``tool``, of which the last two say nothing that the texts do not.
 
     Args:
         record (dict): one record.
@@ -66,9 +70,9 @@ def read_messages(record):
     Raises:
         InputError: a field is missing, wrong or not known.
     """
-    for name in ("messages", "conversations"):
+    for name, beside in LISTED.items():
         if name in record:
-            check_fields(record, {name, "system"})
+            check_fields(record, {name, "system", *beside})
             return read_system(record) + _listed(record[name], name)
     if "instruction" in record:
         check_fields(record, {"instruction", "input", "output", "history", "system"})
@@ -95,8 +99,14 @@ def read_history(record):
 
 
 def read_system(record):
-    """The message of a record's ``system``, in a list that is empty where there is none."""
-    return [("system", text_field(record, "system"))] if record.get("system") not in _EMPTY else []
+    """The message of a record's ``system``, in a list that is empty where there is none.
+
+    Beside a ``dialog`` it ends with the line break that the template puts behind a system text.
+    """
+    if record.get("system") in _EMPTY:
+        return []
+    text = text_field(record, "system")
+    return [("system", text.removesuffix("\n") if "dialog" in record else text)]
 
 
 def _listed(given, name):

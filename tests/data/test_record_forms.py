@@ -33,6 +33,8 @@ OPENAI = says(("user", "q"), ("assistant", "a"), ("user", "p"), ("assistant", "b
     ({"messages": [{"role": "user", "content": [{"type": "text", "text": "q"}, {"type": "text", "text": "p"}]},
                    {"role": "assistant", "content": "a", "tool_calls": [], "refusal": None}]}, [("qp", "a")]),
     ({"messages": says(("user", "q"), ("user", "p"), ("assistant", "a"), ("assistant", "b"))}, [("q\np", "a\nb")]),
+    ({"system": "", "dialog": says(("user", "q"), ("bot", "a<_end>")), "multiturn": False, "tool": True, "id": 3},
+     [("q", "a<_end>")]),
 ])
 def test_forms(record, turns):
     assert parse_conversation(record) == turns
@@ -45,6 +47,7 @@ def test_forms(record, turns):
     ({"conversations": SHARED, "system": "s"}, "s\nq"),
     ({"messages": says(("system", "s"), ("system", "t")) + OPENAI}, "s\nt\nq"),
     ({"messages": says(("system", "t")) + OPENAI, "system": "s"}, "s\nt\nq"),
+    ({"system": "s\n", "dialog": OPENAI, "multiturn": True, "tool": False}, "s\nq"),
 ])
 def test_a_system_text_is_refused_or_put_in_front_of_the_first_question(record, question):
     with pytest.raises(InputError, match="^has a system text, and TeleChat was not trained with one; put it into the "
@@ -67,6 +70,8 @@ UNKNOWN = "has the field \"{}\", which is not understood here; remove it, or put
       for record in ({"input": "q", "output": "a"}, {"instruction": "q", "output": "a"}, {"messages": OPENAI},
                      {"conversations": SHARED})],
     ({"messages": OPENAI, "input": "q"}, UNKNOWN.format("input")),
+    ({"messages": OPENAI, "multiturn": True}, UNKNOWN.format("multiturn")),
+    ({"dialog": OPENAI, "prompt": "q"}, UNKNOWN.format("prompt")),
     ({"messages": OPENAI, "conversations": SHARED}, UNKNOWN.format("conversations")),
     ({"input": "q", "output": "a", "instructions": "i"}, UNKNOWN.format("instructions")),
     ({"prompt": "q", "completion": "a"}, 'lacks the field "input"'),

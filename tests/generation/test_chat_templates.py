@@ -1,5 +1,6 @@
 """TeleChat2's and TeleChat3's formats: the publisher's texts and ids, and what is dropped, refused and learnt."""
 
+import functools
 import json
 import shutil
 
@@ -128,6 +129,25 @@ def test_answers_alone_are_learnt(model):
     else:
         assert spans[2] == [*text("<think>\n想\n</think>\n不客气", control_tokens=False), 2]
     assert len(spans) == 3
+
+
+def test_records_of_the_publisher_spell_calls_and_results(model):
+    """``dialog``: the system text ends with its line break, and the tokens of calls and results stand in the texts."""
+    _, tok, chat_format = model
+    opened, closed, result, result_end = chat_format.template.tool_tokens.values()
+    call = '<tool_call>\n{"name": " f"}\n</tool_call>'
+    record = {"system": f"甲\n{call}\n\n", "multiturn": True, "tool": True, "dialog": [
+        {"role": "user", "content": "乙"}, {"role": "bot", "content": f"丙 \n{call}"},
+        {"role": "user", "content": "<tool_response>\n丁\n</tool_response>"}, {"role": "bot", "content": "戊<_user>"}]}
+    text = functools.partial(tok.encode, control_tokens=False)
+    body = text('\n{"name": " f"}\n')
+    learnt = [[*text("丙 \n"), opened, *body, closed, 2], [*text("戊<_user>"), 2]]
+    between = [[6, *text("甲\n"), opened, *body, closed, *text("\n\n"), 4, *text("乙"), 5],
+               [*text("\n"), 4, result, *text("\n丁\n"), result_end, 5], text("\n")]
+    ids, labels = encode_conversation(tok, chat_format, parse_messages(record))
+    assert ids == between[0] + learnt[0] + between[1] + learnt[1] + between[2]
+    ignored = [[IGNORED] * len(span) for span in between]
+    assert labels == ignored[0] + learnt[0] + ignored[1] + learnt[1] + ignored[2]
 
 
 def test_oldest_turns_are_dropped_and_the_system_text_stays(model):
