@@ -27,7 +27,7 @@ def write_adapter(folder, config, rank, targets=None, seed=0, layers=None, size=
             continue
         outputs, inputs = tensor.shape[::-1] if config.style == "gpt2" else tensor.shape
         of_module = next((value for key, value in own.items() if module.endswith(key)), rank)
-        full = module if module.startswith(("transformer.", "model.")) else f"transformer.{module}"
+        full = module if module.startswith(("transformer.", "model.", "lm_head")) else f"transformer.{module}"
         for part, shape in (("A", (of_module, inputs)), ("B", (outputs, of_module))):
             tensors[f"base_model.model.{full}.lora_{part}.weight"] = size * random.standard_normal(shape).astype(np.float32)
     folder.mkdir(parents=True, exist_ok=True)

@@ -68,6 +68,7 @@ class AdapterInTraining:
     """
 
     directory = "the adapter in training"
+    trained_whole = frozenset()
 
     def __init__(self, trained):
         self._trained = trained
@@ -82,6 +83,11 @@ class AdapterInTraining:
     def parameters(self):
         """Canonical names of what the adapter changes, a set."""
         return set(self._products)
+
+    @property
+    def largest_rank(self):
+        """As `Adapter.largest_rank`."""
+        return max(map(self.rank, self._products))
 
     def rank(self, name):
         """R of `factors`."""

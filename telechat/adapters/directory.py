@@ -24,7 +24,8 @@ def lora_of(adapter, config, dropout=0.0):
     if adapter.trained_whole:
         raise InputError(f"{adapter.directory} holds {min(adapter.trained_whole)} as a whole, which cannot be trained on; start a "
                          "new adapter on the merged model (tools/convert.py merge-lora)")
-    if settings["rank_pattern"] or settings["alpha_pattern"]:
+    ranks_and_alphas = {(adapter.rank_of(module), adapter.alpha_of(module)) for module in official}
+    if len(ranks_and_alphas) > 1:
         raise InputError(f"{adapter.directory} has a rank or alpha of its own for some modules, which cannot be trained on; "
                          "start a new adapter on the merged model (tools/convert.py merge-lora)")
     known = modules_of(config)
@@ -36,7 +37,8 @@ def lora_of(adapter, config, dropout=0.0):
         what = f"changes {strange[0]}" if strange else "does not change the same modules in every layer"
         raise InputError(f"{adapter.directory} {what}, which cannot be trained on; start a new adapter on the merged model "
                          "(tools/convert.py merge-lora)")
-    return LoraConfig(settings["r"], settings["lora_alpha"], dropout, tuple(products_of(modules)), settings["use_rslora"])
+    (rank, alpha), = ranks_and_alphas
+    return LoraConfig(rank, alpha, dropout, tuple(products_of(modules)), settings["use_rslora"])
 
 
 def check_adapter_files(directory):

@@ -4,6 +4,7 @@ stay beside them and answer where they are asked for."""
 import re
 
 from telechat.adapters.peft import Adapter
+from telechat.adapters.unmerged import check_beside
 from telechat.errors import InputError
 from telechat.quantization.checkpoint import settings_of
 from telechat.text_files import expand_path
@@ -49,8 +50,14 @@ def attached_bytes(lora, config):
 
 
 def factor_bytes(adapters, config):
-    """Most bytes that the factors of some adapters take beside a model, in float32."""
+    """Most bytes that the factors of some adapters take beside a model, in float32.
+
+    Raises:
+        InputError: as `check_beside`, before a model is loaded in vain.
+    """
+    for adapter in adapters.values():
+        check_beside(adapter, config)
     inner, hidden = config.ffn_hidden_size, config.hidden_size
     heads, keys = config.n_head * config.head_dim, 2 * config.num_key_value_heads * config.head_dim
     sides = 3 * (hidden + inner) + 2 * (hidden + heads) + hidden + keys
-    return 4 * config.n_layer * sides * sum(max(map(adapter.rank, adapter.parameters)) for adapter in adapters.values())
+    return 4 * config.n_layer * sides * sum(adapter.largest_rank for adapter in adapters.values())

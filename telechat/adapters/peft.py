@@ -25,7 +25,9 @@ TORCH_WEIGHTS = "adapter_model.bin"  # as peft wrote them by default before 2024
 # Of a tensor's name, behind `PREFIX`, which ms-swift's own tuners leave out: the module, the part, and what the adapter is called.
 _FACTOR = re.compile(r"(.+)\.lora_([AB])(?:\.([^.]+))?\.weight")
 # What stands in the name of a tensor that was trained whole (modules_to_save, bias) and not in the model's.
-_WRAPPED = re.compile(r"\.(base_layer|modules_to_save\.[^.]+)(?=\.)")
+_WRAPPED = [re.compile(rf"\.(base_layer|{saved})(?=\.)") for saved in (r"modules_to_save\.[^.]+", "modules_to_save")]
+_UNUSED = ".original_module."  # in the name of what such a tensor stands in the place of
+_EMBEDDING, _HEAD = "transformer.word_embeddings.weight", "lm_head.weight"
 
 
 class Adapter:
@@ -45,19 +47,24 @@ class Adapter:
             raise InputError(f"{self.directory} holds no {CONFIG}; give a directory that the peft package saved")
         self.settings = read_settings(os.path.join(self.directory, CONFIG))
         self._files = self._open()
-        stored = {tensor.name: tensor for tensor in layout.official_parameters(config)}
+        self._official = stored = {tensor.name: tensor for tensor in layout.official_parameters(config)}
         self._stored = {}  # module → StoredTensor, of those that have factors
         self._names = {}  # (module, "A" or "B") → name of a tensor in the file
-        self._whole = {}  # canonical name → name of a tensor in the file, and its StoredTensor
+        self._whole = {}  # canonical name → StoredTensor and name in the file of what was trained whole of it
+        self._head = None  # name in the file of a head beside a tied embedding
         called = set()  # the adapter's name, where tensors have it
         for name in self._files.shapes:
             own = name.removeprefix(PREFIX)
             found = _FACTOR.fullmatch(own)
             if not found:
-                self._add_whole(name, stored)
+                if _UNUSED not in name:
+                    self._add_whole(name, config)
                 continue
             module, part, title = found.groups()
             tensor = _find(stored, f"{module}.weight")
+            if tensor is None and f"{module}.weight" == _HEAD and config.tie_word_embeddings:
+                raise InputError(f"{self.directory} changes {module} alone, and this model's head is its embedding "
+                                 "(tie_word_embeddings); merge it with the peft package into a model whose head is its own")
             if tensor is None or len(tensor.shape) != 2:
                 raise InputError(f"{self.directory} changes {module}, which the model does not have; give an adapter that "
                                  "was made for this model")
@@ -73,10 +80,9 @@ class Adapter:
             for part in "AB":
                 if (module, part) not in self._names:
                     raise InputError(f"{self.directory} holds no lora_{part} of {module}; copy the adapter again")
-        for module in self.settings["modules_to_save"]:
-            if not any(f".{name}".rpartition(".")[0].endswith(f".{module}") for name, _ in self._whole.values()):
-                raise InputError(f"{self.directory} holds no weights of {module}, which its modules_to_save names; copy the "
-                                 "adapter again")
+        self._check_saved()
+        if config.tie_word_embeddings:
+            self._check_tied()
         self._modules = {}  # canonical name → modules that change it
         for module, tensor in self._stored.items():
             for parameter in tensor.parameters:
@@ -89,22 +95,51 @@ class Adapter:
                 return kind(self.directory, [self.file])
         raise InputError(f"{self.directory} holds no {WEIGHTS}; save the adapter in that format (peft does so by default)")
 
-    def _add_whole(self, name, stored):
+    def _add_whole(self, name, config):
         """Take a tensor that stands in the place of one of the model's."""
-        tensor = _find(stored, _WRAPPED.sub("", name.removeprefix(PREFIX)))
-        if tensor is None or tensor.partners or "lora_" in name:
+        plain = [wrapped.sub("", name.removeprefix(PREFIX)) for wrapped in _WRAPPED]
+        if _HEAD in plain and config.tie_word_embeddings:
+            self._head = name
+            return
+        tensor = next(filter(None, (_find(self._official, own) for own in plain)), None)
+        if tensor is None or "lora_" in name:
             raise InputError(f"{self.directory} holds {name}, which is no lora_A or lora_B of a product and no tensor of this "
                              "model; adapters of other kinds are not supported: merge it with the peft package and give the "
                              "merged model")
         if self._files.shapes[name] != tensor.shape:
             raise InputError(f"{name} in {self.directory} is {self._files.shapes[name]} and must be {tensor.shape} for this "
                              "model; give an adapter that was made for this model")
-        self._whole.update((parameter, (name, tensor)) for parameter in tensor.parameters)
+        for parameter in tensor.parameters:
+            self._whole.setdefault(parameter, []).append((tensor, name))
+
+    def _check_saved(self):
+        """Refuse where weights are missing of the modules whose names end as modules_to_save says, as peft finds them.
+
+        It may say names that the model does not have, for which peft looks in vain, too.
+        """
+        held = {tensor.name for tensors in self._whole.values() for tensor, _ in tensors}
+        for name in self._official:
+            parents = name.split(".")[:-1]
+            modules = [".".join(parents[:end]) for end in range(1, len(parents) + 1)]
+            said = [end for end in self.settings["modules_to_save"] if any(module.endswith(end) for module in modules)]
+            if said and name not in held:
+                raise InputError(f"{self.directory} holds no {name}, and its modules_to_save names {said[0]}; copy the adapter "
+                                 "again")
+
+    def _check_tied(self):
+        """Refuse an embedding that the head, which is the same tensor in this model, is not to share, or the other way round."""
+        own = self._whole.get(_EMBEDDING)
+        both = own is not None and self._head is not None
+        if both and not np.array_equal(self._files.read(own[-1][1]), self._files.read(self._head)) or (
+                not both and (self._head is not None or own is not None and not self.settings["ensure_weight_tying"])):
+            raise InputError(f"{self.directory} holds {'a head' if own is None else 'an embedding'} of its own, and this model's "
+                             "embedding and head are one (tie_word_embeddings); merge it with the peft package into a model "
+                             "whose head is its own")
 
     def _check_shape(self, name, part, module, tensor):
         """Refuse a tensor that does not fit the weight, or the adapter's rank."""
         outputs, inputs = tensor.shape[::-1] if self._is_transposed(tensor) else tensor.shape
-        rank = self._pattern("rank_pattern", module, self.settings["r"])
+        rank = self.rank_of(module)
         expected = (rank, inputs) if part == "A" else (outputs, rank)
         if self._files.shapes[name] != expected:
             raise InputError(f"{name} in {self.directory} is {self._files.shapes[name]} and must be {expected} for this model "
@@ -121,11 +156,18 @@ class Adapter:
                 return value
         return default
 
+    def rank_of(self, module):
+        """r of a module."""
+        return self._pattern("rank_pattern", module, self.settings["r"])
+
+    def alpha_of(self, module):
+        """alpha of a module."""
+        return self._pattern("alpha_pattern", module, self.settings["lora_alpha"])
+
     def scale(self, module):
         """s of a module: what B·A is multiplied by."""
-        rank = self._pattern("rank_pattern", module, self.settings["r"])
-        alpha = self._pattern("alpha_pattern", module, self.settings["lora_alpha"])
-        return alpha / (math.sqrt(rank) if self.settings["use_rslora"] else rank)
+        rank = self.rank_of(module)
+        return self.alpha_of(module) / (math.sqrt(rank) if self.settings["use_rslora"] else rank)
 
     @property
     def parameters(self):
@@ -139,10 +181,13 @@ class Adapter:
 
     def change(self, name, value):
         """The parameter of a canonical name with this adapter: float32, from ``value``, the base model's."""
-        if name in self._whole:
-            file, tensor = self._whole[name]
-            value = tensor.split(self._files.read(file))[tensor.parameters.index(name)]
         value = value.astype(np.float32)
+        for tensor, file in self._whole.get(name, ()):
+            whole = tensor.split(self._files.read(file).astype(np.float32))[tensor.parameters.index(name)]
+            if tensor.partners:  # the others' shares stay as they are
+                whole = tensor.combine(*(whole if partner == tensor.name else self._official[partner].join(value)
+                                         for partner in tensor.partners))
+            value = whole
         return value + self.delta(name) if name in self._modules else value
 
     def delta(self, name):
@@ -184,9 +229,14 @@ class Adapter:
             shares.append(share)
         return np.concatenate([pairs[partner][0] for partner in first.partners if partner in pairs]), first.combine(*shares)
 
+    @property
+    def largest_rank(self):
+        """The largest `rank`."""
+        return max(map(self.rank, self._modules))
+
     def rank(self, name):
         """R of `factors`, without reading them."""
-        return sum(self._pattern("rank_pattern", module, self.settings["r"]) for module in self._modules[name])
+        return sum(map(self.rank_of, self._modules[name]))
 
     def _factors(self, module):
         a, b = (self.part(module, part) for part in "AB")

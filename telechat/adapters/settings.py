@@ -11,8 +11,8 @@ _PLAIN = {"use_dora": (False,), "lora_bias": (False,), "use_qalora": (False,), "
           "trainable_token_indices": ([], {}), "target_parameters": ([],), "alora_invocation_tokens": ([],),
           "arrow_config": (), "kasa_config": (), "monteclora_config": (), "use_bdlora": (False,),
           "use_qa_lora": (False,), "use_merged_linear": (False,)}  # the last two are ms-swift's
-# Ways to begin an adapter that leave the model's weights as they are; others (PiSSA, OLoRA, CorDA, LoftQ) change them, too.
-_BEGINNINGS = (None, True, False, "true", "false", "gaussian", "eva", "orthogonal")
+# Ways to begin an adapter that leave the model's weights as they are; others (PiSSA, OLoRA, CorDA, LoRA-GA, LoftQ) change them, too.
+_BEGINNINGS = ("none", "true", "false", "gaussian", "eva", "orthogonal", "mica")
 
 
 def read_settings(path):
@@ -22,7 +22,7 @@ def read_settings(path):
         path (str): of the file.
 
     Returns:
-        dict: of these keys; patterns are dicts, and modules_to_save is a list of str.
+        dict: of these keys and ensure_weight_tying; patterns are dicts, and modules_to_save is a list of str.
 
     Raises:
         InputError: names the file and the key of what is wrong or not supported.
@@ -37,7 +37,7 @@ def read_settings(path):
                 raise InputError(f"{name} {fields.shown(values[name])} is not supported; merge it with the peft package "
                                  "and give the merged model")
         begun = values.get("init_lora_weights")
-        if begun not in _BEGINNINGS:
+        if str(begun).lower() not in _BEGINNINGS:
             raise InputError(f"init_lora_weights {fields.shown(begun)} changed the model's own weights before training; save the "
                              "adapter with peft's path_initial_model_for_weight_conversion, or merge it with the peft package "
                              "and give the merged model")
@@ -47,6 +47,7 @@ def read_settings(path):
         settings = {"r": fields.whole_number("r", values.get("r"), 1, 2 ** 16),
                     "lora_alpha": fields.real_number("lora_alpha", values.get("lora_alpha"), above=0),
                     "use_rslora": fields.flag("use_rslora", values.get("use_rslora"), False),
+                    "ensure_weight_tying": fields.flag("ensure_weight_tying", values.get("ensure_weight_tying"), False),
                     "modules_to_save": whole}
         for name, read, bounds in (("rank_pattern", fields.whole_number, {"least": 1}),
                                    ("alpha_pattern", fields.real_number, {"above": 0})):

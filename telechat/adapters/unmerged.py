@@ -27,18 +27,15 @@ class AdapterSet:
         layers: for each layer A and B of each of `PRODUCTS`, one behind the other; two None where no adapter changes it.
 
     Raises:
-        InputError: an adapter changes what is no product of a block.
+        InputError: as `check_beside`.
     """
 
     def __init__(self, adapters, config, tensor, part=None):
         self.names = tuple(adapters)
         ranks = {}
         for name, adapter in adapters.items():
-            inside = {product_weight(layer, product) for layer in range(config.n_layer) for product in PRODUCTS}
-            for parameter in sorted(adapter.parameters - inside):
-                raise InputError(f"{adapter.directory} changes {parameter.removesuffix('.weight')}, which lies outside the "
-                                 "blocks; merge it into the model (tools/convert.py merge-lora) and serve that")
-            ranks[name] = max(map(adapter.rank, adapter.parameters))
+            check_beside(adapter, config)
+            ranks[name] = adapter.largest_rank
         ends = np.cumsum([0, *ranks.values()])
         self._columns = {name: slice(first, last) for name, first, last in zip(ranks, ends, ends[1:])}
         self.rank = int(ends[-1])
@@ -86,3 +83,12 @@ class AdapterSet:
     def nbytes(self):
         """Bytes of the factors held here, as float32."""
         return 4 * sum(int(np.prod(factor.shape)) for layer in self.layers for factor in layer if factor is not None)
+
+
+def check_beside(adapter, config):
+    """InputError where an adapter (an `Adapter`, or an `AdapterInTraining`) changes more than products of blocks, by factors."""
+    inside = {product_weight(layer, product) for layer in range(config.n_layer) for product in PRODUCTS}
+    for parameter in sorted(adapter.trained_whole | (adapter.parameters - inside)):
+        where = "which was trained whole" if parameter.startswith("transformer.h.") else "which lies outside the blocks"
+        raise InputError(f"{adapter.directory} changes {parameter.removesuffix('.weight')}, {where}; merge it into the model "
+                         "(tools/convert.py merge-lora) and serve that")

@@ -122,7 +122,7 @@ def test_ranks_and_alphas_of_single_modules(shared, base, tmp_path):
     (dict(lora_alpha=0), "lora_alpha must be a number above 0, not 0"),
     (dict(r=0), "r must be a whole number from 1"),
     (dict(use_dora=True), "use_dora True is not supported"),
-    (dict(modules_to_save=["lm_head"]), "holds no weights of lm_head, which its modules_to_save names"),
+    (dict(modules_to_save=["lm_head"]), "holds no lm_head.weight, and its modules_to_save names lm_head"),
     (dict(init_lora_weights="pissa_niter_16"), "init_lora_weights 'pissa_niter_16' changed the model's own weights"),
     (dict(modules_to_save="lm_head"), "modules_to_save must be a list of module names, not 'lm_head'"),
     (dict(init_lora_weights="loftq"), "init_lora_weights 'loftq' changed the model's own weights"),

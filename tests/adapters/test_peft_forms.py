@@ -1,19 +1,24 @@
 """What the peft package saves with settings of many kinds is read as peft merges it; so are other programs' spellings of it."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
+from safetensors.numpy import save_file as numpy_save_file
 from safetensors.torch import save_file
 
 from telechat import InputError, TeleChat, TeleChatConfig
 from telechat.adapters.directory import lora_of
+from telechat.adapters.named import factor_bytes
 from telechat.adapters.peft import AdaptedReader, Adapter
 from telechat.adapters.unmerged import AdapterSet
 from telechat.checkpoint.convert import merge_lora
 from telechat.checkpoint.layout import official_parameters
+from telechat.checkpoint.reader import CheckpointReader
+from tests.adapter_files import write_adapter
 from tests.adapters.test_peft_package import SIZES, Official
 
 ALL = ["query", "key_value", "dense", "gate_proj", "up_proj", "down_proj"]
@@ -65,7 +70,10 @@ def assert_merged(base, adapter, model):
     (dict(target_modules=["query"], bias="all"), False, 6),
     (dict(target_modules=["dense"], bias="lora_only"), True, 4),
     (dict(target_modules=["query"], modules_to_save=["lm_head", "ln_f"]), True, 4),
-], ids=["pattern", "some layers", "ranks, torch file", "all biases, torch file", "biases of targets", "head and norm"])
+    (dict(target_modules=["query"], modules_to_save=["mlp", "layernorm", "score"]), True, 14),
+    (dict(target_modules=["query"], init_lora_weights="mica"), True, 2),
+], ids=["pattern", "some layers", "ranks, torch file", "all biases, torch file", "biases of targets", "head and norm",
+        "parts of a layer, ends of names and one that is not there", "B not trained"])
 def test_merged_as_peft_merges(base, tmp_path, settings, safe, changed):
     model = peft_model(base, **settings)
     model.save_pretrained(tmp_path / "adapter", safe_serialization=safe)
@@ -114,15 +122,92 @@ def test_factors_of_16_bits(base, saved, dtype):
     assert len(assert_merged(base, directory, model)) == 12
 
 
-def test_whole_tensors_are_merged_alone(base, tmp_path):
-    """They cannot stay beside a model for some rows, nor are they trained on."""
-    peft_model(base, target_modules=["query"], modules_to_save=["lm_head"]).save_pretrained(tmp_path / "adapter")
+@pytest.mark.parametrize("settings, changed", [
+    (dict(modules_to_save=["lm_head"]), "lm_head, which lies outside the blocks"),
+    (dict(modules_to_save=["dense"]), "transformer.h.0.self_attention.dense.bias, which was trained whole"),
+    (dict(modules_to_save=["up_proj"]), "transformer.h.0.mlp.up_proj, which was trained whole"),
+], ids=["head", "product and bias", "product"])
+def test_whole_tensors_are_merged_alone(base, tmp_path, settings, changed):
+    """They cannot stay beside a model for some rows, which shows before the model is loaded, nor are they trained on."""
+    peft_model(base, target_modules=["query"], **settings).save_pretrained(tmp_path / "adapter")
     config = TeleChatConfig.from_pretrained(base)
     adapter = Adapter(tmp_path / "adapter", config)
-    with pytest.raises(InputError, match="changes lm_head, which lies outside the blocks; merge it"):
-        AdapterSet({"one": adapter}, config, np.asarray)
-    with pytest.raises(InputError, match="holds lm_head.weight as a whole, which cannot be trained on"):
+    for refused in (lambda: AdapterSet({"one": adapter}, config, np.asarray), lambda: factor_bytes({"one": adapter}, config)):
+        with pytest.raises(InputError, match=f"changes {changed}; merge it"):
+            refused()
+    with pytest.raises(InputError, match="as a whole, which cannot be trained on"):
         lora_of(adapter, config)
+
+
+def test_one_rank_that_a_pattern_gives_can_be_trained_on(base, tmp_path):
+    peft_model(base, target_modules=["query"], rank_pattern={"query": 2}).save_pretrained(tmp_path / "adapter")
+    config = TeleChatConfig.from_pretrained(base)
+    assert lora_of(Adapter(tmp_path / "adapter", config), config).rank == 2
+    peft_model(base, target_modules=["query"], alpha_pattern={"h.1.*query": 2}).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(InputError, match="has a rank or alpha of its own for some modules"):
+        lora_of(Adapter(tmp_path / "adapter", config), config)
+
+
+LLAMA = TeleChatConfig(**SIZES, style="llama", use_bias=False, num_key_value_heads=2, tie_word_embeddings=True)
+
+
+@pytest.fixture(scope="module")
+def tied(tmp_path_factory):
+    """A model in TeleChat3's layout whose head is its embedding."""
+    directory = tmp_path_factory.mktemp("tied") / "model"
+    TeleChat(LLAMA).save_pretrained(directory)
+    return directory
+
+
+def test_keys_trained_whole_beside_values_with_an_adapter(tied, tmp_path):
+    peft = pytest.importorskip("peft")
+    before = CheckpointReader(tied)
+    official = {tensor.name: np.ascontiguousarray(tensor.join(*map(before.read, tensor.parameters)))
+                for tensor in official_parameters(LLAMA) if "embed" not in tensor.name}
+    model = peft.get_peft_model(Official(LLAMA, official), peft.LoraConfig(
+        task_type="CAUSAL_LM", r=3, lora_alpha=5, target_modules=["v_proj"], modules_to_save=["k_proj"]))
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data.normal_(0, 0.2)
+    model.save_pretrained(tmp_path / "adapter")
+    merged, reader = model.merge_and_unload().state_dict(), AdaptedReader(tied, tmp_path / "adapter")
+    for tensor in official_parameters(LLAMA):
+        if "self_attn" in tensor.name:
+            found = tensor.join(*map(reader.read, tensor.parameters))
+            assert np.abs(found - merged[tensor.name].numpy()).max() < 1e-6, tensor.name
+            assert np.array_equal(found, official[tensor.name]) != tensor.name.endswith(("k_proj.weight", "v_proj.weight"))
+
+
+@pytest.mark.parametrize("own, settings, said", [
+    (("embed_tokens",), {}, "holds an embedding of its own, and this model's embedding and head are one"),
+    (("embed_tokens",), dict(ensure_weight_tying=True), None),
+    (("lm_head",), {}, "holds a head of its own"),
+    (("embed_tokens", "lm_head"), {}, "holds an embedding of its own"),
+    (("embed_tokens", "same head"), {}, None),
+], ids=str)
+def test_an_embedding_that_is_the_head_too(tied, tmp_path, own, settings, said):
+    """peft gives the head the new embedding with ensure_weight_tying alone; with save_embedding_layers it saves both, equal."""
+    write_adapter(tmp_path / "adapter", LLAMA, 2, ["q_proj"])
+    random, names = np.random.default_rng(0), {"embed_tokens": "model.embed_tokens", "lm_head": "lm_head", "same head": "lm_head"}
+    tensors = load_file(tmp_path / "adapter/adapter_model.safetensors")
+    for name in own:
+        value = random.standard_normal((96, 32)).astype(np.float32) if name != "same head" else embedding
+        embedding = tensors[f"base_model.model.{names[name]}.weight"] = value
+    numpy_save_file(tensors, tmp_path / "adapter/adapter_model.safetensors")
+    rewrite(tmp_path / "adapter", **settings)
+    if said is None:
+        assert np.array_equal(AdaptedReader(tied, tmp_path / "adapter").read("transformer.word_embeddings.weight"), embedding)
+        return
+    with pytest.raises(InputError, match=said):
+        AdaptedReader(tied, tmp_path / "adapter")
+
+
+def test_an_adapter_of_a_head_that_is_the_embedding_too(tied, tmp_path):
+    untied = dataclasses.replace(LLAMA, tie_word_embeddings=False)
+    write_adapter(tmp_path / "adapter", untied, 2, ["q_proj", "lm_head"])
+    assert "lm_head.weight" in Adapter(tmp_path / "adapter", untied).parameters
+    with pytest.raises(InputError, match="changes lm_head alone, and this model's head is its embedding"):
+        Adapter(tmp_path / "adapter", LLAMA)
 
 
 @pytest.mark.parametrize("change, said", [
