@@ -140,7 +140,8 @@ class AscendKernels(Kernels):
     def adamw_scalars(self, updates, rate, betas, epsilon, decay):
         return ascend.adamw_scalars(updates, rate, betas, epsilon, decay)
 
-    def adamw(self, parameter, first_moment, second_moment, gradient, clip, step, rate, beta1, beta2, epsilon, decay):
+    def adamw(self, parameter, first_moment, second_moment, gradient, clip, step, rate, beta1, beta2, epsilon, decay,
+              copy=None):
         if clip is not None:
             gradient = gradient * clip  # one launch: float32 since clip is, and no tensor of no dimensions
         return ascend.adamw(parameter, first_moment, second_moment, gradient, step, rate, beta1, beta2, epsilon, decay)

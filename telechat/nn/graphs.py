@@ -161,20 +161,24 @@ class Update(nn.Cell):
         super().__init__()
         self.kernels = kernels
 
-    def construct(self, *arguments):
+    def construct(self, *arguments, copies=None):
         if self.kernels.fused:
             return self.update_each(*arguments)
-        return self.update_in_graph(*arguments) if self.kernels.in_graphs else self.update(*arguments)
+        if self.kernels.in_graphs:
+            return self.update_in_graph(*arguments)
+        return self.update_each(*arguments, copies=copies)[-1]
 
-    def update_each(self, clip, step, rate, beta1, beta2, epsilon, decay, no_decay, *tensors):
+    def update_each(self, clip, step, rate, beta1, beta2, epsilon, decay, no_decay, *tensors, copies=None):
         """What each `Kernels.adamw` gives. On a card clip may be None: gradients are taken as they are.
 
         There it is called outside a graph, for a card does all in one order, and Ascend's AdamW reads its scalars on the
         host. A graph has its inputs on the card and fetches each of them back, five times a parameter, waiting each time.
+        copies: of each parameter what `Kernels.adamw` takes as such; None: there are none.
         """
         count = len(tensors) // 4
         return [self.kernels.adamw(tensors[i], tensors[count + i], tensors[2 * count + i], tensors[3 * count + i],
-                                   clip, step, rate, beta1, beta2, epsilon, decay if tensors[i].ndim > 1 else no_decay)
+                                   clip, step, rate, beta1, beta2, epsilon, decay if tensors[i].ndim > 1 else no_decay,
+                                   None if copies is None else copies[i])
                 for i in range(count)]
 
     @ms.jit

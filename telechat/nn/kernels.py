@@ -59,6 +59,7 @@ class Kernels(CacheKernels):
     """
 
     fused = False
+    copied_dtype = None  # of working weights that `adamw` writes itself; others are `copy_rounded`'s
     in_graphs = True  # whether what is done to gradients goes through compiled graphs, which hold on to them
 
     def __init__(self, dtype=ms.float32, keep_prob=1.0):
@@ -253,11 +254,13 @@ class Kernels(CacheKernels):
         """
         return portable.adamw_scalars(updates, rate, betas, epsilon, decay)
 
-    def adamw(self, parameter, first_moment, second_moment, gradient, clip, step, rate, beta1, beta2, epsilon, decay):
+    def adamw(self, parameter, first_moment, second_moment, gradient, clip, step, rate, beta1, beta2, epsilon, decay,
+              copy=None):
         """One step of torch's AdamW (arXiv:1711.05101) in place on float32 tensors of one shape.
 
         The gradient, of any float dtype, is multiplied by ``clip``, float32 (1,), first, on Ascend unless that is None.
-        Scalars behind it are those of `adamw_scalars`. Returns something to depend on.
+        Scalars behind it are those of `adamw_scalars`. Returns something to depend on. copy, where it is given, is a
+        tensor of the `copied_dtype` that the rounded result is to be written to as well.
         """
         gradient = gradient.astype(ms.float32) * clip
         return portable.adamw(parameter, first_moment, second_moment, gradient, step, rate, beta1, beta2, epsilon, decay)

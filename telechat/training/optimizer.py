@@ -98,13 +98,15 @@ class AdamW:
         unchanged = clip == scale and self._kernels.fused
         scalars = [None if unchanged else Tensor([clip / scale], ms.float32),
                    *self._kernels.adamw_scalars(self.updates, rate, config.betas, config.eps, config.weight_decay)]
-        done = [self._update(*scalars, *masters, *first, *second, *grads)
-                for masters, first, second, grads in zip(self.masters, self.first, self.second, gradients) if masters]
+        done = [self._update(*scalars, *masters, *first, *second, *grads, copies=[
+                    parameter.data if self._is_copied(parameter) else None for parameter in group])
+                for group, masters, first, second, grads in
+                zip(self.groups, self.masters, self.first, self.second, gradients) if masters]
         if on_cpu():
             # A later read of a parameter must see the update; a card does all in one order.
             for result in done:
                 result.asnumpy()
-        self.refresh_parameters()
+        self.refresh_parameters(updated=True)
         if check:
             check.finish(rate, clip / scale)
 
@@ -116,14 +118,21 @@ class AdamW:
                     # A copy: a slice is a view, which an in-place copy on CPU does not take.
                     master.copy_(parameter.data[self.own_rows(parameter)].copy())
 
-    def refresh_parameters(self):
-        """Bring the masters into the model's parameters where these are not the same tensors."""
+    def _is_copied(self, parameter):
+        """Whether the update itself writes a parameter, the rounded copy of its master."""
+        return not self.is_cut(parameter) and parameter.dtype == self._kernels.copied_dtype
+
+    def refresh_parameters(self, updated=False):
+        """Bring the masters into the model's parameters where these are not the same tensors.
+
+        updated: by an update just now, which brought in some.
+        """
         for group, masters in zip(self.groups, self.masters):
             for parameter, master in zip(group, masters):
                 if self.is_cut(parameter):
                     rows = master if parameter.dtype == ms.float32 else master.astype(parameter.dtype)
                     parameter.data.copy_(all_gather_rows(rows, self.data))
-                elif parameter.dtype != ms.float32:
+                elif parameter.dtype != ms.float32 and not (updated and self._is_copied(parameter)):
                     self._kernels.copy_rounded(parameter.data, master)
 
     def state(self):

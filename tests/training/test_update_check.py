@@ -28,12 +28,14 @@ def test_what_is_lost_is_said(monkeypatch, dtype, lost, words):
     training = trainer(dtype)
     optimizer = training.optimizer
     if lost == "weights":
-        monkeypatch.setattr(AdamW, "refresh_parameters", lambda self: None)
+        monkeypatch.setattr(AdamW, "refresh_parameters", lambda self, updated: None)
+        update = optimizer._update
+        optimizer._update = lambda *given, copies: update(*given)
     else:
         # The graphs are given copies.
         kept = {id(tensor) for group in getattr(optimizer, lost) for tensor in group}
         update = optimizer._update
-        optimizer._update = lambda *given: update(*(ops.deepcopy(x) if id(x) in kept else x for x in given))
+        optimizer._update = lambda *given, copies: update(*(ops.deepcopy(x) if id(x) in kept else x for x in given))
     with pytest.raises(UpdateLost, match=words):
         training.train_step(IDS, IDS)
 
@@ -41,7 +43,7 @@ def test_what_is_lost_is_said(monkeypatch, dtype, lost, words):
 def test_an_update_of_another_size_is_noticed():
     training = trainer()
     update = training.optimizer._update
-    training.optimizer._update = lambda clip, step, rate, *others: update(clip, step, rate * 1.1, *others)
+    training.optimizer._update = lambda clip, step, rate, *others, copies: update(clip, step, rate * 1.1, *others)
     with pytest.raises(UpdateLost, match="should be"):
         training.train_step(IDS, IDS)
 
@@ -74,5 +76,5 @@ def test_only_the_first_two_updates_that_change_anything_are_compared():
     for _ in range(2):
         training.train_step(IDS, IDS)
     update = training.optimizer._update
-    training.optimizer._update = lambda clip, step, rate, *others: update(clip, step, rate * 1.1, *others)
+    training.optimizer._update = lambda clip, step, rate, *others, copies: update(clip, step, rate * 1.1, *others)
     training.train_step(IDS, IDS)

@@ -28,6 +28,7 @@ class CpuKernels(Kernels):
     """
 
     in_graphs = False
+    copied_dtype = ms.bfloat16
 
     def __init__(self, keep_prob=1.0, weights=ms.float32, rounded=False):
         super().__init__(ms.float32, keep_prob)
@@ -140,11 +141,12 @@ class CpuKernels(Kernels):
     def token_cross_entropy(self, logits, labels, weights):
         return self.operators.cross_entropy(logits, labels, weights)
 
-    def adamw(self, parameter, first_moment, second_moment, gradient, clip, step, rate, beta1, beta2, epsilon, decay):
-        done = Tensor([0.0], ms.float32)
-        run_now("adamw", parameter, first_moment, second_moment, gradient.astype(ms.float32), clip, rate, beta1, beta2,
-                epsilon, decay, done)
-        return done
+    def adamw(self, parameter, first_moment, second_moment, gradient, clip, step, rate, beta1, beta2, epsilon, decay,
+              copy=None):
+        gradient = gradient if gradient.dtype == ms.float32 else gradient.astype(ms.float32)
+        run_now("adamw", parameter, first_moment, second_moment, gradient, clip, rate, beta1, beta2, epsilon, decay,
+                NOTHING if copy is None else copy)
+        return clip
 
     def copy_rounded(self, target, source):
         if target.dtype == ms.bfloat16:
@@ -154,7 +156,8 @@ class CpuKernels(Kernels):
 
     def sums_of_squares(self, *tensors):
         sums = Tensor(np.zeros(len(tensors), np.float32))
-        run_now("sums_of_squares", *[tensor.astype(ms.float32) for tensor in tensors], sums)
+        run_now("sums_of_squares", *[tensor if tensor.dtype == ms.float32 else tensor.astype(ms.float32)
+                                     for tensor in tensors], sums)
         return sums
 
 

@@ -44,20 +44,23 @@ OPERATOR(sums_of_squares) {
 
 // torch's AdamW (arXiv:1711.05101) in place: parameter, first and second moment, gradient, what that is multiplied by,
 // and the scalars of portable_kernels.adamw_scalars: rate and ε with the bias corrections in them, and what decay leaves.
+// The last: a bfloat16 copy of the parameter, or none.
 OPERATOR(adamw) {
     float *parameter = in.floats(0), *first = in.floats(1), *second = in.floats(2);
     const float* gradient = in.floats(3);
     const float clip = in.scalar(4), rate = in.scalar(5), beta1 = in.scalar(6), beta2 = in.scalar(7);
     const float epsilon = in.scalar(8), left = in.scalar(9);
+    bfloat16* copy = in.absent(10) ? nullptr : static_cast<bfloat16*>(in.data[10]);
     by_vectors(in.elements(0), [=](int64_t i, int64_t width) {
         const Floats g = load_first(gradient + i, width) * clip;
         const Floats mean = beta1 * load_first(first + i, width) + (1 - beta1) * g;
         const Floats square = beta2 * load_first(second + i, width) + (1 - beta2) * g * g;
         store_first(first + i, mean, width);
         store_first(second + i, square, width);
-        store_first(parameter + i, load_first(parameter + i, width) * left - rate * mean / (square_root(square) + epsilon), width);
+        const Floats updated = load_first(parameter + i, width) * left - rate * mean / (square_root(square) + epsilon);
+        store_first(parameter + i, updated, width);
+        if (copy != nullptr) store_first(copy + i, updated, width);
     });
-    *in.floats(10) = 0;
     return 0;
 }
 

@@ -83,6 +83,11 @@ def dropout_masks(descriptions, rows, columns):
     return masks
 
 
+@functools.lru_cache(None)
+def _dtype_name(dtype):
+    return str(dtype).lower().encode()
+
+
 def run_now(name, *tensors):
     """Call the operator ``name`` on tensors that are there, its outputs the last of them; outside graphs alone.
 
@@ -92,9 +97,9 @@ def run_now(name, *tensors):
     count = len(tensors)
     status = getattr(load_library(), name)(
         count, (ctypes.c_void_p * count)(*(tensor.data_ptr() for tensor in tensors)),
-        (ctypes.c_int * count)(*(tensor.ndim for tensor in tensors)),
+        (ctypes.c_int * count)(*map(len, shapes)),
         (ctypes.c_void_p * count)(*map(ctypes.addressof, shapes)),
-        (ctypes.c_char_p * count)(*(str(tensor.dtype).lower().encode() for tensor in tensors)), None, None)
+        (ctypes.c_char_p * count)(*(_dtype_name(tensor.dtype) for tensor in tensors)), None, None)
     if status:
         raise RuntimeError(f"the operator {name} gave status {status}")
 

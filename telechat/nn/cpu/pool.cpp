@@ -31,20 +31,21 @@ public:
         task_ = task;
         count_ = count;
         next_.store(0, std::memory_order_relaxed);
-        pending_.store(threads_ - 1, std::memory_order_relaxed);
+        open_.store(true);
         generation_.fetch_add(1);
         if (sleeping_.load() > 0) {
             std::lock_guard<std::mutex> lock(sleepers_);
             wake_.notify_all();
         }
         take();
+        open_.store(false);  // who wakes up only now comes too late, and nobody waits for it
         for (int looks = 0; looks < LOOKS; looks++) {
-            if (pending_.load(std::memory_order_acquire) == 0) return;
+            if (inside_.load() == 0) return;
             pause_briefly();
         }
         // The core is for whoever keeps the others from ending.
         std::unique_lock<std::mutex> lock(sleepers_);
-        done_.wait(lock, [&] { return pending_.load() == 0; });
+        done_.wait(lock, [&] { return inside_.load() == 0; });
     }
 
 private:
@@ -65,9 +66,10 @@ private:
                 wake_.wait(lock, [&] { return generation_.load() != seen; });
                 sleeping_.fetch_sub(1);
             }
-            seen++;  // run() waits for all threads, so no generation is missed
-            take();
-            if (pending_.fetch_sub(1) == 1) {
+            seen = generation_.load(std::memory_order_acquire);
+            inside_.fetch_add(1);  // before the look at `open_`, as run() closes before it looks for who is inside
+            if (open_.load()) take();
+            if (inside_.fetch_sub(1) == 1 && !open_.load()) {
                 std::lock_guard<std::mutex> lock(sleepers_);
                 done_.notify_one();
             }
@@ -77,7 +79,8 @@ private:
     int threads_;
     std::mutex callers_, sleepers_;
     std::condition_variable wake_, done_;
-    std::atomic<int> sleeping_{0}, pending_{0};
+    std::atomic<int> sleeping_{0}, inside_{0};
+    std::atomic<bool> open_{false};
     std::atomic<uint64_t> generation_{0};
     std::atomic<int64_t> next_{0};
     void (*call_)(void*, int64_t) = nullptr;

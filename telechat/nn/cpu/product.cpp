@@ -181,6 +181,8 @@ void product(int64_t m, int64_t n, int64_t k, Matrix a, Matrix b, float* result,
                             float* to = result + (first_row + start) * stride + column;
                             const Kernel kernel = kernel_of<ROWS>(height, rounded);
                             if (column + WIDTH <= n) {
+                                for (int64_t r = 0; r < height; r++)
+                                    for (int64_t c = 0; c < WIDTH; c += LANES) __builtin_prefetch(to + r * stride + c, 1);
                                 kernel(a_part, b_part, count, to, stride, from > 0);
                                 continue;
                             }

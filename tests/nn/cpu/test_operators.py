@@ -238,14 +238,16 @@ def test_adamw():
     start, theirs = draw(41, 1000), torch.tensor(draw(41, 1000).astype(np.float64), requires_grad=True)
     optimizer = torch.optim.AdamW([theirs], lr=1e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
     parameter, first, second = Tensor(start), ops.zeros(start.shape), ops.zeros(start.shape)
+    copy = ops.zeros(start.shape, ms.bfloat16)
     for step in range(1, 4):
         gradient = draw(41, 1000, seed=step)
         theirs.grad = torch.tensor(gradient.astype(np.float64))
         optimizer.step()
         scalars = KERNELS.adamw_scalars(step, 1e-2, (0.9, 0.95), 1e-8, 0.1)
         clip = Tensor(0.5, ms.float32)
-        KERNELS.adamw(parameter, first, second, Tensor(2 * gradient), clip, *scalars[:-1]).asnumpy()
+        KERNELS.adamw(parameter, first, second, Tensor(2 * gradient), clip, *scalars[:-1], copy)
     assert np.abs(parameter.asnumpy() - theirs.detach().numpy()).max() < 1e-6
+    assert np.array_equal(copy.asnumpy(), parameter.asnumpy().astype(copy.asnumpy().dtype))
 
 
 def test_sums_of_squares(threads):
