@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import os
+import signal
 import sys
 import tempfile
 import traceback
@@ -60,6 +61,37 @@ def replace_unknown_characters():
             stream.reconfigure(errors="replace")
 
 
+class _Terminated(SystemExit):
+    """SIGTERM or SIGHUP came; its code is the exit status that shells give for one."""
+
+
+@contextlib.contextmanager
+def _cleaning_up_when_terminated():
+    """SIGTERM and SIGHUP end a tool as Ctrl-C does, by an exception, so that what is half written goes; a second one at once.
+
+    Once MindSpore has run an operator it answers Ctrl-C with a SIGTERM to its own process. In the processes of a job
+    signals are left alone: they may wait for each other in MindSpore, where no exception reaches.
+    """
+    def terminate(number, frame):
+        signal.signal(number, signal.SIG_DFL)
+        raise _Terminated(128 + number)
+
+    ours = []
+    if "MS_ROLE" not in os.environ:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            # Under nohup SIGHUP is ignored and stays so; ValueError: not the main thread.
+            with contextlib.suppress(ValueError):
+                if signal.getsignal(number) == signal.SIG_DFL:
+                    signal.signal(number, terminate)
+                    ours.append(number)
+    try:
+        yield
+    finally:
+        for number in ours:
+            if signal.getsignal(number) is terminate:
+                signal.signal(number, signal.SIG_DFL)
+
+
 def run(main):
     """Run ``main()`` and exit: 0, or its return value, or 2 with one sentence on bad input.
 
@@ -69,13 +101,16 @@ def run(main):
     """
     replace_unknown_characters()
     status = 0
-    with contextlib.suppress(BrokenPipeError):
+    with contextlib.suppress(BrokenPipeError), _cleaning_up_when_terminated():
         status = _status(main)
         sys.stdout.flush()  # here and not at Python's exit, where a reader that is gone makes a page of complaint
     drop_lost_output()
     if not status and FINISHED in os.environ:
         with contextlib.suppress(OSError), open(f"{os.environ[FINISHED]}.{os.environ.get('RANK_ID')}", "w"):
             pass
+    if "mindspore" not in sys.modules and any(name.startswith("mindspore.") for name in sys.modules):
+        # Interrupted while it was imported: at the end of the process it would import the rest, and crash.
+        os._exit(status or 0)
     sys.exit(status or 0)
 
 
@@ -86,19 +121,37 @@ def _status(main):
         return main()
     except BrokenPipeError:
         raise
-    except SystemExit as ended:  # of argparse, after --help or a wrong flag
+    except SystemExit as ended:  # of argparse, after --help or a wrong flag; or of a signal
+        if isinstance(ended, _Terminated):
+            _say_interrupted()
         return ended.code
     except (InputError, OSError) as error:
         print(f"error: {describe_error(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        _say_interrupted()
         return 130
     except Exception as error:
+        interrupted = _interrupt_behind(error)
+        if interrupted:
+            _say_interrupted()
+            return interrupted
         reason = (str(error).strip().splitlines() or [""])[0]
         details = save_traceback()
         print(f"{UNEXPECTED}{type(error).__name__}: {reason[:300]} (details: {details})", file=sys.stderr)
         return 1
+
+
+def _say_interrupted():
+    with contextlib.suppress(OSError):  # a terminal that is gone
+        print("interrupted", file=sys.stderr, flush=True)
+
+
+def _interrupt_behind(error):
+    """The exit status where a signal is behind an exception, else 0: a library being imported makes an ImportError of it."""
+    while error is not None and not isinstance(error, (KeyboardInterrupt, _Terminated)):
+        error = error.__cause__ or error.__context__
+    return 0 if error is None else getattr(error, "code", 130)
 
 
 def save_traceback():

@@ -3,6 +3,7 @@
 import argparse
 import io
 import os
+import signal
 import subprocess
 import sys
 
@@ -82,6 +83,56 @@ def test_characters_that_an_encoding_lacks_are_replaced(monkeypatch):
     sys.stderr.flush()
     assert ended.value.code == 2
     assert (output.getvalue(), errors.getvalue()) == (b"?? ? ? ok\n", b"error: ?? file\n")
+
+
+HALF_WRITTEN = """
+import os, signal, sys, time
+from telechat import cli
+from telechat.checkpoint.atomic_replacement import replace_atomically
+def main():
+    with replace_atomically(sys.argv[1], lambda name: True) as writing:
+        open(os.path.join(writing, "half"), "w").close()
+        os.kill(os.getpid(), getattr(signal, sys.argv[2]))
+        time.sleep(20)
+cli.run(main)
+"""
+IMPORTING = """
+import sys
+from telechat import cli
+class Finder:
+    def find_spec(self, name, *_):
+        if name == "mindspore.nn.metrics":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Finder())
+cli.run(lambda: __import__("mindspore"))
+"""
+
+
+@pytest.mark.parametrize("name, status", [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_signals_leave_nothing_half_written(tmp_path, name, status):
+    result = subprocess.run([sys.executable, "-c", HALF_WRITTEN, tmp_path / "out", name], cwd=ROOT, capture_output=True,
+                            text=True, timeout=60)
+    assert (result.returncode, result.stderr, os.listdir(tmp_path)) == (status, "interrupted\n", [])
+
+
+def test_a_job_s_processes_end_at_once_as_the_system_has_it(tmp_path):
+    result = subprocess.run([sys.executable, "-c", HALF_WRITTEN, tmp_path / "out", "SIGTERM"], cwd=ROOT, capture_output=True,
+                            timeout=60, env={**os.environ, "MS_ROLE": "MS_WORKER"})
+    assert (result.returncode, result.stderr) == (-signal.SIGTERM, b"")
+
+
+def test_ctrl_c_while_mindspore_is_imported_is_one_word():
+    result = subprocess.run([sys.executable, "-c", IMPORTING], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "interrupted\n")
+
+
+def test_ctrl_c_behind_another_exception(capsys):
+    def main():
+        raise ImportError("initialization failed") from KeyboardInterrupt()
+
+    with pytest.raises(SystemExit) as ended:
+        cli.run(main)
+    assert (ended.value.code, capsys.readouterr().err) == (130, "interrupted\n")
 
 
 @pytest.fixture

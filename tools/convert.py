@@ -8,14 +8,13 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from telechat.checkpoint import convert  # noqa: E402
-from telechat.checkpoint.dtypes import NAMES  # noqa: E402
-from telechat.checkpoint.gguf_export import TYPES, to_gguf  # noqa: E402
-from telechat.checkpoint.llama import to_llama  # noqa: E402
 from telechat.cli import ArgumentParser, path_argument, run  # noqa: E402
 
 
 def parse_arguments(argv):
+    from telechat.checkpoint.convert import MODEL_NAMES
+    from telechat.checkpoint.gguf_export import TYPES
+
     parser = ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -23,7 +22,7 @@ def parse_arguments(argv):
     command.add_argument("--torch_path", type=path_argument, required=True,
                          help="directory of config.json and the torch weights")
     command.add_argument("--mindspore_path", type=path_argument, required=True, help="directory to write")
-    command.add_argument("--model_name", choices=convert.MODEL_NAMES,
+    command.add_argument("--model_name", choices=MODEL_NAMES,
                          help="only checked: the model is recognised from its config.json and tensor names")
 
     command.add_argument("--dequantize", action="store_true",
@@ -65,12 +64,19 @@ def parse_arguments(argv):
 
 
 def add_command(commands, name, description):
+    from telechat.checkpoint.dtypes import NAMES
+
     command = commands.add_parser(name, help=description, description=description)
     command.add_argument("--dtype", choices=NAMES, help="cast to this; if left out, tensors keep their dtype")
     return command
 
 
 def main(argv=None):
+    # MindSpore is imported here, where Ctrl-C is one word, and not above.
+    from telechat.checkpoint import convert
+    from telechat.checkpoint.gguf_export import to_gguf
+    from telechat.checkpoint.llama import to_llama
+
     arguments = vars(parse_arguments(argv))
     command = arguments.pop("command")
     if command == "to-llama":

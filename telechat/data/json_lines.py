@@ -4,6 +4,7 @@ from telechat.errors import InputError
 from telechat.text_files import decode, parse_json, read_file
 
 _WANTED = "give a JSONL file"
+_PACKED = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
 def read_records(path):
@@ -22,6 +23,7 @@ def read_records(path):
         InputError: names the file, and the place where there is one.
     """
     data = read_file(path, _WANTED)
+    _refuse_other_forms(path, data)
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         in_file(path, None, decode, data)
     array = _array(path, data)
@@ -33,6 +35,18 @@ def read_records(path):
     if not records:
         raise InputError(f"{path} holds no line of JSON; give a JSONL file with an object a line")
     return records
+
+
+def _refuse_other_forms(path, data):
+    """Raise InputError where a file is packed, a table, or one JSON object that is spread over lines."""
+    for beginning, program in _PACKED.items():
+        if data.startswith(beginning):
+            raise InputError(f"{path} is packed with {program}; unpack it, and give the JSONL file in it")
+    if data.startswith(b"PAR1"):
+        raise InputError(f"{path} is a Parquet file; save its records as JSONL, an object a line")
+    if data[:1 << 16].removeprefix(b"\xef\xbb\xbf").lstrip().split(b"\n", 1)[0].rstrip() == b"{":
+        raise InputError(f"{path} spreads a JSON object over several lines; write each in a line of its own, or put all of "
+                         "them into one array")
 
 
 def _array(path, data):

@@ -1,5 +1,6 @@
 """Records in the forms of Alpaca, ShareGPT and OpenAI: every field becomes part of a turn, or is refused by name."""
 
+import gzip
 import json
 
 import pytest
@@ -133,7 +134,10 @@ def test_other_encodings_and_files_that_are_no_data(tmp_path):
     for content, error in [('{"input": "q"}'.encode("utf-16"), "is not UTF-8 but UTF-16; save the file as UTF-8"),
                            ('{"input": "问"}'.encode("gbk"), "line 1: is not UTF-8; save the file as UTF-8"),
                            (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n", "is a Git LFS pointer"),
-                           (b"<!DOCTYPE html>\n<html>", "is a web page and not the file itself")]:
+                           (b"<!DOCTYPE html>\n<html>", "is a web page and not the file itself"),
+                           (gzip.compress(b'{"input": "q"}'), "is packed with gzip; unpack it, and give the JSONL file in it"),
+                           (b"PAR1\x15\x04", "is a Parquet file; save its records as JSONL, an object a line"),
+                           (json.dumps({"input": "q"}, indent=2).encode(), "spreads a JSON object over several lines; write")]:
         path.write_bytes(content)
         with pytest.raises(InputError, match=error):
             read_prompts(path)
