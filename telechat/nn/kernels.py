@@ -170,7 +170,7 @@ class Kernels(CacheKernels):
         Args:
             config (TeleChatConfig): position bias and number of heads.
             length (int): S.
-            padding (array): (B, S), 0 hides a token from all others; None for no padding.
+            padding (array): (B, S), 0 for pads, which no token sees; None for no padding.
             segment_ids (array): int (B, S), tokens attend to those of the same number only; None for
                 one sequence a row.
             heads (slice): the heads computed here.

@@ -52,7 +52,7 @@ def causal_mask(config, length, attention_mask=None, segment_ids=None, heads=sli
     Args:
         config (TeleChatConfig): ``position_embedding`` and ``n_head`` decide.
         length (int): S.
-        attention_mask (array, shape (B, S)): 0 hides a token (padding); None for no padding.
+        attention_mask (array, shape (B, S)): 0 hides a token (padding) from all but itself; None for no padding.
         segment_ids (array of int, shape (B, S)): tokens see those of the same number only; None: all.
         heads (slice): of the n_head heads, those wanted, n.
         queries (slice): of the S tokens, those whose rows are wanted, Q.
@@ -63,7 +63,8 @@ def causal_mask(config, length, attention_mask=None, segment_ids=None, heads=sli
     positions = np.arange(length)
     visible = (positions[queries, None] >= positions[None, :])[None, None]
     if attention_mask is not None:
-        visible = visible & (np.asarray(attention_mask) != 0)[:, None, None, :]
+        itself = positions[queries, None] == positions[None, :]
+        visible = visible & ((np.asarray(attention_mask) != 0)[:, None, None, :] | itself)
     if segment_ids is not None:
         segment_ids = np.asarray(segment_ids)
         visible = visible & (segment_ids[:, None, queries, None] == segment_ids[:, None, None, :])

@@ -208,6 +208,21 @@ def test_masked_padding_is_as_if_it_were_not_there():
     assert abs(seen.loss - alone.loss) > 1e-3
 
 
+@pytest.mark.parametrize("kernels", [None, "portable"])
+def test_the_first_token_is_predicted_from_a_pad_alone(kernels):
+    """Where it counts: not from the tokens to come, and however many pads there are before it."""
+    ids, steps = np.random.default_rng(0).integers(4, 96, 12), []
+    for pads in (1, 5):
+        padded = np.full((1, pads + 12), 3)
+        padded[0, pads:] = ids
+        model = TeleChat(small_config(initializer_range=0.2, rotary_float16=False), kernels=kernels)
+        trainer = Trainer(model, dataclasses.replace(RECIPE, mask_padding=True))
+        steps.append(trainer.train_step(padded, np.where(padded == 3, -100, padded)))
+    assert steps[0].tokens == steps[1].tokens == 12
+    assert steps[0].loss == pytest.approx(steps[1].loss, rel=1e-5)
+    assert steps[0].grad_norm == pytest.approx(steps[1].grad_norm, rel=1e-4)
+
+
 @pytest.mark.parametrize("restart", [False, True])
 def test_packed_conversations_kept_apart_are_as_if_each_were_alone(restart):
     """Two conversations in one row equal one row each, pads hidden; positions are relative either way."""
