@@ -37,7 +37,10 @@ class ArgumentParser(argparse.ArgumentParser):
 
 def path_argument(text):
     """The type of a flag that takes a path: ~ and $NAME mean what they mean to a shell."""
-    return expand_path(text)
+    try:
+        return expand_path(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def add_inference_flags(parser):

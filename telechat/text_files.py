@@ -120,7 +120,19 @@ def read_json_object(path, wanted):
 
 
 def expand_path(path):
-    """A path with ~, ~user, $NAME and ${NAME} replaced, as a shell does; one that exists as it stands is left alone."""
-    if os.path.lexists(path):
-        return path
-    return os.path.expanduser(os.path.expandvars(path))
+    """A path with ~, ~user, $NAME and ${NAME} replaced, as a shell does; one that exists as it stands is left alone.
+
+    Raises:
+        InputError: the path is not UTF-8, as of a folder that was named on a system in GBK; MindSpore and torch cannot take
+            one, and JSON cannot hold it.
+    """
+    if not os.path.lexists(path):
+        path = os.path.expanduser(os.path.expandvars(path))
+    try:
+        os.path.abspath(path).encode("utf-8")
+    except UnicodeEncodeError:
+        shown = path.encode("utf-8", "replace").decode()
+        raise InputError(f"the path {shown} is not UTF-8 throughout; rename the folder or file") from None
+    except FileNotFoundError:  # relative to a directory that is gone, which is said where it is opened
+        pass
+    return path

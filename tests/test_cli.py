@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from telechat import InputError, cli
+from telechat.data.mixture import parse_mixture_file
 from tests.conftest import ROOT, load_tool
 
 
@@ -176,6 +177,24 @@ def test_paths_in_flags_mean_what_they_mean_to_a_shell(tmp_path, monkeypatch, gi
     places = {"home": tmp_path / "home", "here": tmp_path}
     given = given if given.startswith("$") else given.format(**places)
     assert cli.path_argument(given) == meant.format(**places)
+
+
+def test_a_path_that_is_not_utf_8_is_refused(capsys, monkeypatch, tmp_path):
+    """As of a folder that was named on a system in GBK: MindSpore and torch cannot take one."""
+    parser = cli.ArgumentParser(prog="x.py")
+    parser.add_argument("--to", type=cli.path_argument)
+    said = "is not UTF-8 throughout; rename the folder or file"
+    with pytest.raises(SystemExit, match="2"):
+        parser.parse_args(["--to", os.fsdecode(b"a/\xc4\xe3")])
+    assert capsys.readouterr().err == f"error: argument --to: the path a/?? {said}; x.py --help lists the flags\n"
+    with pytest.raises(InputError, match=said):
+        parse_mixture_file(os.fsdecode(b"\xc4\xe3.jsonl:2"))
+    os.mkdir(folder := os.path.join(os.fsencode(tmp_path), b"\xc4"))
+    monkeypatch.chdir(folder)
+    with pytest.raises(SystemExit, match="2"):
+        parser.parse_args(["--to", "out"])  # it lies in one
+    os.rmdir(folder)
+    assert parser.parse_args(["--to", "out"]).to == "out"
 
 
 @pytest.mark.parametrize("tool, flags", [

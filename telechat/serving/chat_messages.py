@@ -29,6 +29,8 @@ def plain_messages(body, system_rule):
             if turns:
                 raise APIError(400, f"{place}: system messages must come first", place)
             system.append(text)
+        elif message.get("tool_calls"):
+            raise APIError(400, f"{place}.tool_calls: this model was not trained with tools; leave them out", place)
         elif role in ("user", "assistant"):
             turns.append({"role": "user" if role == "user" else "bot", "content": text})
         else:

@@ -188,7 +188,7 @@ def _ask(body, model, prompts, must_fit, max_tokens, field, chat, logprobs):
         raise APIError(400, f"n times the number of prompts must be at most {MOST_CHOICES}", "n")
     options = body.get("stream_options")
     if options is not None and (not isinstance(options, dict) or not isinstance(
-            options.get("include_usage", False), bool)):
+            options.get("include_usage"), (bool, type(None)))):
         raise APIError(400, 'stream_options must be {"include_usage": true or false}', "stream_options")
     form = body.get("response_format")
     if form is not None and form != {"type": "text"}:

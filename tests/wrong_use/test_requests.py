@@ -33,6 +33,8 @@ REQUESTS = [
     *[({"messages": [message]}, "messages[0]", "messages[0]" + TEXT)
       for message in ({}, {"role": "user"}, {"role": "user", "content": 3}, {"role": "user", "content": []},
                       {"role": "user", "content": [{"type": "image_url", "image_url": "x"}]})],
+    ({"messages": [*said("user")["messages"], {"role": "assistant", "content": "", "tool_calls": [{"id": "x"}]}]}, "messages[1]",
+     "messages[1].tool_calls: this model was not trained with tools; leave them out"),
     (said("assistant"), "messages", "the last of messages must be the user's"),
     (said("user", "assistant"), "messages", "the last of messages must be the user's"),
     (said("assistant", "user"), "messages", "the first of messages must be the user's"),
