@@ -7,6 +7,7 @@ import os
 import shutil
 
 from telechat.checkpoint.atomic_replacement import replace_atomically
+from telechat.content import sampled_digest
 from telechat.errors import InputError
 
 DATASET_JSON = "dataset.json"
@@ -42,7 +43,8 @@ def write_dataset(directory, splits, settings):
 
     Returns:
         the content of ``dataset.json``: format, settings, files (name → bytes), for each split its
-        `Packing.counts` or null, and sha256 (split → digest of its rows: ids, labels, lengths).
+        `Packing.counts` or null, sha256 (split → digest of its rows: ids, labels, lengths), and digests (name → that of
+        the file, `sampled_digest`).
 
     Raises:
         InputError: the directory cannot be written or the disk is too full.
@@ -56,7 +58,8 @@ def write_dataset(directory, splits, settings):
                 **{name: splits[name].counts if name in splits else None for name in ("train", "eval")},
                 "sha256": digests,
                 "files": {name: os.path.getsize(os.path.join(writing, name))
-                          for name in sorted(os.listdir(writing))}}
+                          for name in sorted(os.listdir(writing))},
+                "digests": {name: sampled_digest(os.path.join(writing, name)) for name in sorted(os.listdir(writing))}}
         with open(os.path.join(writing, DATASET_JSON), "w", encoding="utf-8") as file:
             json.dump(info, file, ensure_ascii=False, indent=2)
             file.write("\n")

@@ -227,7 +227,7 @@ def _read_info(directory):
                     and isinstance(info["settings"]["tokenizer"]["vocab_size"], int)
                     and isinstance(info["train"]["packs"], int)
                     and (info["eval"] is None or isinstance(info["eval"]["packs"], int)))
-        files = dict(info["files"])
+        files, digests = dict(info["files"]), dict(info.get("digests", {}))  # the latter: none in older datasets
     except (KeyError, TypeError, ValueError):
         complete = False
     if not complete:
@@ -240,4 +240,8 @@ def _read_info(directory):
         if actual != size:
             raise InputError(f"{file} has {actual} bytes and not the {size} that {DATASET_JSON} says: the "
                              f"dataset is truncated, or mixed from two; {_AGAIN}")
+        # MindSpore does not read a damaged file as such: it ends the process, or gives other rows.
+        if name in digests and digests[name] != sampled_digest(file):
+            raise InputError(f"{file} is damaged or from another dataset: its bytes are not those that {DATASET_JSON} was "
+                             f"written for; copy it again, or {_AGAIN}")
     return info

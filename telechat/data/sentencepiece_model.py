@@ -40,6 +40,7 @@ class SentencePieceModel:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=data)
             self.size = self._processor.get_piece_size()
             positions = user_defined(data)
+            self._processor.id_to_piece(list(range(self.size)))  # all are text
         except (RuntimeError, ValueError):
             raise InputError(f"{name} is not a whole SentencePiece model; give the published "
                              "tokenizer.model, or a tokenizer.json") from None

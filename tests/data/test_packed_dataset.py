@@ -226,6 +226,13 @@ def test_truncated_and_mixed_files(directory, tmp_path):
     error = f"train.mindrecord has {len(whole) - 100} bytes and not the {len(whole)}"
     with pytest.raises(InputError, match=error):
         PackedDataset(directory, 1)
+    # A byte of the header changed: MindSpore would end the process.
+    file.write_bytes(whole[:40] + bytes([whole[40] ^ 1]) + whole[41:])
+    with pytest.raises(InputError, match="train.mindrecord is damaged or from another dataset: .*; copy it again, or run"):
+        PackedDataset(directory, 1)
+    file.write_bytes(whole)
+    rewrite(directory / "dataset.json", lambda info: info.pop("digests"))  # as older datasets are
+    assert PackedDataset(directory, 1).num_packs == 11
     # Rows of another length, in a file that dataset.json seems to describe.
     write_dataset(tmp_path / "other", {"train": packing(11, max_length=9)}, settings(9))
     sizes = {}

@@ -238,7 +238,7 @@ def test_bad_tokenizer_files(tmp_path, tok, byte_level_file):
         Tokenizer.from_pretrained(tmp_path / "missing.model")
     with open(tok.path, "rb") as file:
         whole = file.read()
-    for content in (b"", b"not a model" * 9, whole[:len(whole) // 2]):
+    for content in (b"", b"not a model" * 9, whole[:len(whole) // 2], whole.replace("的".encode(), b"\xe7\xe7\xe7", 1)):
         (tmp_path / "bad.model").write_bytes(content)
         with pytest.raises(InputError, match="bad.model (is not a whole SentencePiece|holds no vocabulary)"):
             Tokenizer.from_pretrained(tmp_path / "bad.model")
