@@ -26,7 +26,7 @@ class Embed(nn.Cell):
     @ms.jit
     def backward(self, dx, input_ids, dropout, weight):
         """dx (N, H) → the gradient of ``weight`` (V, H)."""
-        return ops.unsorted_segment_sum(self.scaled(dx, dropout), input_ids, weight.shape[0])
+        return self.kernels.embedding_gradient(self.scaled(dx, dropout), input_ids, weight)
 
     def scaled(self, x, dropout):
         """muP's multiplier and dropout; its own transpose, so the gradient takes the same way back."""
@@ -40,6 +40,9 @@ class HeadLoss(nn.Cell):
 
     The logits are the largest tensor of a training step, so they are made for a fixed number of
     rows at a time, and only for rows whose label counts.
+
+    Attributes:
+        takes_all (bool): whether `backward` may be given all rows at once (`Kernels.head_loss`).
     """
 
     def __init__(self, config, kernels):
@@ -48,10 +51,15 @@ class HeadLoss(nn.Cell):
         self.epsilon = config.layer_norm_epsilon
         self.scale = config.logits_scale
         self.copy_to = Unchanged()  # as in a block: what stands before a product
+        self.takes_all = kernels.has_head_loss
+
+    def normed(self, x, norm):
+        """x (R, H), norm (H,) → what the head multiplies, (R, H)."""
+        return self.copy_to(self.kernels.rms_norm(x, norm, self.epsilon))
 
     def logits(self, x, norm, head):
         """x (R, H), norm (H,), head (V, H) → (R, V)."""
-        logits = self.kernels.linear(self.copy_to(self.kernels.rms_norm(x, norm, self.epsilon)), head)
+        logits = self.kernels.linear(self.normed(x, norm), head)
         return logits if self.scale == 1 else logits * self.scale
 
     def cross_entropy(self, logits, labels, weights):
@@ -76,6 +84,10 @@ class HeadLoss(nn.Cell):
     def with_gradients(self, x, rows, labels, weights, norm, head):
         """As `backward`, in a graph that is already there; the head's gradient in its own dtype."""
         hidden = ops.gather(x, rows, 0)
+        if self.takes_all:
+            losses, dnormed, dhead = self.kernels.head_loss(self.normed(hidden, norm), head, labels, weights, self.scale)
+            dhidden, dnorm = _gradient(self.normed)(hidden, norm, dnormed)
+            return losses, ops.unsorted_segment_sum(dhidden, rows, x.shape[0]), dnorm, dhead
         losses, dlogits = self.cross_entropy(self.logits(hidden, norm, head), labels, weights)
         dhidden, dnorm, dhead = _gradient(self.logits)(hidden, norm, head, dlogits.astype(x.dtype))
         return losses, ops.unsorted_segment_sum(dhidden, rows, x.shape[0]), dnorm, dhead
@@ -95,7 +107,13 @@ class FrozenHeadLoss(nn.Cell):
     @ms.jit
     def backward(self, x, rows, labels, weights, norm, head):
         """The weighted losses and the gradient of x; arguments as of `HeadLoss.backward`."""
-        made = self.head_loss.with_gradients(x, rows, labels, weights, norm, head)
+        whole = self.head_loss
+        if whole.takes_all:
+            hidden = ops.gather(x, rows, 0)
+            losses, dnormed = whole.kernels.head_loss(whole.normed(hidden, norm), head, labels, weights, whole.scale, True)
+            dhidden = _gradient(whole.normed)(hidden, norm, dnormed)[0]
+            return losses, ops.unsorted_segment_sum(dhidden, rows, x.shape[0])
+        made = whole.with_gradients(x, rows, labels, weights, norm, head)
         return made[0], made[1]
 
 

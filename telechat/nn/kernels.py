@@ -59,6 +59,7 @@ class Kernels(CacheKernels):
     """
 
     fused = False
+    has_head_loss = False  # whether there is `head_loss`; else HeadLoss makes logits, a chunk of rows at a time
     copied_dtype = None  # of working weights that `adamw` writes itself; others are `copy_rounded`'s
     in_graphs = True  # whether what is done to gradients goes through compiled graphs, which hold on to them
 
@@ -90,6 +91,10 @@ class Kernels(CacheKernels):
         if not self.embeds_in_graphs(weight.dtype):
             return portable.embedding_of_bits(input_ids, weight, dtype)
         return portable.embedding(input_ids, weight, dtype)
+
+    def embedding_gradient(self, dx, input_ids, weight):
+        """The gradient of ``weight`` (V, H) from that of what `embedding` gives, (N, H)."""
+        return ops.unsorted_segment_sum(dx, input_ids, weight.shape[0])
 
     def linear(self, x, weight, bias=None):
         """x (N, in), weight (out, in), bias (out,) or None → x·weightᵀ + bias, (N, out) in x's dtype.
@@ -245,6 +250,19 @@ class Kernels(CacheKernels):
             (Tensor, Tensor): the weighted losses, float32 (N,); the gradient, (N, V) in float32.
         """
         return portable.token_cross_entropy(logits, labels, weights)
+
+    def head_loss(self, x, head, labels, weights, scale, frozen=False):
+        """`token_cross_entropy` of the logits scale·x·headᵀ, which are never there all at once; where `has_head_loss`.
+
+        Args:
+            x, head (Tensor): (N, H), (V, H).
+            labels, weights: as there; N may be any number, and rows at the end without weight cost nothing.
+            frozen (bool): whether no gradient of ``head`` is wanted.
+
+        Returns:
+            The weighted losses, float32 (N,); the gradients of their sum in x and, unless ``frozen``, in head, float32.
+        """
+        raise NotImplementedError
 
     def adamw_scalars(self, updates, rate, betas, epsilon, decay):
         """The arguments of `adamw` after the tensors, for the ``updates``-th update, 1 first.

@@ -64,7 +64,9 @@ class Workload:
         return self.tokens(parallel) // (parallel.tensor if parallel.sequence_parallel else 1)
 
     def chunks(self, parallel):
-        """In how many parts the logits of a micro-batch are made, where every token counts."""
+        """In how many calls the logits of a micro-batch are made, where every token counts: by own operators in one."""
+        if self.own_operators and parallel.tensor == 1:
+            return 1
         return -(-self.tokens(parallel) // self.logit_rows(self.tokens(parallel)))
 
 

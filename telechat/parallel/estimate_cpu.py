@@ -137,15 +137,19 @@ def index_tables(model, parallel, workload, stage):
 
 
 def _head_bytes(model, parallel, workload):
-    """The head at work: float32 logits of a chunk, gradients of head and input of up to four of its calls."""
+    """The head at work: float32 logits of a chunk, gradients of head and input of up to four of its calls.
+
+    By own operators there is one call, and at once its inputs, these behind the norm, and the gradients of both.
+    """
     tokens, rows = workload.tokens(parallel), vocabulary_rows(model, parallel.tensor)
     chunk = workload.logit_rows(tokens)
     calls = 1 if workload.chunks(parallel) == 1 else 4
+    inputs = 4 if workload.own_operators and parallel.tensor == 1 else calls
     gradient = 0 if workload.adapter else calls * rows * model.hidden_size * workload.gradient_bytes
     if workload.casts:
         gradient += _casts(workload) * rows * model.hidden_size * workload.activation_bytes
     return (gradient + _LOGIT_COPIES * chunk * rows * FLOAT32
-            + (calls + parallel.sequence_parallel) * tokens * model.hidden_size * workload.activation_bytes)
+            + (inputs + parallel.sequence_parallel) * tokens * model.hidden_size * workload.activation_bytes)
 
 
 def _block_work(model, parallel, workload, parameters):

@@ -44,7 +44,7 @@ class VocabularyEmbed(Embed):
         if self.sequence_parallel:
             dx = all_gather_rows(dx, self.tensor)
         rows, inside = self._own(input_ids, weight.shape[0])
-        return ops.unsorted_segment_sum(dx * inside.astype(dx.dtype), rows, weight.shape[0])
+        return self.kernels.embedding_gradient(dx * inside.astype(dx.dtype), rows, weight)
 
     def _own(self, input_ids, count):
         """Row of each token, 0 where another rank holds it, and 1 or 0 for that as a column."""
@@ -63,6 +63,7 @@ class VocabularyHeadLoss(HeadLoss):
         super().__init__(config, kernels)
         self.first = first
         self.copy_to = CopyTo(tensor)
+        self.takes_all = False
         self.maximum = AllReduceMax(tensor)
         self.total = AllReduceSum(tensor)
         # The last rank's rows may reach past the vocabulary: their logits take no part.

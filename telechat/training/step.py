@@ -127,7 +127,7 @@ class StageCompute:
         if self.adapter is not None:
             return self._loss_and_input_gradient(x, labels, token_weight)
         losses, gradients = [], None
-        for chunk in self._chunks(labels, token_weight):
+        for chunk in self._chunks(labels, token_weight, self.head_loss.takes_all):
             made, *grads = self.head_loss.backward(x, *chunk, *self._head_weights())
             losses.append(made)
             gradients = grads if gradients is None else self.add(*gradients, *grads)
@@ -141,7 +141,7 @@ class StageCompute:
 
     def _loss_and_input_gradient(self, x, labels, token_weight):
         losses, dx = [], None
-        for chunk in self._chunks(labels, token_weight):
+        for chunk in self._chunks(labels, token_weight, self.head_loss.takes_all):
             made, gradient = self.frozen_head_loss.backward(x, *chunk, *self._head_weights())
             losses.append(made)
             dx = gradient if dx is None else self.add(dx, gradient)[0]
@@ -267,10 +267,10 @@ class StageCompute:
     def _all_rows(self, x):
         return all_gather_rows(x, self.tensor) if self.parallel.sequence_parallel else x
 
-    def _chunks(self, labels, token_weight):
-        """The counted rows of ``labels`` in chunks of one fixed size, filled up with rows of weight 0."""
+    def _chunks(self, labels, token_weight, all_at_once=False):
+        """The counted rows of ``labels`` in chunks of one fixed size, filled up with rows of weight 0; or in a single one."""
         flat = labels.reshape(-1)
-        size = head_rows(flat.size, self.config.vocab_size, self.kernels.logits_at_once)
+        size = flat.size if all_at_once else head_rows(flat.size, self.config.vocab_size, self.kernels.logits_at_once)
         counted = np.flatnonzero(flat >= 0).astype(np.int32)
         for start in range(0, max(len(counted), 1), size):
             chosen = counted[start:start + size]

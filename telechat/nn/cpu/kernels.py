@@ -29,6 +29,7 @@ class CpuKernels(Kernels):
 
     in_graphs = False
     copied_dtype = ms.bfloat16
+    has_head_loss = True
 
     def __init__(self, keep_prob=1.0, weights=ms.float32, rounded=False):
         super().__init__(ms.float32, keep_prob)
@@ -46,6 +47,12 @@ class CpuKernels(Kernels):
         return (f"operators for CPUs, {default_threads()} threads; products in training "
                 + ("bfloat16" if able and self.weights == ms.bfloat16 else "float32")
                 + ("" if able else " (this CPU multiplies no bfloat16)"))
+
+    def embedding(self, input_ids, weight, dtype):
+        return self.operators.embedding(input_ids, weight)
+
+    def embedding_gradient(self, dx, input_ids, weight):
+        return self.operators.embedding_gradient(dx, input_ids, weight)
 
     def linear(self, x, weight, bias=None):
         if isinstance(weight, tuple):
@@ -140,6 +147,11 @@ class CpuKernels(Kernels):
 
     def token_cross_entropy(self, logits, labels, weights):
         return self.operators.cross_entropy(logits, labels, weights)
+
+    def head_loss(self, x, head, labels, weights, scale, frozen=False):
+        operators = self.operators
+        operator = operators.frozen_head_loss if frozen else operators.head_loss
+        return operator(x, head, labels, weights, Tensor(scale, ms.float32), operators.linear.rounded)
 
     def adamw(self, parameter, first_moment, second_moment, gradient, clip, step, rate, beta1, beta2, epsilon, decay,
               copy=None):

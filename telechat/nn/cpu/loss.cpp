@@ -1,23 +1,76 @@
 // Cross entropy, and what the optimizer does to parameters.
+#include <algorithm>
 #include <cmath>
 
 #include "operator.h"
 #include "pool.h"
 
+namespace {
+
+constexpr int64_t LOGITS = 1 << 23;  // that the head makes at a time
+
+// Logits of a row → its weighted loss, and the gradient in the logits times `scale`, which may lie in their place.
+float row_loss(const float* logits, int64_t width, int32_t label, float weight, float scale, float* gradient) {
+    const float of_label = logits[label];
+    const Exponentials found = exponentials(logits, width, gradient);
+    const float share = weight / found.sum * scale;
+    for (int64_t i = 0; i < width; i += LANES)
+        store_first(gradient + i, load_first(gradient + i, width - i) * share, width - i);
+    gradient[label] -= weight * scale;
+    return (std::log(found.sum) - (of_label - found.largest)) * weight;
+}
+
+// x (N, H), head (V, H), labels (N), weights (N), what logits are multiplied by, rounded → weighted losses (N), and the
+// gradients of their sum in x and, where `dhead` is one, in the head. Rows at the end without weight cost nothing.
+void losses_and_gradients(const Arguments& in, float* losses, float* dx, float* dhead) {
+    const int64_t width = in.size(0, 1), vocabulary = in.size(1, 0);
+    const float scale = in.scalar(4);
+    const bool rounded = in.scalar(5) != 0;
+    int64_t rows = in.size(0, 0);
+    for (; rows > 0 && in.floats(3)[rows - 1] == 0; rows--) {
+        losses[rows - 1] = 0;
+        std::fill(dx + (rows - 1) * width, dx + rows * width, 0.0f);
+    }
+    if (rows == 0 && dhead != nullptr) std::fill(dhead, dhead + vocabulary * width, 0.0f);
+    const int64_t most = std::max<int64_t>(1, LOGITS / vocabulary), parts = (rows + most - 1) / most;
+    for (int64_t part = 0; part < parts; part++) {
+        const int64_t first = rows * part / parts, count = rows * (part + 1) / parts - first;
+        float* logits = scratch(16, most * vocabulary);
+        const Matrix x{in.floats(0) + first * width, Type::float32, width, 1}, head{in.data[1], in.type(1), width, 1};
+        const Matrix dlogits{logits, Type::float32, vocabulary, 1};
+        product(count, vocabulary, width, x, head.transposed(), logits, vocabulary, rounded);
+        parallel(count, [&](int64_t i) {
+            float* row = logits + i * vocabulary;
+            for (int64_t j = 0; scale != 1 && j < vocabulary; j++) row[j] *= scale;
+            losses[first + i] = row_loss(row, vocabulary, in.ints(2)[first + i], in.floats(3)[first + i], scale, row);
+        });
+        product(count, width, vocabulary, dlogits, head, dx + first * width, width, rounded);
+        if (dhead != nullptr)
+            product(vocabulary, width, count, dlogits.transposed(), x, dhead, width, rounded, {}, part > 0);
+    }
+}
+
+}  // namespace
+
 // logits (N, V), labels (N), weights (N) → weighted losses (N), and the gradient of their sum in the logits.
 OPERATOR(cross_entropy) {
-    const int64_t rows = in.size(0, 0), width = in.size(0, 1);
-    parallel(rows, [&](int64_t row) {
-        const float *x = in.floats(0) + row * width, weight = in.floats(2)[row];
-        float* gradient = in.floats(4) + row * width;
-        const Exponentials found = exponentials(x, width, gradient);
-        const float share = weight / found.sum;
-        const int32_t label = in.ints(1)[row];
-        in.floats(3)[row] = (std::log(found.sum) - (x[label] - found.largest)) * weight;
-        for (int64_t i = 0; i < width; i += LANES)
-            store_first(gradient + i, load_first(gradient + i, width - i) * share, width - i);
-        gradient[label] -= weight;
+    const int64_t width = in.size(0, 1);
+    parallel(in.size(0, 0), [&](int64_t row) {
+        in.floats(3)[row] = row_loss(in.floats(0) + row * width, width, in.ints(1)[row], in.floats(2)[row], 1,
+                                     in.floats(4) + row * width);
     });
+    return 0;
+}
+
+// As `losses_and_gradients`.
+OPERATOR(head_loss) {
+    losses_and_gradients(in, in.floats(6), in.floats(7), in.floats(8));
+    return 0;
+}
+
+// The same of a head that is frozen.
+OPERATOR(frozen_head_loss) {
+    losses_and_gradients(in, in.floats(6), in.floats(7), nullptr);
     return 0;
 }
 

@@ -75,6 +75,22 @@ def _loss_shapes(logits, labels, weights):
     return labels, logits
 
 
+def _head_loss_shapes(x, head, labels, *others):
+    return labels, x, head
+
+
+def _frozen_head_loss_shapes(x, head, labels, *others):
+    return labels, x
+
+
+def _rows_of_table(ids, table):
+    return [ids[0], table[1]]
+
+
+def _table_shape(dx, ids, table):
+    return table
+
+
 def dropout_masks(descriptions, rows, columns):
     """Masks, a float32 array (count, rows, columns), from their descriptions, int32 (count, 6)."""
     masks = np.empty((len(descriptions), rows, columns), np.float32)
@@ -239,3 +255,7 @@ class Operators(nn.Cell):
         self.rotate, self.attend = Rotate(), Attend()
         self.quantised_linear, self.dequantise = _operator("quantised_linear", _product_shape), Dequantise()
         self.cross_entropy = _operator("cross_entropy", _loss_shapes, 2)
+        self.head_loss = _operator("head_loss", _head_loss_shapes, 3)
+        self.frozen_head_loss = _operator("frozen_head_loss", _frozen_head_loss_shapes, 2)
+        self.embedding = _operator("embedding", _rows_of_table)
+        self.embedding_gradient = _operator("embedding_gradient", _table_shape)

@@ -114,3 +114,33 @@ extern "C" __attribute__((visibility("default"))) void dropout_masks(const int32
         }
     });
 }
+
+// ids (N), table (V, H) → its rows (N, H), float32.
+OPERATOR(embedding) {
+    const int64_t width = in.size(1, 1);
+    const Weight table{in.data[1], in.type(1)};
+    parallel_stretches(in.size(0, 0), BLOCK, [&](int64_t first, int64_t count) {
+        for (int64_t row = first; row < first + count; row++) {
+            const int64_t from = in.ints(0)[row] * width;
+            for (int64_t i = 0; i < width; i++) in.floats(2)[row * width + i] = table.at(from + i);
+        }
+    });
+    return 0;
+}
+
+// dx (N, H), ids (N), table (V, H) → the table's gradient (V, H): rows of dx added up in their order.
+OPERATOR(embedding_gradient) {
+    const int64_t rows = in.size(0, 0), width = in.size(0, 1);
+    constexpr int64_t TOKENS = 1024;
+    parallel_stretches(in.size(2, 0), TOKENS, [&](int64_t first, int64_t count) {
+        float* gradient = in.floats(3);
+        std::fill(gradient + first * width, gradient + (first + count) * width, 0.0f);
+        for (int64_t row = 0; row < rows; row++) {
+            const int64_t token = in.ints(1)[row];
+            if (token < first || token >= first + count) continue;
+            const float* dx = in.floats(0) + row * width;
+            for (int64_t i = 0; i < width; i++) gradient[token * width + i] += dx[i];
+        }
+    });
+    return 0;
+}

@@ -136,7 +136,7 @@ void pack_panel(const float* from, int64_t across, int64_t along, int64_t count,
 extern "C" __attribute__((visibility("default"))) int multiplies_bfloat16() { return PAIRS; }
 
 void product(int64_t m, int64_t n, int64_t k, Matrix a, Matrix b, float* result, int64_t stride, bool rounded,
-             Addend added) {
+             Addend added, bool more) {
     rounded = rounded && PAIRS;
     const int64_t own = rounded ? blocks(k, 2) : k, steps = own + (rounded ? blocks(added.k, 2) : added.k);
     // Evenly: each part reads and writes the result, and a thin one would do little else.
@@ -172,6 +172,7 @@ void product(int64_t m, int64_t n, int64_t k, Matrix a, Matrix b, float* result,
                 const int64_t panel0 = task / row_groups * PANEL_GROUP, panel1 = std::min(panels, panel0 + PANEL_GROUP);
                 for (int64_t from = 0; from < steps; from += depth) {
                     const int64_t count = std::min(depth, steps - from);
+                    const bool add = more || from > 0;
                     for (int64_t panel = panel0; panel < panel1; panel++) {
                         const int64_t column = first_column + panel * WIDTH;
                         const float* b_part = packed_b + panel * WIDTH * steps + from * WIDTH;
@@ -183,14 +184,14 @@ void product(int64_t m, int64_t n, int64_t k, Matrix a, Matrix b, float* result,
                             if (column + WIDTH <= n) {
                                 for (int64_t r = 0; r < height; r++)
                                     for (int64_t c = 0; c < WIDTH; c += LANES) __builtin_prefetch(to + r * stride + c, 1);
-                                kernel(a_part, b_part, count, to, stride, from > 0);
+                                kernel(a_part, b_part, count, to, stride, add);
                                 continue;
                             }
                             float edge[ROWS * WIDTH];
                             kernel(a_part, b_part, count, edge, WIDTH, false);
                             for (int64_t r = 0; r < height; r++)
                                 for (int64_t c = 0; c < n - column; c++)
-                                    to[r * stride + c] = (from > 0 ? to[r * stride + c] : 0) + edge[r * WIDTH + c];
+                                    to[r * stride + c] = (add ? to[r * stride + c] : 0) + edge[r * WIDTH + c];
                         }
                     }
                 }

@@ -301,3 +301,34 @@ def test_a_forked_process_computes_too(threads):
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
     assert done and status == 0
+
+
+@pytest.mark.parametrize("threads", [1, 2], indirect=True)
+@pytest.mark.parametrize("dtype", [ms.float32, ms.bfloat16])
+def test_embedding(threads, dtype):
+    """Rows of the table to the bit; of its gradient the float64 sums of the rows that a token stands in."""
+    table, dx = Tensor(draw(2100, 37)).astype(dtype), draw(9, 37)
+    ids = np.array([0, 5, 2099, 5, 1024, 5, 1023, 2048, 0], np.int32)
+    rows = KERNELS.embedding(Tensor(ids), table, ms.float32).asnumpy()
+    assert np.array_equal(rows, table.astype(ms.float32).asnumpy()[ids])
+    expected = np.zeros((2100, 37))
+    np.add.at(expected, ids, dx.astype(np.float64))
+    assert np.abs(KERNELS.embedding_gradient(Tensor(dx), Tensor(ids), table).asnumpy() - expected).max() < 1e-6
+
+
+@pytest.mark.parametrize("counted, vocabulary", [(0, 19), (7, 19), (5, 2 ** 22 - 3)])
+def test_head_loss(counted, vocabulary):
+    """By float64; of a vocabulary of 4 million logits are made in three parts of the rows that count."""
+    labels = np.array([0, vocabulary - 1, 3, 3, 7, 1, 1], np.int32)
+    weights = np.where(np.arange(7) < counted, np.array([.5, 0, 1, .25, 2, 1, 1]), 0).astype(np.float32)
+    x, head = draw(7, 3), draw(vocabulary, 3)
+    theirs, their_head = (torch.tensor(array, dtype=torch.float64, requires_grad=True) for array in (x, head))
+    expected = torch.nn.functional.cross_entropy(0.5 * theirs @ their_head.T, torch.tensor(labels).long(), reduction="none")
+    (expected * torch.tensor(weights)).sum().backward()
+    inputs = [Tensor(array) for array in (x, head, labels, weights)]
+    losses, dx, dhead = KERNELS.head_loss(*inputs, 0.5)
+    assert np.abs(losses.asnumpy() - (expected * torch.tensor(weights)).detach().numpy()).max() < 2e-5
+    assert np.abs(dx.asnumpy() - theirs.grad.numpy()).max() < 2e-5  # a sum over the vocabulary
+    assert np.abs(dhead.asnumpy() - their_head.grad.numpy()).max() < 1e-6
+    for ours, frozen in zip((losses, dx), KERNELS.head_loss(*inputs, 0.5, frozen=True)):
+        assert np.array_equal(ours.asnumpy(), frozen.asnumpy())
