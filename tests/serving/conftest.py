@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import queue
 import re
 import signal
 import subprocess
@@ -12,8 +13,13 @@ import numpy as np
 import pytest
 
 from telechat import Generator, TeleChat, Tokenizer
+from telechat.data.answer_stream import AnswerParts
 from telechat.generation.block_table import BlockTable
 from telechat.generation.engine import Engine
+from telechat.generation.sampling import SamplingParams
+from telechat.parallel.mesh import Mesh
+from telechat.serving.metrics import Metrics
+from telechat.serving.service import Choice, Service
 from tests.conftest import ROOT, save_small_model
 
 KEY = "sk-test"
@@ -129,3 +135,43 @@ class CountingEngine(TableEngine):
 @pytest.fixture
 def engine():
     return CountingEngine()
+
+
+class Spelling:
+    """Stands in for AnswerText: token 7 is "7 "; stops at a token."""
+
+    def __init__(self, stop_at=None):
+        self.stop_at = stop_at
+        self.stopped = False
+
+    def put(self, token, logprobs=None):
+        self.stopped = token == self.stop_at
+        return "" if self.stopped else f"{token} "
+
+    def end(self):
+        return ""
+
+    def take_chances(self, ended=False):
+        return []
+
+    def take_parts(self):
+        return AnswerParts()
+
+
+def choice(prompt, count, stop_at=None, **params):
+    """A `Choice` of ``count`` tokens at most, whose events its listener, a queue, is put."""
+    return Choice(prompt, SamplingParams(count, **params), 0, Spelling(stop_at), queue.Queue())
+
+
+@pytest.fixture
+def service(engine):
+    """A `Service` of the engine, run by whoever asks for it."""
+    made = Service(engine, Mesh.single().world, Metrics(), queue_limit=3)
+    made.deliver = lambda events: [event.choice.listener.put(event) for event in events]
+    return made
+
+
+def finish(service):
+    """Run the loop until all is answered."""
+    service.stopping = True
+    service.run()

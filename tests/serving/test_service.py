@@ -1,42 +1,14 @@
 """The loop: who joins and leaves when, on an engine that counts."""
 
-import queue
 import threading
 
 import pytest
 
-from telechat.data.answer_stream import AnswerParts
-from telechat.generation.sampling import SamplingParams
 from telechat.parallel.mesh import Mesh
 from telechat.serving.metrics import Metrics
 from telechat.serving.api_error import APIError
-from telechat.serving.service import Choice, Service
-from tests.serving.conftest import CountingEngine
-
-
-class Spelling:
-    """Stands in for AnswerText: token 7 is "7 "; stops at a token."""
-
-    def __init__(self, stop_at=None):
-        self.stop_at = stop_at
-        self.stopped = False
-
-    def put(self, token, logprobs=None):
-        self.stopped = token == self.stop_at
-        return "" if self.stopped else f"{token} "
-
-    def end(self):
-        return ""
-
-    def take_chances(self, ended=False):
-        return []
-
-    def take_parts(self):
-        return AnswerParts()
-
-
-def choice(prompt, count, stop_at=None, **params):
-    return Choice(prompt, SamplingParams(count, **params), 0, Spelling(stop_at), queue.Queue())
+from telechat.serving.service import Service
+from tests.serving.conftest import CountingEngine, choice, finish
 
 
 def collect(item):
@@ -47,19 +19,6 @@ def collect(item):
         text += piece
         if reason:
             return text, reason
-
-
-@pytest.fixture
-def service(engine):
-    made = Service(engine, Mesh.single().world, Metrics(), queue_limit=3)
-    made.deliver = lambda events: [event.choice.listener.put(event) for event in events]
-    return made
-
-
-def finish(service):
-    """Run the loop until all is answered."""
-    service.stopping = True
-    service.run()
 
 
 def test_more_sequences_than_slots_are_all_answered(service, engine):
@@ -302,31 +261,3 @@ def test_warm_up_runs_every_size_that_fits():
     engine.decode = lambda slots, *rest: batches.append(len(slots)) or decode(slots, *rest)
     Service(engine, Mesh.single().world, Metrics()).warm_up()
     assert sizes == [32, 64] and sorted(batches) == [1, 3]
-
-
-def test_metrics_are_in_the_text_form_of_prometheus(service):
-    service.submit([choice([1], 3)])
-    finish(service)
-    service.metrics.request("/v1/completions", 200)
-    service.metrics.tokens("prompt", 1)
-    lines = service.metrics.text(waiting=4, running=0).splitlines()
-    for line in ('telechat_requests_total{path="/v1/completions",status="200"} 1', "telechat_prompt_tokens_total 1",
-                 "telechat_completion_tokens_total 3", "telechat_waiting_sequences 4",
-                 'telechat_batch_size_bucket{le="1"} 2', 'telechat_batch_size_bucket{le="+Inf"} 2',
-                 "telechat_batch_size_sum 2.000000", "telechat_batch_size_count 2",
-                 "telechat_time_to_first_token_seconds_count 1", "# TYPE telechat_request_seconds histogram"):
-        assert line in lines
-
-
-def test_metrics_count_what_the_cache_held_and_gave_up():
-    """Of four blocks of 4 tokens a sequence of 9 and 3 takes three, all of them known: the second sequence takes the free one
-    and two of these, and the first one, when it comes again, finds its beginning and takes two known ones too."""
-    service = Service(CountingEngine(slots=1, length=16, blocks=4), Mesh.single().world, Metrics())
-    for first in (10, 30, 10):
-        service.submit([choice([first] * 9, 3)])
-    finish(service)
-    lines = service.metrics.text(waiting=0, running=0).splitlines()
-    for line in ("telechat_prefilled_tokens_total 23", "telechat_prefix_cache_hit_tokens_total 4",
-                 "telechat_prefix_cache_evictions_total 4", "telechat_preemptions_total 0", "telechat_cache_blocks 4",
-                 "telechat_cache_blocks_free 4", "# TYPE telechat_prefix_cache_evictions_total counter"):
-        assert line in lines, [line for line in lines if "cache" in line or "prefilled" in line]
