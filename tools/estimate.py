@@ -97,8 +97,9 @@ def quantised(arguments, model):
     if arguments.bits is None:
         return model
     from telechat.quantization.checkpoint import with_settings
-    from telechat.quantization.quantise import check_request
+    from telechat.quantization.quantise import check_request, check_settings
 
+    check_settings(arguments.bits, arguments.group_size)
     check_request(model, arguments.bits, arguments.group_size)
     return with_settings(model, {"quant_method": "gptq", "bits": arguments.bits, "group_size": arguments.group_size})
 

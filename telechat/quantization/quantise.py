@@ -40,7 +40,7 @@ class Perplexity:
     tokens: int
 
 
-def _check_settings(bits, group):
+def check_settings(bits, group):
     """InputError where no model can be quantised so."""
     if bits not in (4, 8):
         raise InputError(f"--bits must be 8 or 4, not {bits}")
@@ -49,8 +49,7 @@ def _check_settings(bits, group):
 
 
 def check_request(config, bits, group):
-    """InputError where the products of a model cannot be quantised so."""
-    _check_settings(bits, group)
+    """InputError where the products of a model cannot be quantised so, with settings that `check_settings` lets pass."""
     for name, shape in layout.parameter_shapes(config).items():
         if not (name.startswith("transformer.h.0.") and is_product(name)):
             continue
@@ -87,7 +86,7 @@ def quantise(load_checkpoint, output_dir, bits, group, read_calibration=None, sa
     Raises:
         InputError: the input is broken, or cannot be quantised so; the output cannot be written. Nothing has changed then.
     """
-    _check_settings(bits, group)
+    check_settings(bits, group)
     if os.path.realpath(load_checkpoint) == os.path.realpath(output_dir):
         raise InputError(f"{load_checkpoint} is both input and output; give another output directory")
     reader = CheckpointReader(load_checkpoint)
