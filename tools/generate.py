@@ -90,7 +90,7 @@ def cache_shape(arguments, settings, questions, max_length):
         return {"slots": 1, "length": max_length, "prompt": max_length}
     prompts = [parse_prompt(settings.tokenizer, question, settings.chat_format) for question in questions]
     longest = min(max(map(len, prompts)), max_length)
-    new = arguments.max_new_tokens or settings.max_new_tokens or max_length
+    new = arguments.max_new_tokens or settings.longest_answer(max_length)
     length = max(min(longest + new, max_length), 1)
     return {"slots": max(min(arguments.batch_size, len(prompts)), 1) if arguments.independent else 1, "length": length,
             "prompt": longest}

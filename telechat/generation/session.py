@@ -71,5 +71,5 @@ def opens_thought(chat_format, prompt):
 def sampling_params(settings, generator, **given):
     """SamplingParams from a checkpoint's defaults and what the caller gave (None: not given)."""
     values = {**settings.sampling, **{name: value for name, value in given.items() if value is not None}}
-    values.setdefault("max_new_tokens", settings.max_new_tokens or generator.max_length)
+    values.setdefault("max_new_tokens", settings.longest_answer(generator.max_length))
     return SamplingParams(stop_ids=settings.stop_ids, excluded_ids=settings.excluded_ids, **values)

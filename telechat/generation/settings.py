@@ -29,6 +29,10 @@ class GenerationSettings:
     excluded_ids: tuple = ()
     max_new_tokens: int = None
 
+    def longest_answer(self, max_length):
+        """Tokens of an answer at most where nobody asks for another number, of a sequence of ``max_length`` tokens."""
+        return min(self.max_new_tokens or max_length, max_length)
+
     @classmethod
     def load(cls, directory, config):
         """Read tokenizer and ``generation_config.json`` (which may be absent).

@@ -113,7 +113,7 @@ def read_chat(body, model):
     tools = None if template is None else read_offer(body)
     thinking = read_thinking(body, template)
     limit = _max_tokens(body, "max_completion_tokens", model) or _max_tokens(body, "max_tokens", model)
-    longest = limit or min(model.settings.max_new_tokens or model.max_length, model.max_length)
+    longest = limit or model.settings.longest_answer(model.max_length)
     tokenizer, chat_format = model.settings.tokenizer, model.settings.chat_format
     drop_oldest = _flag(body, "drop_oldest")
     if drop_oldest:
