@@ -55,7 +55,7 @@ class Attention(nn.Cell):
         of_qkv, of_dense = f.cut_attention(lora)
         q, k, v = f.heads(*f.project_qkv(x, norm, query, key_value, *of_qkv), cos, sin)
         attended, log_sums = f.kernels.attention_in_training(q, k, v, mask, position_bias, segment_ids, f.scale,
-                                                               drop_attention)
+                                                             drop_attention)
         results = f.project_attention(x, attended, dense, dense_bias, drop_dense, *of_dense), q, k, v, attended
         return results if log_sums is None else results + (log_sums,)
 

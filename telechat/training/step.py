@@ -62,8 +62,8 @@ class StageCompute:
         self.mask_padding = mask_padding
         self.restart_positions = restart_positions
         self.adapter = adapter
-        self.block = BlockTraining(stage.functions if adapter is None else
-                                 stage.functions.adapted(adapter.products, adapter.lora.scale))
+        self.block = BlockTraining(stage.functions if adapter is None
+                                   else stage.functions.adapted(adapter.products, adapter.lora.scale))
         self.embed = embed_for(stage, mesh.tensor, parallel.sequence_parallel)
         self.head_loss = head_loss_for(stage, mesh.tensor)
         self.frozen_head_loss = None if adapter is None or self.head_loss is None else FrozenHeadLoss(self.head_loss)
