@@ -7,7 +7,7 @@ from telechat.nn.ascend import AscendKernels
 from telechat.nn.device import on_cpu
 from telechat.nn.flash_attention import obstacle as flash_obstacle
 from telechat.nn.inference import has_inference_kernels
-from telechat.nn.kernels import Kernels
+from telechat.nn.kernels import Kernels, choose_launching_thread
 from telechat.nn.log import log_once
 from telechat.nn.paged_attention import obstacle as paged_obstacle
 
@@ -31,6 +31,7 @@ def choose_kernels(config, dtype, kernels=None, use_flash_attention=None, use_pa
     Raises:
         InputError: an argument is wrong, or flash or paged attention was asked for and cannot be had.
     """
+    choose_launching_thread()
     if kernels not in (None, *CHOICES):
         raise InputError(f'kernels must be "ascend", "cpu" or "portable", not {kernels!r}')
     for name, wanted in (("use_flash_attention", use_flash_attention), ("use_paged_attention", use_paged_attention)):

@@ -29,12 +29,19 @@ LAUNCHING_THREADS = 8  # a process's own and those of MindSpore's that spin besi
 _gradient = ops.GradOperation(get_all=True, sens_param=True)
 
 
-# On a CPU graphs run in the thread that calls them. Else threads of MindSpore's hand work to each other and spin while they
-# wait, which takes a tenth of a CPU's work (benchmarks/tried.md). So it is on a card whose host has few cores: with two, a
-# step's launches take three times as long (benchmarks/more.md). Where there are cores to spin on, Python runs ahead of the
-# launches. It is read when the first operation runs.
-if on_cpu() or own_cores() < LAUNCHING_THREADS:
-    os.environ.setdefault("MS_DEV_HOST_BLOCKING_RUN", "1")
+def choose_launching_thread():
+    """Let graphs run in the thread that calls them, on a CPU and on a card whose host has few cores.
+
+    Else threads of MindSpore's hand work to each other and spin while they wait, which takes a tenth of a CPU's work
+    (benchmarks/tried.md); with two cores a card's launches take three times as long (benchmarks/more.md). Where there are
+    cores to spin on, Python runs ahead of the launches. MindSpore reads it when the first operation runs, and never again:
+    so it is decided on import, and again when a model's kernels are chosen, by when a program may have chosen the CPU.
+    """
+    if on_cpu() or own_cores() < LAUNCHING_THREADS:
+        os.environ.setdefault("MS_DEV_HOST_BLOCKING_RUN", "1")
+
+
+choose_launching_thread()
 
 
 def device_name():

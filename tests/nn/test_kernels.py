@@ -1,5 +1,7 @@
 """Each kernel, forward and backward, against torch."""
 
+import os
+
 import mindspore as ms
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from mindspore import Tensor, ops
 
 from telechat import InputError
 from telechat.nn import kernel_choice, log
+from telechat.nn import kernels as kernels_module
 from telechat.nn import portable_kernels as kernels
 from telechat.nn.kernels import Kernels
 from tests.test_model import small_config
@@ -151,6 +154,16 @@ def test_the_device_chooses(monkeypatch):
     assert (forced.fused, forced.flash, forced.paged, forced.dtype) == (False, False, False, ms.bfloat16)
     without = kernel_choice.choose_kernels(config, ms.bfloat16, use_flash_attention=False)
     assert (without.fused, without.flash, without.paged) == (True, False, True)
+
+
+@pytest.mark.parametrize("cores, card, here", [(16, True, False), (16, False, True), (7, True, True)])
+def test_who_launches_is_decided_when_the_device_is_known(monkeypatch, cores, card, here):
+    """A program with a card and cores enough for MindSpore's threads may choose the CPU after it imported this library."""
+    monkeypatch.delenv("MS_DEV_HOST_BLOCKING_RUN", raising=False)
+    monkeypatch.setattr(kernels_module, "own_cores", lambda: cores)
+    monkeypatch.setattr(kernels_module, "on_cpu", lambda: not card)
+    kernel_choice.choose_kernels(small_config(hidden_size=64), ms.float32)
+    assert os.environ.get("MS_DEV_HOST_BLOCKING_RUN") == ("1" if here else None)
 
 
 @pytest.mark.parametrize("fields, dtype, flash, words", [
