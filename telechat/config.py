@@ -157,7 +157,7 @@ class TeleChatConfig:
             InputError: a key that the model needs is missing or has a value that no TeleChat has.
         """
         style = _style(values)
-        names = {field.name for field in dataclasses.fields(cls)} - {"style", "extra"}
+        names = {field.name for field in dataclasses.fields(cls)} - {"style", "extra", "yarn"}
         for key, only in _FIXED[style].items():
             if values.get(key) is not None and values[key] != only:
                 raise InputError(f"{key} is {fields.shown(values[key])}, which no published TeleChat has; only "

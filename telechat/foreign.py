@@ -98,9 +98,10 @@ def refuse_foreign_config(path, values, quantised=False):
     settings = values.get("quantization_config") or values.get("quantization")
     if settings and not (quantised and isinstance(settings, dict) and settings.get("quant_method") == "gptq"):
         method = settings.get("quant_method") if isinstance(settings, dict) else None
+        method = method if isinstance(method, str) else None
         if method is None and isinstance(settings, dict) and any(name.startswith(("load_in_", "bnb_")) for name in settings):
             method = "bitsandbytes"
-        _refuse_quantised(os.path.dirname(path) or ".", _METHODS.get(method, str(method or "")[:40]))
+        _refuse_quantised(os.path.dirname(path) or ".", _METHODS.get(method, (method or "")[:40]))
 
 
 def _refuse_quantised(directory, method):

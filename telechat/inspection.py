@@ -109,19 +109,11 @@ def describe_dataset(directory, samples=2, tokenizer=None, color=False):
     tok = _recorded_tokenizer(settings) if tokenizer is None else Tokenizer.from_pretrained(tokenizer)
     if tok is not None and tok.sha256 != settings["tokenizer"]["sha256"]:
         raise InputError(f"--tokenizer {tokenizer} is another one than {directory} was made with; give that one")
-    yield f"dataset      {directory}: sequences of {settings['max_length']} tokens, seed {settings['seed']}"
-    sources = ", ".join(f"{source['file']} × {source['weight']:g}" for source in settings["sources"])
-    yield f"sources      {sources}"
-    tokens = {role: item["token"] for role, item in settings["tokens"].items()}
-    yield f"tokens       {json.dumps(tokens, ensure_ascii=False)}"
-    for split in ("train", "eval"):
-        counts = dataset.info[split]
-        if counts is None:
-            yield f"{split:12s} none"
-            continue
-        yield (f"{split:12s} {counts['packs']:,} rows of {counts['conversations']:,} conversations "
-               f"({counts['dropped']:,} dropped, {counts['truncated']:,} cut), {counts['tokens']:,} tokens, "
-               f"{counts['label_tokens']:,} of them count; {counts['padding_share']:.1%} filling")
+    try:
+        yield from list(_dataset_lines(directory, dataset.info))
+    except (KeyError, TypeError, ValueError):
+        raise InputError(f"{os.path.join(directory, 'dataset.json')} does not describe a dataset; run tools/preprocess.py "
+                         "again") from None
     if samples and tok is None:
         yield "             (give --tokenizer to read the rows as text)"
     batches = dataset.batches()
@@ -130,6 +122,24 @@ def describe_dataset(directory, samples=2, tokenizer=None, color=False):
         yield ""
         yield f"row {number}" + ("" if color else ": what the loss counts stands between ⟦ and ⟧")
         yield _marked(ids, [label != IGNORED for label in labels], settings["tokens"]["pad"]["id"], tok, color)
+
+
+def _dataset_lines(directory, info):
+    """What dataset.json says, in lines."""
+    settings = info["settings"]
+    yield f"dataset      {directory}: sequences of {settings['max_length']} tokens, seed {settings['seed']}"
+    sources = ", ".join(f"{source['file']} × {source['weight']:g}" for source in settings["sources"])
+    yield f"sources      {sources}"
+    tokens = {role: item["token"] for role, item in settings["tokens"].items()}
+    yield f"tokens       {json.dumps(tokens, ensure_ascii=False)}"
+    for split in ("train", "eval"):
+        counts = info[split]
+        if counts is None:
+            yield f"{split:12s} none"
+            continue
+        yield (f"{split:12s} {counts['packs']:,} rows of {counts['conversations']:,} conversations "
+               f"({counts['dropped']:,} dropped, {counts['truncated']:,} cut), {counts['tokens']:,} tokens, "
+               f"{counts['label_tokens']:,} of them count; {counts['padding_share']:.1%} filling")
 
 
 def _recorded_tokenizer(settings):

@@ -121,6 +121,11 @@ def test_either_spelling_of_the_rope_type(kinds):
     assert TeleChatConfig.from_dict(json.loads(json.dumps(values))) == changed
 
 
+def test_a_field_of_ours_that_no_file_has_is_none_of_the_model():
+    published = {"vocab_size": 56, "hidden_size": 48, "n_layer": 1, "n_head": 3, "ffn_hidden_size": 40}
+    assert TeleChatConfig.from_dict({**published, "yarn": []}).yarn is None
+
+
 @pytest.mark.parametrize("scaling", [None, {"rope_type": "default"}])
 def test_no_rope_scaling(scaling):
     config = TeleChatConfig.from_dict({**LLAMA, "rope_scaling": scaling})

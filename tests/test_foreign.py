@@ -50,6 +50,7 @@ CASES = [
        QUANTISED.format(name)) for method, name in (("awq", "AWQ"), ("bitsandbytes", "bitsandbytes"),
                                                     ("compressed-tensors", "compressed-tensors"), ("fp8", "fp8"))],
     ({"config.json": {**CONFIG, "quantization_config": {"load_in_4bit": True}}}, QUANTISED.format("bitsandbytes")),
+    ({"config.json": {**CONFIG, "quantization_config": {"quant_method": ["gptq"]}}}, "holds quantised weights, which cannot"),
     ({"config.json": CONFIG, "quant_config.json": {"w_bit": 4}}, QUANTISED.format("AWQ")),
     ({"config.json": {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "hidden_size": 8}},
      FAMILY.format("qwen2, Qwen2ForCausalLM")),

@@ -17,7 +17,7 @@ from telechat.checkpoint.reader import CheckpointReader
 from telechat.checkpoint.safetensors_files import is_weight_file
 from telechat.config import TeleChatConfig
 from telechat.errors import InputError
-from telechat.quantization.gptq import KEY, GptqFiles, quantisation_settings, together
+from telechat.quantization.gptq import KEY, GptqFiles, checked_settings, quantisation_settings, together
 
 
 def is_quantised(directory):
@@ -124,9 +124,9 @@ def with_settings(config, settings):
 
 
 def settings_of(config):
-    """``quantization_config`` of a config, or None."""
+    """``quantization_config`` of a config, checked, or None."""
     settings = config.extra.get(KEY)
-    return settings if isinstance(settings, dict) else None
+    return checked_settings(f"config.json: {KEY}", settings) if isinstance(settings, dict) else None
 
 
 def product_bytes(shape, settings, scale=np.dtype(np.float32).itemsize):

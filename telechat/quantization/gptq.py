@@ -39,9 +39,16 @@ def quantisation_settings(directory):
         values = read_json_object(path, "download it again").get(KEY) if os.path.isfile(path) else None
         if not isinstance(values, dict) or values.get("quant_method") != "gptq":
             return None
+    return checked_settings(path, values)
+
+
+def checked_settings(path, values):
+    """The settings ``values`` (dict) of the file ``path`` with "bits" and "group_size" checked; InputError as above."""
     try:
         bits = fields.whole_number("bits", values.get("bits"), 2, 8)
         group = fields.whole_number("group_size", values.get("group_size"), -1)
+        if group == 0:
+            raise InputError("group_size must be -1, for one group a row, or at least 1, not 0")
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     if bits not in (4, 8):

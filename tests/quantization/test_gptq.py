@@ -129,6 +129,7 @@ QUERY = "transformer.h.0.self_attention.query"
      rf"{QUERY}.qzeros in .* is \(2, 3\) and must be \(2, "),
     (lambda state: None, {"bits": 3}, "bits must be 4 or 8, not 3"),
     (lambda state: None, {"bits": "four"}, "bits must be a whole number from 2 to 8, not 'four'"),
+    (lambda state: None, {"group_size": 0}, "group_size must be -1, for one group a row, or at least 1, not 0"),
 ])
 def test_broken_weights_are_refused(copy, tmp_path, change, settings, said):
     with pytest.raises(InputError, match=said):

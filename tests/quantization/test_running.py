@@ -21,7 +21,7 @@ from telechat.inspection import describe_checkpoint
 from telechat.nn.cpu.build import load_library
 from telechat.nn.kernel_choice import cpu_obstacle
 from telechat.nn.quantised import QuantisedWeight, dequantise, in_order, weight_parameters
-from telechat.quantization.checkpoint import QuantisedReader, with_settings
+from telechat.quantization.checkpoint import QuantisedReader, settings_of, with_settings
 from telechat.quantization.gptq import unpacked
 from tests.adapter_files import write_adapter
 from tests.ascend import on_card
@@ -271,6 +271,12 @@ def test_what_inspect_says(converted, bits):
     weights = [gptq_writer.read({part: product[f"transformer.h.{layer}.mlp.up_proj.{part}"] for part in
                                  ("qweight", "qzeros", "scales", "g_idx")}, bits) for layer in range(2)]
     assert found[7] == f"{max(weight.max() for weight in weights):.2e}"
+
+
+def test_settings_are_checked_before_anything_is_reckoned_with_them():
+    config = with_settings(TeleChatConfig(56, 48, 1, 3, 40), {"quant_method": "gptq", "bits": 4, "group_size": "128"})
+    with pytest.raises(InputError, match="config.json: quantization_config: group_size must be a whole number"):
+        settings_of(config)
 
 
 def test_directories_given_by_mistake(official, converted, shared):

@@ -79,6 +79,11 @@ def test_what_is_neither_is_refused(tmp_path, dataset):
     for directory, words in ((tmp_path, "neither"), (tmp_path / "absent", "not a directory")):
         with pytest.raises(InputError, match=words):
             tool.main([str(directory)])
+    shutil.copytree(dataset, tmp_path / "changed")
+    file = tmp_path / "changed" / "dataset.json"
+    file.write_text(file.read_text().replace('"sources"', '"origins"'))
+    with pytest.raises(InputError, match="changed/dataset.json does not describe a dataset; run tools/preprocess.py again"):
+        tool.main([str(file.parent)])
     other = tmp_path / "tokenizer.model"
     shutil.copy(ROOT / "samples" / "tokenizer.model", other)
     with open(other, "ab") as file:
