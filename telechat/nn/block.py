@@ -72,7 +72,7 @@ class BlockFunctions(nn.Cell):
         """x (B·S, H) → queries (B·S, n·D), keys and values (B·S, m·2D), [k|v] head by head."""
         x = self.copy_to(self.kernels.rms_norm(x, norm, self.epsilon))
         if len(lora) == 0:
-            return self.linear(x, query), self.linear(x, key_value)
+            return self.linear_pair(x, query, key_value)
         return self.lora.linear(x, query, self.lora.query, lora), self.lora.key_value(x, key_value, lora)
 
     def heads(self, query, key_value, cos, sin):
@@ -111,7 +111,7 @@ class BlockFunctions(nn.Cell):
         """x (B·S, H) → gate and up, (B·S, F) each."""
         x = self.copy_to(self.kernels.rms_norm(x, norm, self.epsilon))
         if len(lora) == 0:
-            return self.linear(x, gate), self.linear(x, up)
+            return self.linear_pair(x, gate, up)
         return self.lora.linear(x, gate, self.lora.gate, lora), self.lora.linear(x, up, self.lora.up, lora)
 
     def project_down(self, x, gate, up, down, bias=None, dropout=None, *lora):
@@ -165,6 +165,12 @@ class BlockFunctions(nn.Cell):
         weight, a, b, columns = weight
         added = self.kernels.linear(self.kernels.linear(x, a) * columns, b)
         return self.kernels.linear(x, weight, bias) + added
+
+    def linear_pair(self, x, first, second):
+        """`linear` of one x with two weights."""
+        if has_adapter(first) or has_adapter(second):
+            return self.linear(x, first), self.linear(x, second)
+        return self.kernels.linear_pair(x, first, second)
 
     def _residual(self, x, inner, weight, bias, dropout, lora=()):
         y = self.contribution(inner, weight, bias, lora)

@@ -112,6 +112,10 @@ class Kernels(CacheKernels):
             return self.quantised_linear(x, weight, bias)
         return portable.linear(x, weight, bias)
 
+    def linear_pair(self, x, first, second):
+        """`linear` of one x with each of two weights, without bias."""
+        return self.linear(x, first), self.linear(x, second)
+
     def adapted_linear(self, x, weight, bias, a, b, scale, mask=None):
         """`linear` with a LoRA adapter, in training: x·weightᵀ + bias + scale·((x ⊙ mask)·aᵀ)·bᵀ.
 

@@ -59,6 +59,11 @@ class CpuKernels(Kernels):
             return self.quantised_linear(x, weight, bias)
         return self.operators.linear(x, weight, bias)
 
+    def linear_pair(self, x, first, second):
+        if isinstance(first, tuple) or isinstance(second, tuple):
+            return super().linear_pair(x, first, second)
+        return self.operators.linear_pair(x, first, second)
+
     def adapted_linear(self, x, weight, bias, a, b, scale, mask=None):
         if isinstance(weight, tuple):
             if len(weight) == 3:  # x lies in another order for the weight than for the adapter

@@ -115,6 +115,33 @@ OPERATOR(linear_weight_gradient) {
     return 0;
 }
 
+// x (N, in), weights (out, in) and (out', in) → x times each, (N, out) and (N, out').
+OPERATOR(linear_pair) {
+    const int64_t rows = in.size(0, 0), inputs = in.size(0, 1);
+    const Matrix x{in.data[0], Type::float32, inputs, 1};
+    for (int i = 0; i < 2; i++) {
+        const int64_t outputs = in.size(1 + i, 0);
+        const Weight weight{in.data[1 + i], in.type(1 + i)};
+        if (rows < FEW) product_of_few(in.floats(0), rows, inputs, weight, outputs, in.floats(4 + i));
+        else product(rows, outputs, inputs, x, {weight.data, weight.type, 1, inputs}, in.floats(4 + i), outputs,
+                     in.scalar(3) != 0, {}, false, i == 0 ? Again::neither : Again::a);
+    }
+    return 0;
+}
+
+// Of these dy (N, out), dy (N, out'), x and the weights → dx (N, in) and the weights' gradients.
+OPERATOR(linear_pair_gradient) {
+    const int64_t rows = in.size(2, 0), inputs = in.size(2, 1);
+    const bool rounded = in.scalar(5) != 0;
+    const auto dy = [&](int i) { return Matrix{in.data[i], Type::float32, in.size(i, 1), 1}; };
+    const auto weight = [&](int i) { return Matrix{in.data[3 + i], in.type(3 + i), inputs, 1}; };
+    product(rows, inputs, in.size(0, 1), dy(0), weight(0), in.floats(6), inputs, rounded, {dy(1), weight(1), in.size(1, 1)});
+    for (int i = 0; i < 2; i++)
+        product(in.size(i, 1), inputs, rows, dy(i).transposed(), {in.data[2], Type::float32, inputs, 1}, in.floats(7 + i),
+                inputs, rounded, {}, false, i == 0 ? Again::neither : Again::b);
+    return 0;
+}
+
 // With LoRA, whose inner width is r: x (N, in), weight (out, in), bias (out) or none, rounded, a (r, in), b (out, r), mask
 // (N, in) or none, scale → x·weightᵀ + bias + scale·((x ⊙ mask)·aᵀ)·bᵀ, (N, out).
 OPERATOR(adapted_linear) {

@@ -42,6 +42,14 @@ def _weight_shape(dy, x, rounded):
     return [dy[1], x[1]]
 
 
+def _pair_shapes(x, first, second, rounded):
+    return [x[0], first[0]], [x[0], second[0]]
+
+
+def _pair_gradients(dy, other_dy, x, first, second, rounded):
+    return x, first, second
+
+
 def _adapted_gradients(dy, x, weight, rounded, a, b, *others):
     return x, a, b
 
@@ -140,6 +148,22 @@ class Linear(nn.Cell):
     def bprop(self, x, weight, bias, out, dout):
         dbias = None if bias is None else self.column_sums(dout)
         return self.input_gradient(dout, weight, self.rounded), self.weight_gradient(dout, x, self.rounded), dbias
+
+
+class LinearPair(nn.Cell):
+    """x (N, in)·weightᵀ of two weights, (out, in) each with outputs of its own, as of `Linear` without bias."""
+
+    def __init__(self, rounded):
+        super().__init__()
+        self.rounded = Tensor([float(rounded)], ms.float32)
+        self.products = _operator("linear_pair", _pair_shapes, 2)
+        self.gradient = _operator("linear_pair_gradient", _pair_gradients, 3)
+
+    def construct(self, x, first, second):
+        return self.products(x, first, second, self.rounded)
+
+    def bprop(self, x, first, second, out, dout):
+        return self.gradient(dout[0], dout[1], x, first, second, self.rounded)
 
 
 class AdaptedLinear(nn.Cell):
@@ -250,7 +274,7 @@ class Operators(nn.Cell):
 
     def __init__(self, rounded):
         super().__init__()
-        self.linear, self.adapted_linear = Linear(rounded), AdaptedLinear(rounded)
+        self.linear, self.linear_pair, self.adapted_linear = Linear(rounded), LinearPair(rounded), AdaptedLinear(rounded)
         self.rms_norm, self.swiglu = RmsNorm(), Swiglu()
         self.rotate, self.attend = Rotate(), Attend()
         self.quantised_linear, self.dequantise = _operator("quantised_linear", _product_shape), Dequantise()

@@ -136,7 +136,7 @@ void pack_panel(const float* from, int64_t across, int64_t along, int64_t count,
 extern "C" __attribute__((visibility("default"))) int multiplies_bfloat16() { return PAIRS; }
 
 void product(int64_t m, int64_t n, int64_t k, Matrix a, Matrix b, float* result, int64_t stride, bool rounded,
-             Addend added, bool more) {
+             Addend added, bool more, Again again) {
     rounded = rounded && PAIRS;
     const int64_t own = rounded ? blocks(k, 2) : k, steps = own + (rounded ? blocks(added.k, 2) : added.k);
     // Evenly: each part reads and writes the result, and a thin one would do little else.
@@ -150,14 +150,16 @@ void product(int64_t m, int64_t n, int64_t k, Matrix a, Matrix b, float* result,
         pack_any(first, start, count, k, width, rounded, to);
         if (added.k > 0) pack_any(second, start, count, added.k, width, rounded, to + own * width);
     };
+    // What was packed in parts is not all there.
+    const bool a_is_there = again == Again::a && m <= rows, b_is_there = again == Again::b && n <= columns;
     for (int64_t first_column = 0; first_column < n; first_column += columns) {
         const int64_t width = std::min(columns, n - first_column), panels = blocks(width, WIDTH);
         for (int64_t first_row = 0; first_row < m; first_row += rows) {
             const int64_t height = std::min(rows, m - first_row), strips = blocks(height, ROWS);
             // Strips of nearly the same height: 32 rows are 11 + 11 + 10.
             auto strip_start = [&](int64_t strip) { return height * strip / strips; };
-            const int64_t pack_b = first_row == 0 ? panels : 0;
-            parallel(pack_b + strips, [&](int64_t i) {
+            const int64_t pack_b = first_row == 0 && !b_is_there ? panels : 0;
+            parallel(pack_b + (a_is_there ? 0 : strips), [&](int64_t i) {
                 if (i < pack_b) {
                     pack_both(b.transposed(), added.b.transposed(), first_column + i * WIDTH,
                               std::min<int64_t>(WIDTH, width - i * WIDTH), WIDTH, packed_b + i * WIDTH * steps);

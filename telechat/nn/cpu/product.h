@@ -22,11 +22,15 @@ struct Addend {
     int64_t k = 0;
 };
 
+// Which of a product's factors is that of the calling thread's last product, in the same place of it and likewise
+// rounded, so that it need not be packed again.
+enum class Again { neither, a, b };
+
 // result (m, n), rows `stride` apart, = a (m, k) · b (k, n) + added.a · added.b, k > 0. Sums are float32 and added up in
 // one order, so that a row's bits do not depend on the other rows or on the number of threads.
 // `rounded`: factors are rounded to bfloat16 where the machine multiplies these. `more`: added to what the result holds.
 void product(int64_t m, int64_t n, int64_t k, Matrix a, Matrix b, float* result, int64_t stride, bool rounded,
-             Addend added = {}, bool more = false);
+             Addend added = {}, bool more = false, Again again = Again::neither);
 
 // A product of few columns (narrow.cpp): result[i·row + j·column] = scale · Σ_l a[i, l]·b[l, j], in the same way; float32
 // alone, and only b is copied.

@@ -316,6 +316,23 @@ def test_embedding(threads, dtype):
     assert np.abs(KERNELS.embedding_gradient(Tensor(dx), Tensor(ids), table).asnumpy() - expected).max() < 1e-6
 
 
+@pytest.mark.parametrize("rounded", [False, True])
+@pytest.mark.parametrize("rows, inputs, outputs", [(5, 7, (3, 9)), (45, 130, (70, 33)), (2100, 2100, (9, 33))])
+def test_linear_pair(rows, inputs, outputs, rounded, threads):
+    """The very numbers of two products by themselves; the gradients of x added up. In the last case x is packed in parts."""
+    pair, one = CpuKernels(rounded=rounded), CpuKernels(rounded=rounded)
+    x, *weights = [Tensor(draw(*shape, seed=shape[0])) for shape in ((rows, inputs), *((o, inputs) for o in outputs))]
+    dys = tuple(Tensor(draw(rows, o, seed=o)) for o in outputs)
+    made = pair.linear_pair(x, *weights)
+    dx, *dweights = ops.GradOperation(get_all=True, sens_param=True)(pair.operators.linear_pair)(x, *weights, dys)
+    alone = [ops.GradOperation(get_all=True, sens_param=True)(one.linear)(x, weight, dy) for weight, dy in zip(weights, dys)]
+    for y, weight, dweight, (_, expected) in zip(made, weights, dweights, alone):
+        assert np.array_equal(y.asnumpy(), one.linear(x, weight).asnumpy())
+        assert np.array_equal(dweight.asnumpy(), expected.asnumpy())
+    expected = alone[0][0].asnumpy() + alone[1][0].asnumpy()
+    assert np.abs(dx.asnumpy() - expected).max() < 1e-5 * np.abs(expected).max()
+
+
 @pytest.mark.parametrize("counted, vocabulary", [(0, 19), (7, 19), (5, 2 ** 22 - 3)])
 def test_head_loss(counted, vocabulary):
     """By float64; of a vocabulary of 4 million logits are made in three parts of the rows that count."""
