@@ -63,7 +63,7 @@ class Adapter:
             module, part, title = found.groups()
             tensor = _find(stored, f"{module}.weight")
             if tensor is None and f"{module}.weight" == _HEAD and config.tie_word_embeddings:
-                raise InputError(f"{self.directory} changes {module} alone, and this model's head is its embedding "
+                raise InputError(f"{self.directory} changes {module} and not the embedding, which are one in this model "
                                  "(tie_word_embeddings); merge it with the peft package into a model whose head is its own")
             if tensor is None or len(tensor.shape) != 2:
                 raise InputError(f"{self.directory} changes {module}, which the model does not have; give an adapter that "

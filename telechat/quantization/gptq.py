@@ -103,8 +103,8 @@ class Product:
         groups, order = self.groups, None
         if np.any(np.diff(groups) < 0):
             if part is not None:
-                raise InputError(f"{name} is quantised with act-order (desc_act), which several processes cannot share; run "
-                                 "one, or give a model without it")
+                raise InputError(f"{name} is quantised with act-order (desc_act), which tensor parallelism cannot cut; train "
+                                 "with parallel.tensor 1, answer with one process, or give a model without it")
             order = np.argsort(groups, kind="stable").astype(np.int32)
             groups = groups[order]
         groups, values = groups[inputs], self.values if order is None else self.values[order]

@@ -5,13 +5,16 @@ import pathlib
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from telechat import TeleChat, TrainConfig, Trainer
 from telechat.adapters.lora_config import LoraConfig
 from telechat.adapters.trained import TrainedAdapter, read_initial
 from telechat.checkpoint.convert import torch_to_ms
+from telechat.quantization.quantise import quantise
 from telechat.training.training_state import restore, save_training_checkpoint
+from tests.conftest import ROOT, save_small_model
+from tests.distributed.train_job import DEADLINE, TRAIN, refused
 from tests.distributed.test_training import EVERYTHING, PATIENT, RECIPE
 
 STEPS = 4
@@ -26,7 +29,19 @@ TWO = [
 ]
 FOUR = [(dict(tensor=2, pipeline=2), 2, "telechat_12b"), (dict(data=2, tensor=2, shard_optimizer=True), 1, "telechat3"),
         (dict(tensor=4, sequence_parallel=True), 1, "telechat_52b")]
+ACT_ORDER = ", act-order"
+UNCUT = [(dict(pipeline=2), 1, f"gptq_12b_4bit{ACT_ORDER}"), (dict(data=2), 1, f"gptq_12b_4bit{ACT_ORDER}")]
 EIGHT = [(EVERYTHING, 2, "telechat_7b"), (EVERYTHING, 2, "telechat2")]
+
+
+def shuffle_groups(checkpoint):
+    """Make a directory of quantised products one with act-order: any inputs may belong to a group."""
+    random, weights = np.random.default_rng(4), load_file(checkpoint / "model.safetensors")
+    save_file({name: random.permutation(array) if name.endswith(".g_idx") else array for name, array in weights.items()},
+              checkpoint / "model.safetensors")
+    config = json.loads((checkpoint / "config.json").read_text())
+    config["quantization_config"]["desc_act"] = True
+    (checkpoint / "config.json").write_text(json.dumps(config))
 
 
 def trainer_of(checkpoint, train, lora):
@@ -43,7 +58,9 @@ def check(shared, tmp_path_factory):
         train, cases, trainers = TrainConfig(**RECIPE, seed=3), [], []
         for number, (parallel, micro_batches, model) in enumerate(meshes):
             folder = tmp_path / str(number)
-            torch_to_ms(shared / "reference" / f"{model}_tiny", folder / "checkpoint")
+            torch_to_ms(shared / "reference" / f"{model.removesuffix(ACT_ORDER)}_tiny", folder / "checkpoint")
+            if model.endswith(ACT_ORDER):
+                shuffle_groups(folder / "checkpoint")
             random = np.random.default_rng(2)
             ids = random.integers(4, 90, (STEPS, 2 * micro_batches, 25)).astype(np.int32)
             labels = np.where(random.random(ids.shape) < 0.6, ids, -100).astype(np.int32)
@@ -97,6 +114,17 @@ def test_two_processes(check, msrun, tmp_path):
 
 
 @pytest.mark.wide
-@pytest.mark.parametrize("processes, meshes", [(4, FOUR), (8, EIGHT)], ids=["4", "8"])
+@pytest.mark.parametrize("processes, meshes", [(2, UNCUT), (4, FOUR), (8, EIGHT)], ids=["act-order", "4", "8"])
 def test_more_processes(check, processes, meshes, msrun, tmp_path):
     check(processes, meshes, msrun, tmp_path)
+
+
+@pytest.mark.wide
+def test_act_order_is_not_cut(dataset, msrun, tmp_path):
+    save_small_model(tmp_path / "model")
+    quantise(tmp_path / "model", tmp_path / "q", 4, 16, say=lambda line: None)
+    shuffle_groups(tmp_path / "q")
+    job = msrun(2, TRAIN, "--train_dataset", dataset, "--load_checkpoint", tmp_path / "q", "--output_dir", tmp_path / "run",
+                "--config", ROOT / "configs/lora_demo.yaml", "parallel.tensor=2", check=False, timeout=DEADLINE)
+    refused(job, "act-order (desc_act), which tensor parallelism cannot cut; train with parallel.tensor 1")
+    assert not (tmp_path / "run/final").exists()

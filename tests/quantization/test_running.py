@@ -207,7 +207,7 @@ def test_parts_of_a_product(bits, outputs, inputs):
 
 def test_what_cannot_be_computed_is_refused(bits):
     product, _ = product_of(bits, g_idx=np.random.default_rng(0).permutation(np.arange(256) // 64))
-    with pytest.raises(InputError, match="^w is quantised with act-order .desc_act., which several processes cannot share"):
+    with pytest.raises(InputError, match="^w is quantised with act-order .desc_act., which tensor parallelism cannot cut"):
         product.weight(bits, "w", (slice(0, 16), slice(0, 256)))
     product, _ = product_of(bits, group=8)
     with pytest.raises(InputError, match="^w: parts of a group of 8 inputs are too small"):
