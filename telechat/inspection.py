@@ -107,7 +107,7 @@ def describe_dataset(directory, samples=2, tokenizer=None, color=False):
     dataset = PackedDataset(directory, batch_size=1, shuffle=False)
     settings = dataset.info["settings"]
     tok = _recorded_tokenizer(settings) if tokenizer is None else Tokenizer.from_pretrained(tokenizer)
-    if tok is not None and tok.sha256 != settings["tokenizer"]["sha256"]:
+    if tok is not None and tok.sha256 != settings["tokenizer"].get("sha256"):
         raise InputError(f"--tokenizer {tokenizer} is another one than {directory} was made with; give that one")
     try:
         yield from list(_dataset_lines(directory, dataset.info))
@@ -148,9 +148,9 @@ def _recorded_tokenizer(settings):
 
     try:
         tok = Tokenizer.from_pretrained(settings["tokenizer"]["path"])
-    except (KeyError, InputError):
+    except (KeyError, TypeError, InputError):
         return None
-    return tok if tok.sha256 == settings["tokenizer"]["sha256"] else None
+    return tok if tok.sha256 == settings["tokenizer"].get("sha256") else None
 
 
 def _marked(ids, counted, pad, tok, color):

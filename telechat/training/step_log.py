@@ -43,13 +43,18 @@ def _line(record):
 
 
 def _read(path):
-    """The records of an earlier process; a last line cut short by a crash is left out."""
+    """The records of an earlier process up to the first line that is none: a crash cuts the last one short, or leaves
+    bytes in its place that nobody wrote."""
     records = []
     if os.path.exists(path):
-        with open(path, encoding="utf-8") as file:
+        with open(path, "rb") as file:
             for line in file:
                 try:
-                    records.append(json.loads(line))
-                except ValueError:
+                    record = json.loads(line.decode("utf-8"))
+                    step = record["step"]
+                except (ValueError, TypeError, KeyError):
                     break
+                if not isinstance(step, int):
+                    break
+                records.append(record)
     return records
