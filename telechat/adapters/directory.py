@@ -6,6 +6,7 @@ import os
 import numpy as np
 from safetensors.numpy import save_file
 
+from telechat import fields
 from telechat.adapters.lora_config import LoraConfig
 from telechat.adapters.modules import join_b, layer_prefix, lora_names, modules_of, products_of
 from telechat.adapters.peft import CONFIG, PREFIX, WEIGHTS
@@ -14,11 +15,11 @@ from telechat.errors import InputError
 from telechat.text_files import read_json_object
 
 
-def lora_of(adapter, config, dropout=0.0):
-    """The `LoraConfig` of an `Adapter` that is to be trained further.
+def lora_of(adapter, config, dropout=None):
+    """The `LoraConfig` of an `Adapter` that is to be trained further, with ``dropout``; None: with its own.
 
     Raises:
-        InputError: its layers differ in what they change, or in rank or alpha.
+        InputError: its layers differ in what they change, or in rank or alpha; its own dropout is no rate.
     """
     settings, official = adapter.settings, adapter.modules
     if adapter.trained_whole:
@@ -38,6 +39,9 @@ def lora_of(adapter, config, dropout=0.0):
         raise InputError(f"{adapter.directory} {what}, which cannot be trained on; start a new adapter on the merged model "
                          "(tools/convert.py merge-lora)")
     (rank, alpha), = ranks_and_alphas
+    if dropout is None:
+        dropout = fields.real_number(f"{os.path.join(adapter.directory, CONFIG)}: lora_dropout", settings["lora_dropout"],
+                                     least=0, below=1, default=0.0)
     return LoraConfig(rank, alpha, dropout, tuple(products_of(modules)), settings["use_rslora"])
 
 

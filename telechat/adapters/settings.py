@@ -22,7 +22,8 @@ def read_settings(path):
         path (str): of the file.
 
     Returns:
-        dict: of these keys and ensure_weight_tying; patterns are dicts, and modules_to_save is a list of str.
+        dict: of these keys, ensure_weight_tying and lora_dropout, which is as it stands there; patterns are dicts, and
+        modules_to_save is a list of str.
 
     Raises:
         InputError: names the file and the key of what is wrong or not supported.
@@ -48,7 +49,7 @@ def read_settings(path):
                     "lora_alpha": fields.real_number("lora_alpha", values.get("lora_alpha"), above=0),
                     "use_rslora": fields.flag("use_rslora", values.get("use_rslora"), False),
                     "ensure_weight_tying": fields.flag("ensure_weight_tying", values.get("ensure_weight_tying"), False),
-                    "modules_to_save": whole}
+                    "modules_to_save": whole, "lora_dropout": values.get("lora_dropout")}
         for name, read, bounds in (("rank_pattern", fields.whole_number, {"least": 1}),
                                    ("alpha_pattern", fields.real_number, {"above": 0})):
             given = values.get(name) or {}

@@ -20,7 +20,7 @@ def resolve_lora(config, model_config):
     if lora is None and config.load_lora is None:
         return None
     if config.load_lora is not None:
-        saved = lora_of(Adapter(config.load_lora, model_config), model_config, 0.0 if lora is None else lora.dropout)
+        saved = lora_of(Adapter(config.load_lora, model_config), model_config, None if lora is None else lora.dropout)
         if lora is None:
             return saved
         lora = dataclasses.replace(lora, targets=tuple(products_of(modules_of(model_config, lora.targets))))

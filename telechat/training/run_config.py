@@ -34,7 +34,7 @@ class RunConfig:
     train_dataset: str = None  # directory written by tools/preprocess.py
     load_checkpoint: str = None  # directory to start from; None: random weights for `model`
     lora: LoraConfig = None  # train an adapter, the weights staying as they are; None: all weights
-    load_lora: str = None  # directory of an adapter to train further; its rank, alpha and targets count
+    load_lora: str = None  # directory of an adapter to train further; its settings count, but for lora's dropout
     output_dir: str = "output"
     model: dict = None  # architecture of a model from scratch, fields of config.json
     published_model: dict = None  # what tools/estimate.py reckons with where there is no load_checkpoint yet

@@ -143,6 +143,9 @@ def test_one_rank_that_a_pattern_gives_can_be_trained_on(base, tmp_path):
     peft_model(base, target_modules=["query"], rank_pattern={"query": 2}).save_pretrained(tmp_path / "adapter")
     config = TeleChatConfig.from_pretrained(base)
     assert lora_of(Adapter(tmp_path / "adapter", config), config).rank == 2
+    rewrite(tmp_path / "adapter", lora_dropout=1.5)
+    with pytest.raises(InputError, match=r"adapter_config.json: lora_dropout must be a number at least 0 and below 1, not 1.5"):
+        lora_of(Adapter(tmp_path / "adapter", config), config)
     peft_model(base, target_modules=["query"], alpha_pattern={"h.1.*query": 2}).save_pretrained(tmp_path / "adapter")
     with pytest.raises(InputError, match="has a rank or alpha of its own for some modules"):
         lora_of(Adapter(tmp_path / "adapter", config), config)

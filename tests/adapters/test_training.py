@@ -24,6 +24,7 @@ from telechat.nn.dropout import LORA_INPUT, Place, dropout_mask
 from telechat.nn.lora import PRODUCTS
 from telechat.parallel.estimate_peak import stage_memory
 from telechat.parallel.parallel_config import ParallelConfig
+from telechat.training.lora_run import resolve_lora
 from telechat.training.memory import workload_of
 from telechat.training.run_config import RunConfig
 from telechat.training.training_state import check_whole, restore, save_training_checkpoint
@@ -218,7 +219,9 @@ def test_a_run_that_goes_on_is_the_same_to_the_last_bit(tmp_path):
     with pytest.raises(InputError, match="was written with lora.rank 3, this run has 4"):
         restore(path, second, {"lora": dataclasses.replace(lora, rank=4).to_dict()})
     saved = Adapter(path, first.model.config)
-    assert lora_of(saved, first.model.config, 0.2) == lora
+    assert lora_of(saved, first.model.config) == lora, "its dropout, too"
+    assert resolve_lora(RunConfig.from_dict({"load_lora": path}), first.model.config) == lora
+    assert lora_of(saved, first.model.config, 0.1) == dataclasses.replace(lora, dropout=0.1)
     read = read_adapter(saved, first.model.config, lora)
     for name, parameter in first.adapter.parameters.items():
         assert np.array_equal(read(name, (slice(None), slice(None))), parameter.asnumpy())
