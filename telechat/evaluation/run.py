@@ -242,7 +242,10 @@ def _encoded(path, settings, system):
 
 
 def _answer(line):
+    """A line of ``answers.jsonl``: a letter, or the loss of a sequence."""
     record = parse_json(decode(line))
-    if not isinstance(record, dict) or "key" not in record:
+    is_record = isinstance(record, dict) and isinstance(record.get("key"), str)
+    if not is_record or not (isinstance(record.get("answer"), str) or (
+            isinstance(record.get("loss"), (int, float)) and isinstance(record.get("tokens"), int))):
         raise InputError("is no answer of an evaluation; give another --output_dir, or remove the file")
     return record

@@ -34,6 +34,15 @@ def test_what_a_crash_cut_short_is_dropped_and_all_else_kept(tmp_path):
     assert (tmp_path / "answers.jsonl").read_bytes() == whole + b'{"key": "a/3", "answer": "C"}\n'
 
 
+@pytest.mark.parametrize("line", ['{"key": "1"}', '{"key": "1", "los": 2.5, "tokens": 3}', '{"key": "1", "loss": "2", "tokens": 3}',
+                                  '{"key": ["1"], "answer": "A"}', '3'])
+def test_a_line_that_is_no_answer_is_refused(tmp_path, line):
+    Results(tmp_path, {}, Mesh.single().world).close()
+    (tmp_path / "answers.jsonl").write_text('{"key": "0", "loss": 2.5, "tokens": 3}\n' + line + "\n")
+    with pytest.raises(InputError, match="answers.jsonl, line 2: is no answer of an evaluation; give another --output_dir, or"):
+        Results(tmp_path, {}, Mesh.single().world)
+
+
 def test_another_chat_template_is_another_evaluation(tmp_path):
     tokenizer = Tokenizer.from_pretrained(ROOT / "samples" / "tokenizer.model")
     template = ChatTemplate(5, {"<tool_call>": 6, "</tool_call>": 7, "<tool_response>": 8, "</tool_response>": 9},
