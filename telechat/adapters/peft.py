@@ -13,6 +13,7 @@ import numpy as np
 
 from telechat.adapters.settings import read_settings
 from telechat.checkpoint import layout
+from telechat.checkpoint.dtypes import check_dtypes
 from telechat.checkpoint.reader import CheckpointReader
 from telechat.checkpoint.safetensors_files import SafetensorsFiles
 from telechat.checkpoint.torch_files import TorchFiles
@@ -27,6 +28,7 @@ _FACTOR = re.compile(r"(.+)\.lora_([AB])(?:\.([^.]+))?\.weight")
 # What stands in the name of a tensor that was trained whole (modules_to_save, bias) and not in the model's.
 _WRAPPED = [re.compile(rf"\.(base_layer|{saved})(?=\.)") for saved in (r"modules_to_save\.[^.]+", "modules_to_save")]
 _UNUSED = ".original_module."  # in the name of what such a tensor stands in the place of
+_DOUBLE = ("F64", "float64")  # read, too, and rounded
 _EMBEDDING, _HEAD = "transformer.word_embeddings.weight", "lm_head.weight"
 
 
@@ -47,6 +49,7 @@ class Adapter:
             raise InputError(f"{self.directory} holds no {CONFIG}; give a directory that the peft package saved")
         self.settings = read_settings(os.path.join(self.directory, CONFIG))
         self._files = self._open()
+        check_dtypes({name: dtype for name, dtype in self._files.dtypes.items() if dtype not in _DOUBLE}, self.directory)
         self._official = stored = {tensor.name: tensor for tensor in layout.official_parameters(config)}
         self._stored = {}  # module → StoredTensor, of those that have factors
         self._names = {}  # (module, "A" or "B") → name of a tensor in the file

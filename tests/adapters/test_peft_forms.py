@@ -112,14 +112,20 @@ def test_as_the_tuners_of_ms_swift_save_it(base, saved):
     assert len(assert_merged(base, directory, model)) == 12
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_factors_of_16_bits(base, saved, dtype):
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_factors_of_other_dtypes(base, saved, dtype):
     directory, model = saved
     rewrite(directory, lambda name, tensor: (name, tensor.to(dtype)))
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(dtype).float()
     assert len(assert_merged(base, directory, model)) == 12
+
+
+def test_factors_of_8_bits_are_refused(base, saved):
+    rewrite(saved[0], lambda name, tensor: (name, tensor.to(torch.float8_e4m3fn)))
+    with pytest.raises(InputError, match="holds tensors that are not float32, float16, bfloat16: .*lora_A.weight is F8_E4M3"):
+        AdaptedReader(base, saved[0])
 
 
 @pytest.mark.parametrize("settings, changed", [
