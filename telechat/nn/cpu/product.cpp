@@ -62,11 +62,14 @@ void pack(const T* from, int64_t across, int64_t along, int64_t count, int64_t k
     if (along == 1) {
         for (int64_t step = 0; step < steps; step += LANES)
             for (int64_t i = 0; i < width; i += LANES) {
-                Floats rows[LANES] = {};
-                for (int64_t row = 0; row < std::min<int64_t>(LANES, count - i); row++)
-                    rows[row] = steps_of_row<pairs>(from + (i + row) * across, step, k);
+                Floats rows[LANES];  // unrolled, so that they stay in registers
+#pragma GCC unroll 16
+                for (int64_t row = 0; row < LANES; row++)
+                    rows[row] = i + row < count ? steps_of_row<pairs>(from + (i + row) * across, step, k) : Floats{};
                 transpose(rows);
-                for (int64_t s = 0; s < std::min<int64_t>(LANES, steps - step); s++) write(step + s, i, rows[s]);
+#pragma GCC unroll 16
+                for (int64_t s = 0; s < LANES; s++)
+                    if (step + s < steps) write(step + s, i, rows[s]);
             }
     } else {
         for (int64_t step = 0; step < steps; step++) {
