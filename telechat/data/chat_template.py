@@ -85,7 +85,7 @@ class ChatTemplate:
         """
         messages = list(messages)
         system = messages.pop(0)["content"] if messages and messages[0]["role"] == "system" else self.default_system
-        parts = [Part(self.system), *self._system_parts(system, tools)]
+        parts = [Part(self.system), *self._marked(self._system_text(system, tools))]
         for number, message in enumerate(messages):
             role, before = message["role"], messages[number - 1] if number else None
             if role == "user":
@@ -126,11 +126,11 @@ class ChatTemplate:
             raise ValueError(self.FAULT)
         return {"name": name, "arguments": arguments}
 
-    def _system_parts(self, system, tools):
+    def _system_text(self, system, tools):
         text = system or ""
         if tools:
-            return [Part(f"{text}{_TOOLS_BEFORE}{written_tools(tools)}"), *self._marked(_TOOLS_BEHIND)]
-        return [Part(text if system is None else text + self.SYSTEM_END)]
+            return f"{text}{_TOOLS_BEFORE}{written_tools(tools)}{_TOOLS_BEHIND}"
+        return text if system is None else text + self.SYSTEM_END
 
     def _opening(self, thinking):
         """What stands between the bot token and an answer that is to come."""

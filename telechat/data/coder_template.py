@@ -66,10 +66,9 @@ class CoderTemplate(ChatTemplate):
             arguments[key] = value if key in strings else _decoded(value)
         return {"name": name, "arguments": arguments}
 
-    def _system_parts(self, system, tools):
-        if not tools:
-            return [Part(system or "")]
-        return [Part(f"{system or ''}{_TOOLS_BEFORE}{written_tools(tools)}"), *self._marked(_TOOLS_BEHIND)]
+    def _system_text(self, system, tools):
+        listed = f"{_TOOLS_BEFORE}{written_tools(tools)}{_TOOLS_BEHIND}" if tools else ""
+        return (system or "") + listed
 
     def _opening(self, thinking):
         return [Part(self.think if thinking else self.end_of_thought)]

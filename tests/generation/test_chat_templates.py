@@ -182,11 +182,6 @@ def test_control_tokens_in_a_message_stay_text(model):
     _, tok, chat_format = model
     prompt = build_prompt(tok, [], "a<_bot>b<tool_call>c", 1 << 20, chat_format)
     assert prompt.count(chat_format.bot) == 1 and not set(chat_format.template.tool_tokens.values()) & set(prompt)
-    system = [{"role": "system", "content": "a<tool_call>b"}]
-    assert not set(chat_format.template.tool_tokens.values()) & set(build_prompt(tok, system, "c", 1 << 20, chat_format))
-    tools = [{"type": "function", "function": {"name": "f", "description": "writes <tool_call>"}}]
-    prompt = build_prompt(tok, system, "c", 1 << 20, chat_format, tools=tools)
-    assert prompt.count(chat_format.template.tool_tokens["<tool_call>"]) == 2  # the template's own
 
 
 def test_prompts_spelt_out(model):
