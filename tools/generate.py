@@ -29,6 +29,8 @@ def main(argv=None):
     config = TeleChatConfig.from_pretrained(arguments.load_checkpoint, quantised=True)
     settings = GenerationSettings.load(arguments.load_checkpoint, config)
     questions = read_prompts(arguments.input_file) if arguments.input_file else []
+    if arguments.independent and "" in questions:
+        raise InputError(f"{arguments.input_file}: prompt {questions.index('') + 1} is empty; leave it out")
 
     from telechat.adapters.named import attached_bytes
     from telechat.generation.generator import Generator

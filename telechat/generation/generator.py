@@ -54,6 +54,7 @@ class Generator:
             Exception: what failed in one of the answers; it comes when all others are done, which only
                 `answers` hands out then.
         """
+        prompts = [self._check(prompt) for prompt in prompts]
         answers = [None] * len(prompts)
         failed = None
         for index, ids, error in self.answers(prompts, params):
@@ -66,18 +67,23 @@ class Generator:
     def answers(self, prompts, params):
         """Answer each prompt, and hand out each answer when it is complete.
 
-        Arguments and errors as in `generate`. Whatever fails in one answer ends that one alone.
+        Arguments as in `generate`. Whatever fails in one answer, or is wrong with one prompt, ends that one alone.
 
         Yields:
             (int, list of int, Exception): the prompt's index, its new tokens, and what ended it early, or None.
         """
-        prompts = [self._check(prompt) for prompt in prompts]
-        answers = [[] for _ in prompts]
-        for step in self._run(prompts, params):
+        good = {}  # index → ids
+        for index, prompt in enumerate(prompts):
+            try:
+                good[index] = self._check(prompt)
+            except InputError as error:
+                yield index, [], error
+        indices, answers = list(good), [[] for _ in good]
+        for step in self._run(list(good.values()), params):
             if step.token is not None:
                 answers[step.key].append(step.token)
             if step.reason is not None:
-                yield step.key, answers[step.key], step.error
+                yield indices[step.key], answers[step.key], step.error
 
     def stream(self, prompt, params):
         """Yield the answer's tokens one by one; arguments and errors as in `generate`."""

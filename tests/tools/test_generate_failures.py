@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import pty
+import re
 import select
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import time
 
 import pytest
 
-from telechat import Tokenizer, chat
+from telechat import InputError, Tokenizer, chat
 from telechat.generation import engine, sampling
 from tests.conftest import ROOT, load_tool, save_small_model
 
@@ -69,6 +70,18 @@ def test_one_answer_that_fails_leaves_seven(flags, expected, capsys, monkeypatch
     assert {question: answers[question] for question in QUESTIONS if question != "四"} == {
         question: answer for question, answer in expected.items() if question != "四"}
     assert expected["四"].startswith(answers["四"].rstrip("\n")) and answers["四"] != expected["四"]
+
+
+@pytest.mark.parametrize("batch_size", ["8", "1"])
+def test_a_prompt_that_is_too_long_leaves_the_others(flags, expected, capsys, tmp_path, batch_size):
+    path = tmp_path / "questions.jsonl"
+    path.write_text("".join(f'{{"input": "{question}"}}\n' for question in ["长" * 40, QUESTIONS[0]]), encoding="utf-8")
+    status, output, errors = run(capsys, [*flags[:3], str(path), *flags[4:]], "--batch_size", batch_size)
+    assert status == 1 and parts(output)[QUESTIONS[0]].strip() == expected[QUESTIONS[0]].strip()
+    assert re.search(r"^error: the answer to '长+' failed: the prompt has \d+ tokens, and max_length 32 leaves no room", errors, re.M)
+    path.write_text('{"input": "x"}\n{"input": ""}\n')
+    with pytest.raises(InputError, match="questions.jsonl: prompt 2 is empty; leave it out"):
+        run(capsys, [*flags[:3], str(path), *flags[4:]])
 
 
 def test_a_failure_of_the_device_loses_no_answer_that_is_complete(flags, expected, capsys, monkeypatch):
