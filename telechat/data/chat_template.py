@@ -1,7 +1,8 @@
 """How TeleChat2 and TeleChat3 write a conversation: system text, turns, thoughts, tools and their results.
 
 One description a generation; preprocessing, chat and server all take it from here. A conversation becomes a list
-of parts, each a control token or a text that is tokenised on its own, so that no text can turn into a control token.
+of parts, each a control token or a text that is tokenised on its own, so that what users write cannot turn into a control
+token. A system text and tools' definitions are the operator's: the tools' tokens that they spell are tokens, as officially.
 
 The texts are those of the publishers' chat templates (TeleChat2: research/telechat2/run_telechat_predict.py of its
 repository; TeleChat3: the rules that ms-swift's template of that name states). What TeleChat3-Coder writes otherwise
@@ -168,7 +169,7 @@ class ChatTemplate:
                 Part(self.tool_tokens["</tool_response>"])]
 
     def _marked(self, text, learnt=False):
-        """Parts of a text of the template's own, in which the tools' tokens are tokens."""
+        """Parts of a text in which the tools' tokens are tokens."""
         pattern = "(" + "|".join(map(re.escape, self.tool_tokens)) + ")"
         return [Part(self.tool_tokens.get(stretch, stretch), learnt) for stretch in re.split(pattern, text)]
 
