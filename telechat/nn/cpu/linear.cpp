@@ -32,6 +32,14 @@ void product_of_few(const float* x, int64_t rows, int64_t inputs, Weight weight,
     });
 }
 
+// x (N, in)·weight (out, in)ᵀ, each read as suits so many rows. again: of `product`.
+void times_weight(const Arguments& in, Weight weight, int64_t outputs, bool rounded, Again again, float* result) {
+    const int64_t rows = in.size(0, 0), inputs = in.size(0, 1);
+    if (rows < FEW) product_of_few(in.floats(0), rows, inputs, weight, outputs, result);
+    else product(rows, outputs, inputs, {in.data[0], Type::float32, inputs, 1}, {weight.data, weight.type, 1, inputs}, result,
+                 outputs, rounded, {}, false, again);
+}
+
 // x with its dropout: x (N, in), in place of which it is read, times mask (N, in) or none.
 const float* masked(const Arguments& in, int x, int mask) {
     if (in.absent(mask)) return in.floats(x);
@@ -49,16 +57,9 @@ const float* masked(const Arguments& in, int x, int mask) {
 
 // x (N, in), weight (out, in), bias (out) or none → (N, out).
 OPERATOR(linear) {
-    const int64_t rows = in.size(0, 0), inputs = in.size(0, 1), outputs = in.size(1, 0);
-    const Weight weight{in.data[1], in.type(1)}, bias{in.absent(2) ? nullptr : in.data[2], in.type(2)};
-    float* result = in.floats(4);
-    if (rows >= FEW) {
-        product(rows, outputs, inputs, {in.data[0], Type::float32, inputs, 1}, {weight.data, weight.type, 1, inputs},
-                result, outputs, in.scalar(3) != 0);
-    } else {
-        product_of_few(in.floats(0), rows, inputs, weight, outputs, result);
-    }
-    add_bias(result, rows, outputs, bias);
+    const int64_t outputs = in.size(1, 0);
+    times_weight(in, {in.data[1], in.type(1)}, outputs, in.scalar(3) != 0, Again::neither, in.floats(4));
+    add_bias(in.floats(4), in.size(0, 0), outputs, {in.absent(2) ? nullptr : in.data[2], in.type(2)});
     return 0;
 }
 
@@ -117,15 +118,9 @@ OPERATOR(linear_weight_gradient) {
 
 // x (N, in), weights (out, in) and (out', in) → x times each, (N, out) and (N, out').
 OPERATOR(linear_pair) {
-    const int64_t rows = in.size(0, 0), inputs = in.size(0, 1);
-    const Matrix x{in.data[0], Type::float32, inputs, 1};
-    for (int i = 0; i < 2; i++) {
-        const int64_t outputs = in.size(1 + i, 0);
-        const Weight weight{in.data[1 + i], in.type(1 + i)};
-        if (rows < FEW) product_of_few(in.floats(0), rows, inputs, weight, outputs, in.floats(4 + i));
-        else product(rows, outputs, inputs, x, {weight.data, weight.type, 1, inputs}, in.floats(4 + i), outputs,
-                     in.scalar(3) != 0, {}, false, i == 0 ? Again::neither : Again::a);
-    }
+    for (int i = 0; i < 2; i++)
+        times_weight(in, {in.data[1 + i], in.type(1 + i)}, in.size(1 + i, 0), in.scalar(3) != 0,
+                     i == 0 ? Again::neither : Again::a, in.floats(4 + i));
     return 0;
 }
 
