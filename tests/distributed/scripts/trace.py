@@ -29,7 +29,7 @@ from telechat.training.update_check import UpdateLost
 def lose_updates(optimizer):
     """From now on AdamW is given copies, as a card's graph makes them of what is in host memory."""
     update = optimizer._update
-    optimizer._update = lambda *given: update(*(ops.deepcopy(x) if isinstance(x, Tensor) else x for x in given))
+    optimizer._update = lambda *given, copies: update(*(ops.deepcopy(x) if isinstance(x, Tensor) else x for x in given))
 
 
 def run(case):
